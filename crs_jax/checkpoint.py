@@ -1,0 +1,114 @@
+"""Checkpoints of the stages, by orbax: whole training states, and the result a later stage reads.
+
+Each carries the part of the config it depends on; a checkpoint made with another is refused, naming the difference.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from ml_collections import ConfigDict
+
+from crs_jax.errors import InputError
+
+# What decides a stage's result: its own sections and those of the stages before it.
+SECTIONS = {
+    "sft": ("seed", "data", "simulator", "tokenizer", "encoder", "model", "sft"),
+    "reward": ("signals", "reward"),
+    "ppo": ("ppo",),
+}
+# Settings that may change without touching a stage's result.
+FREE = {
+    "sft": ("data.cache_dir", "data.dir", "data.max_eval_dialogues", "data.pipeline"),
+    "reward": ("reward.alpha", "reward.beta", "reward.gamma", "reward.clip", "reward.relevance"),
+    "ppo": (),
+}
+
+
+def flatten(config: dict, prefix: str = "") -> dict[str, Any]:
+    """Nested dict to `section.field` keys; tuples as lists, as JSON gives them back."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def identity(config: ConfigDict, stage: str) -> dict[str, Any]:
+    """The settings that decide the result of `stage`, flat."""
+    order = list(SECTIONS)
+    flat = flatten(config.to_dict())
+    kept: dict[str, Any] = {}
+    for earlier in order[: order.index(stage) + 1]:
+        free = () if stage == "ppo" and earlier == "reward" else FREE[earlier]
+        for name, value in flat.items():
+            if name.split(".")[0] in SECTIONS[earlier] and name not in free:
+                kept[name] = value
+    return kept
+
+
+class Checkpoints:
+    """The checkpoints of one stage in one workdir.
+
+    Args:
+      workdir: the run's folder.
+      stage: sft, reward or ppo.
+      config: the whole config.
+      keep: how many training states to keep.
+    """
+
+    def __init__(self, workdir: pathlib.Path, stage: str, config: ConfigDict, keep: int = 2):
+        self.stage = stage
+        self.folder = (workdir / "checkpoints" / stage).absolute()
+        self.identity = identity(config, stage)
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+        self.manager = ocp.CheckpointManager(self.folder, options=options)
+        self._check()
+
+    def _check(self) -> None:
+        step = self.manager.latest_step()
+        if step is None:
+            return
+        made = self.meta(step)["config"]
+        for name in sorted(made.keys() | self.identity.keys()):
+            if made.get(name) != self.identity.get(name):
+                raise InputError(
+                    f"{self.folder}: made with config.{name}={made.get(name)!r}, now {self.identity.get(name)!r}; "
+                    f"use another --workdir, the old value, or delete that folder to train again"
+                )
+
+    def meta(self, step: int) -> dict[str, Any]:
+        """What was saved beside the arrays: config, done, and the stage's own entries."""
+        return self.manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+
+    def latest(self) -> tuple[int | None, dict[str, Any]]:
+        """The newest step and its meta; (None, {}) where there is none."""
+        step = self.manager.latest_step()
+        return (None, {}) if step is None else (step, self.meta(step))
+
+    def save(self, step: int, state: Any, result: Any, **meta: Any) -> None:
+        """Starts an asynchronous, atomic save of the training state and of the result so far."""
+        self.manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state),
+                result=ocp.args.StandardSave(result),
+                meta=ocp.args.JsonSave({"config": self.identity, **meta}),
+            ),
+            force=True,
+        )
+
+    def restore(self, step: int, kind: str, like: Any) -> Any:
+        """`state` or `result` at `step`, with the shapes, types and shardings of `like`."""
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        return self.manager.restore(step, args=ocp.args.Composite(**{kind: ocp.args.StandardRestore(abstract)}))[kind]
+
+    def close(self) -> None:
+        """Waits for saves under way."""
+        self.manager.wait_until_finished()
+        self.manager.close()

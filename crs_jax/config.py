@@ -1,0 +1,279 @@
+"""Checks of a config before anything runs, and the sizes that follow from it."""
+
+from __future__ import annotations
+
+import math
+import pathlib
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from crs_jax.errors import InputError
+
+STAGES = ("sft", "reward", "ppo", "evaluate")
+"""All stages, in the only order in which they run."""
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "data.dataset": ("simulated", "redial", "opendialkg", "inspired"),
+    "data.domain": ("movies", "books"),
+    "data.pipeline": ("numpy", "tftext"),
+    "data.on_error": ("raise", "skip"),
+    "tokenizer.kind": ("bpe", "gpt2"),
+    "model.dtype": ("float32", "bfloat16"),
+    "model.value": ("shared", "detached", "separate"),
+    "reward.relevance": ("exact", "learned"),
+}
+
+_AT_LEAST: dict[str, float] = {
+    "log_every": 1,
+    "data.window": 1,
+    "data.context_tokens": 3,  # at least one token before the prompt's own two
+    "data.act_items": 1,
+    "data.validation_dialogues": 0,
+    "data.max_train_dialogues": 0,
+    "data.max_eval_dialogues": 0,
+    "simulator.catalogue_size": 20,
+    "simulator.train_dialogues": 10,
+    "simulator.test_dialogues": 1,
+    "tokenizer.vocab_size": 256,  # a byte-level BPE starts from the 256 bytes
+    "encoder.max_tokens": 2,
+    "encoder.batch_tokens": 1,
+    "model.layers": 1,
+    "model.width": 1,
+    "model.heads": 1,
+    "model.positions": 8,
+    "sft.epochs": 0,
+    "sft.rows": 1,
+    "sft.row_tokens": 8,
+    "sft.weight_decay": 0,
+    "sft.act_weight": 0,
+    "signals.engagement.dwell": 0,
+    "signals.engagement.length": 0,
+    "signals.engagement.continuation": 0,
+    "signals.engagement.uptake": 0,
+    "reward.epochs": 0,
+    "reward.batch": 1,
+    "reward.weight_decay": 0,
+    "ppo.iterations": 0,
+    "ppo.contexts": 1,
+    "ppo.group": 1,
+    "ppo.epochs": 1,
+    "ppo.minibatches": 1,
+    "ppo.weight_decay": 0,
+    "ppo.value_coef": 0,
+    "ppo.act_entropy": 0,
+    "ppo.word_entropy": 0,
+    "ppo.act_kl": 0,
+    "ppo.word_kl": 0,
+    "ppo.kl_target": 0,
+    "ppo.kl_stop": 0,
+    "ppo.missing_end_penalty": 0,
+    "ppo.decode_block": 1,
+    "evaluation.batch": 1,
+    "evaluation.negatives": 1,
+    "evaluation.bootstrap": 1,
+    "evaluation.generate": 0,
+    "evaluation.samples": 0,
+    "evaluation.temperature": 0,
+    "mesh.fsdp": 1,
+    "mesh.tensor": 1,
+}
+
+_ABOVE_ZERO = (
+    "sft.learning_rate",
+    "sft.clip_norm",
+    "reward.clip",
+    "reward.learning_rate",
+    "reward.clip_norm",
+    "ppo.temperature",
+    "ppo.learning_rate",
+    "ppo.clip_norm",
+    "ppo.clip",
+    "ppo.value_clip",
+    "ppo.kl_horizon",
+)
+
+_SHARES = ("sft.warmup", "sft.crop", "ppo.warmup", "ppo.discount", "ppo.gae_lambda")  # 0 to 1, both included
+_OPEN_SHARES = ("model.dropout", "reward.holdout")  # 0 to 1, without 1
+
+
+def fields(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every setting as ("ppo.clip", 0.2), in alphabetical order."""
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from fields(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def stages(config: ConfigDict) -> tuple[str, ...]:
+    """The stages to run; `InputError` where one is unknown, stands twice or out of order."""
+    text = _get(config, "stages")
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    for name in names:
+        if name not in STAGES:
+            raise _error("stages", text, f"there is no stage {name!r}; the stages are {', '.join(STAGES)}")
+    if not names:
+        raise _error("stages", text, f"name at least one of {', '.join(STAGES)}")
+    wanted = tuple(name for name in STAGES if name in names)
+    if names != wanted:
+        raise _error("stages", text, f"each stage once and in order, so write {','.join(wanted)}")
+    return names
+
+
+def validate(config: ConfigDict) -> None:
+    """Raises `InputError`, naming the flag, for the first value that cannot work.
+
+    Looks at the config alone and at the folder it names: takes milliseconds and needs no device. What depends on the
+    number of devices is checked by `derive`.
+    """
+    for path, value in fields(config):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise _error(path, value, "must be a finite number")
+    stages(config)
+    for path, choices in _CHOICES.items():
+        if _get(config, path) not in choices:
+            raise _error(path, _get(config, path), f"must be one of {', '.join(choices)}")
+    for path, least in _AT_LEAST.items():
+        if _get(config, path) < least:
+            raise _error(path, _get(config, path), f"must be at least {least}")
+    for path in _ABOVE_ZERO:
+        if _get(config, path) <= 0:
+            raise _error(path, _get(config, path), "must be above 0")
+    for path in _SHARES:
+        if not 0 <= _get(config, path) <= 1:
+            raise _error(path, _get(config, path), "must lie between 0 and 1")
+    for path in _OPEN_SHARES:
+        if not 0 <= _get(config, path) < 1:
+            raise _error(path, _get(config, path), "must be at least 0 and below 1")
+    _validate_data(config)
+    _validate_model(config)
+    _validate_ppo(config)
+    ks = tuple(_get(config, "evaluation.ks"))
+    if not ks or any(not isinstance(k, int) or k < 1 for k in ks) or list(ks) != sorted(set(ks)):
+        raise _error("evaluation.ks", ks, "must be cut-offs of at least 1 in rising order, such as '(1, 5, 10, 50)'")
+
+
+def derive(config: ConfigDict, devices: int) -> dict[str, Any]:
+    """The sizes that follow from the config and the number of devices.
+
+    Rows of a batch are divided over the mesh axes data and fsdp together ("shards" below); devices along the tensor
+    axis hold the same rows. All replies to one context stay on one shard, since they come from one prefill.
+
+    Returns:
+      mesh: {"data", "fsdp", "tensor"}, whose product is `devices`.
+      shards: data x fsdp.
+      sft_rows_per_shard, sft_tokens_per_step (packed, padding included), reward_batch_per_shard,
+      evaluation_batch_per_shard.
+      contexts_per_shard; replies: contexts x group, sampled an iteration; replies_per_shard; minibatch_replies and
+      minibatch_replies_per_shard; updates_per_iteration: epochs x minibatches; reply_row_tokens: the length of one
+      PPO row, context and reply.
+
+    Raises:
+      InputError: the mesh does not fit the devices, or a batch does not divide; names the flag.
+    """
+    mesh = _mesh(config, devices)
+    shards = mesh["data"] * mesh["fsdp"]
+    over = f"the {shards} shards of the mesh (data {mesh['data']} x fsdp {mesh['fsdp']})"
+    for path in ("sft.rows", "reward.batch", "evaluation.batch", "ppo.contexts"):
+        if _get(config, path) % shards:
+            raise _error(path, _get(config, path), f"must be a multiple of {over}")
+    for path in ("model.heads", "model.width"):
+        if _get(config, path) % mesh["tensor"]:
+            raise _error(path, _get(config, path), f"must be a multiple of --config.mesh.tensor={mesh['tensor']}")
+    replies = config.ppo.contexts * config.ppo.group
+    minibatch = replies // config.ppo.minibatches
+    if minibatch % shards:
+        raise _error("ppo.minibatches", config.ppo.minibatches, f"its {minibatch} replies do not divide over {over}")
+    return {
+        "devices": devices,
+        "mesh": mesh,
+        "shards": shards,
+        "sft_rows_per_shard": config.sft.rows // shards,
+        "sft_tokens_per_step": config.sft.rows * config.sft.row_tokens,
+        "reward_batch_per_shard": config.reward.batch // shards,
+        "evaluation_batch_per_shard": config.evaluation.batch // shards,
+        "contexts_per_shard": config.ppo.contexts // shards,
+        "replies": replies,
+        "replies_per_shard": replies // shards,
+        "minibatch_replies": minibatch,
+        "minibatch_replies_per_shard": minibatch // shards,
+        "updates_per_iteration": config.ppo.epochs * config.ppo.minibatches,
+        "reply_row_tokens": config.data.context_tokens + config.data.reply_tokens,
+    }
+
+
+def _mesh(config: ConfigDict, devices: int) -> dict[str, int]:
+    fsdp, tensor, data = config.mesh.fsdp, config.mesh.tensor, config.mesh.data
+    if fsdp < 1 or tensor < 1 or devices % (fsdp * tensor):
+        path, value = ("mesh.tensor", tensor) if devices % tensor else ("mesh.fsdp", fsdp)
+        raise _error(path, value, f"fsdp {fsdp} x tensor {tensor} does not divide the {devices} device(s)")
+    left = devices // (fsdp * tensor)
+    if data not in (-1, left):
+        raise _error("mesh.data", data, f"{devices} device(s) leave {left} for this axis: use {left}, or -1 for all")
+    return {"data": left, "fsdp": fsdp, "tensor": tensor}
+
+
+def _validate_data(config: ConfigDict) -> None:
+    data = config.data
+    if data.dataset != "simulated" and not data.dir and not data.hub:
+        rule = f"{data.dataset} needs the folder with its files: --config.data.dir=FOLDER (the README says which files)"
+        raise _error("data.dir", data.dir, rule)
+    if data.dir and data.dataset != "simulated" and not pathlib.Path(data.dir).expanduser().is_dir():
+        raise _error("data.dir", data.dir, "there is no such folder")
+    least = data.act_items + 3  # the act, <|say|>, one word and <|end|>
+    if data.reply_tokens < least:
+        rule = f"must be at least {least}, to hold an act of --config.data.act_items={data.act_items} and a word"
+        raise _error("data.reply_tokens", data.reply_tokens, rule)
+
+
+def _validate_model(config: ConfigDict) -> None:
+    model, data = config.model, config.data
+    if model.width % model.heads:
+        raise _error("model.heads", model.heads, f"must divide --config.model.width={model.width}")
+    if config.sft.row_tokens > model.positions:
+        rule = f"must be at most --config.model.positions={model.positions}"
+        raise _error("sft.row_tokens", config.sft.row_tokens, rule)
+    if data.context_tokens + data.reply_tokens > model.positions:
+        rule = (
+            f"with --config.data.reply_tokens={data.reply_tokens} this is "
+            f"{data.context_tokens + data.reply_tokens} tokens, above --config.model.positions={model.positions}"
+        )
+        raise _error("data.context_tokens", data.context_tokens, rule)
+    if not model.init:
+        raise _error("model.init", model.init, "must be scratch, a folder or a hub id")
+    local = pathlib.Path(model.init).expanduser().is_dir()
+    if not local and model.init != "scratch" and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model.init):
+        raise _error("model.init", model.init, "there is no such folder, and it is no hub id either")
+    if not local and model.init != "scratch" and config.tokenizer.kind != "gpt2":
+        rule = f"a checkpoint from the hub ({model.init}) knows GPT-2's tokens only: --config.tokenizer.kind=gpt2"
+        raise _error("tokenizer.kind", config.tokenizer.kind, rule)
+
+
+def _validate_ppo(config: ConfigDict) -> None:
+    ppo = config.ppo
+    if ppo.contexts * ppo.group % ppo.minibatches:
+        rule = f"must divide the {ppo.contexts * ppo.group} replies of an iteration (contexts x group)"
+        raise _error("ppo.minibatches", ppo.minibatches, rule)
+    if ppo.clip >= 1:
+        raise _error("ppo.clip", ppo.clip, "must be below 1: the ratio is kept between 1 - clip and 1 + clip")
+    weights = (config.reward.alpha, config.reward.beta, config.reward.gamma)
+    if "ppo" in stages(config) and not any(weights):
+        raise _error("reward.alpha", weights[0], "beta and gamma are 0 too, so that every reply has the same reward")
+    if config.mesh.data != -1 and config.mesh.data < 1:
+        raise _error("mesh.data", config.mesh.data, "must be at least 1, or -1 for all that the other axes leave")
+
+
+def _get(config: ConfigDict, path: str) -> Any:
+    value: Any = config
+    for key in path.split("."):
+        if key not in value:
+            raise InputError(f"config: the setting {path} is missing; start from configs.common.get_config()")
+        value = value[key]
+    return value
+
+
+def _error(path: str, value: Any, rule: str) -> InputError:
+    return InputError(f"--config.{path}={value!r}: {rule}" if value != "" else f"--config.{path}: {rule}")

@@ -1,0 +1,206 @@
+"""The embedded corpus: simulated seekers and recommenders in ReDial's files, with the truth beside them.
+
+Every other corpus only lets one guess whether an aligned recommender pleases. Here each seeker's utility for each item
+is known, so that the claim can be checked. Poor and good proposals differ in what a log holds (latency, length, mood,
+uptake, staying), as in a real one, and only there: the truth is a file of its own, which no stage of training reads.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from crs_jax.data.catalogue import Catalogue
+from crs_jax.data.dialogue import SEEKER
+from crs_jax.data.simulated_talk import Conversation, Recommender
+from crs_jax.data.simulated_world import Seeker, World, make_seeker, make_world
+from crs_jax.errors import InputError
+
+VERSION = 1  # raise when the same settings give other files
+SMALLEST = {"catalogue_size": 20, "train_dialogues": 1, "test_dialogues": 1}
+FILES = ("train_data.jsonl", "test_data.jsonl", "movies_with_mentions.csv", "movies_metadata.json")
+TRUTH_FILE, SETTINGS_FILE = "truth.npz", "simulator.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Truth:
+    """True utility of every item for the seeker of every dialogue.
+
+    Attributes:
+      dialogue_ids: ReDial's `conversationId`, of train and test.
+      item_ids: column of `utility_DN` for each item.
+      utility_DN: float32 in [0, 1].
+    """
+
+    dialogue_ids: tuple[str, ...]
+    item_ids: tuple[str, ...]
+    utility_DN: np.ndarray
+
+    @classmethod
+    def load(cls, folder: pathlib.Path) -> Truth:
+        """Reads what `generate` left in the folder; `InputError` where it is not there."""
+        path = pathlib.Path(folder) / TRUTH_FILE
+        if not path.exists():
+            raise InputError(f"{path}: not found; only a folder that the simulator wrote holds the true utilities")
+        with np.load(path) as arrays:
+            return cls(
+                tuple(arrays["dialogue_ids"].tolist()),
+                tuple(arrays["item_ids"].tolist()),
+                arrays["utility_DN"].astype(np.float32),
+            )
+
+    def aligned(self, catalogue: Catalogue) -> Truth:
+        """The same truth with its columns in the catalogue's order; `InputError` names an item it does not know."""
+        column = {item: n for n, item in enumerate(self.item_ids)}
+        ids = tuple(item.item_id for item in catalogue.items)
+        unknown = next((item for item in ids if item not in column), None)
+        if unknown is not None:
+            raise InputError(f"{TRUTH_FILE}: no true utility of item {unknown!r}; generate corpus and truth together")
+        return Truth(self.dialogue_ids, ids, self.utility_DN[:, [column[item] for item in ids]])
+
+    def utility(self, dialogue_id: str) -> np.ndarray:
+        """float32 [N], one for each of `item_ids`; `InputError` for a dialogue the simulator did not write."""
+        row = self._rows.get(str(dialogue_id))
+        if row is None:
+            raise InputError(f"{TRUTH_FILE}: no dialogue {dialogue_id!r}; generate corpus and truth together")
+        return self.utility_DN[row]
+
+    @property
+    def _rows(self) -> Mapping[str, int]:
+        if "rows" not in self.__dict__:
+            self.__dict__["rows"] = {dialogue: d for d, dialogue in enumerate(self.dialogue_ids)}
+        return self.__dict__["rows"]
+
+
+def generate(folder: pathlib.Path, settings: Any, seed: int) -> None:
+    """Writes train_data.jsonl, test_data.jsonl, movies_with_mentions.csv, movies_metadata.json and truth.npz.
+
+    The same settings and seed give the same bytes. A folder that already holds them is left alone; one that holds
+    others is written anew.
+
+    Args:
+      folder: made if missing; `InputError` where it holds a corpus that is not the simulator's.
+      settings: `config.simulator`, or anything with its fields `catalogue_size`, `train_dialogues`, `test_dialogues`.
+      seed: of everything drawn.
+    """
+    folder = pathlib.Path(folder)
+    wanted: dict[str, Any] = {"version": VERSION, "seed": int(seed)}
+    for field, smallest in SMALLEST.items():
+        wanted[field] = int(getattr(settings, field))
+        if wanted[field] < smallest:
+            raise InputError(f"config.simulator.{field}: {wanted[field]} is too small; give at least {smallest}")
+    if int(seed) < 0:
+        raise InputError(f"config.seed: {seed} is negative; give 0 or more")
+    marker = folder / SETTINGS_FILE
+    if marker.exists():
+        if marker.read_text(encoding="utf-8") == _marked(wanted):
+            return
+    elif (folder / FILES[0]).exists():
+        raise InputError(f"config.data.dir={str(folder)!r}: holds a corpus the simulator did not write; give another")
+    folder.mkdir(parents=True, exist_ok=True)
+    marker.write_text("unfinished\n", encoding="utf-8")
+
+    world_seed, train_seed, test_seed = np.random.SeedSequence(int(seed)).spawn(3)
+    world = make_world(np.random.default_rng(world_seed), wanted["catalogue_size"])
+    first_test = wanted["train_dialogues"]
+    train, seekers = _records(np.random.default_rng(train_seed), world, first_test, 0, 0)
+    workers = 1 + max(max(r["initiatorWorkerId"], r["respondentWorkerId"]) for r in train)
+    test, more = _records(np.random.default_rng(test_seed), world, wanted["test_dialogues"], first_test, workers)
+
+    for name, records in zip(FILES, (train, test), strict=False):
+        lines = [json.dumps(record) for record in records]
+        (folder / name).write_bytes(("\n".join(lines) + "\n").encode())
+    mentions: dict[str, int] = dict.fromkeys(world.ids, 0)
+    for record in train + test:
+        for item in record["movieMentions"]:
+            mentions[item] += 1
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(("movieId", "movieName", "nbMentions"))
+    writer.writerows((world.ids[n], world.name(n), mentions[world.ids[n]]) for n in range(len(world)))
+    (folder / FILES[2]).write_bytes(table.getvalue().encode())
+    metadata = {}
+    for n, item in enumerate(world.ids):
+        director, star = world.people(n)
+        metadata[item] = {
+            "name": world.name(n), "genre": world.genres(n), "plot": world.plots[n], "director": [director],
+            "writer": [director], "star": [star], "imdb_id": "",
+        }  # fmt: skip
+    (folder / FILES[3]).write_bytes(json.dumps(metadata).encode())
+    np.savez(
+        folder / TRUTH_FILE,
+        dialogue_ids=np.array([record["conversationId"] for record in train + test]),
+        item_ids=np.array(world.ids),
+        utility_DN=np.stack([seeker.utility_N for seeker in seekers + more]).astype(np.float32),
+    )
+    marker.write_text(_marked(wanted), encoding="utf-8")
+
+
+def _marked(wanted: Mapping[str, Any]) -> str:
+    return json.dumps(wanted, indent=1) + "\n"
+
+
+def _records(
+    rng: np.random.Generator, world: World, count: int, first_dialogue: int, first_worker: int
+) -> tuple[list[dict[str, Any]], list[Seeker]]:
+    """`count` dialogues and, for each, its seeker.
+
+    A recommender works with three to six seekers, each of whom comes once or twice and meets nobody else, so that a
+    split by recommender leaves no seeker on both sides.
+    """
+    records: list[dict[str, Any]] = []
+    seekers: list[Seeker] = []
+    worker, message = first_worker, 1000 * first_dialogue
+    while len(records) < count:
+        respondent, worker = worker, worker + 1
+        recommender = Recommender(float(np.clip(rng.normal(0.42, 0.12), 0.15, 0.7)), float(rng.uniform(0.2, 0.8)))
+        for _ in range(int(rng.integers(3, 7))):
+            initiator, worker = worker, worker + 1
+            seeker = make_seeker(rng, world)
+            for _ in range(int(rng.integers(1, 3))):
+                talk = Conversation(rng, world, seeker, recommender)
+                dialogue_id = str(first_dialogue + len(records) + 1)
+                records.append(_record(rng, talk, dialogue_id, initiator, respondent, message))
+                seekers.append(seeker)
+                message += len(talk.messages)
+    return records[:count], seekers[:count]
+
+
+def _record(
+    rng: np.random.Generator, talk: Conversation, dialogue_id: str, initiator: int, respondent: int, message: int
+) -> dict[str, Any]:
+    """One conversation as a ReDial record; times are missing in a few, the second questionnaire in a few."""
+    timed = rng.random() > 0.03
+    messages = []
+    for number, sent in enumerate(talk.messages):
+        record: dict[str, Any] = {"timeOffset": sent.seconds} if timed else {}
+        record["text"] = sent.text
+        record["senderWorkerId"] = initiator if sent.role == SEEKER else respondent
+        record["messageId"] = message + number
+        messages.append(record)
+    world, utility_N = talk.world, talk.seeker.utility_N
+    own, other = {}, {}
+    for row, suggested in talk.suggested.items():
+        fame = world.popularity_N[row] / world.popularity_N.max()
+        seen = 1 if suggested == 0 else int(rng.random() < 0.15 + 0.6 * fame)
+        liked = int(suggested == 0 or utility_N[row] + rng.normal(0.0, 0.15) > 0.45)
+        if rng.random() < 0.08:
+            liked = 2
+        own[world.ids[row]] = {"suggested": suggested, "seen": seen, "liked": liked}
+        other[world.ids[row]] = {"suggested": suggested, "seen": seen, "liked": liked if rng.random() < 0.9 else 2}
+    return {
+        "movieMentions": {world.ids[row]: world.name(row) for row in talk.suggested} or [],
+        "respondentQuestions": (other if rng.random() < 0.95 else []) or [],
+        "messages": messages,
+        "conversationId": dialogue_id,
+        "respondentWorkerId": respondent,
+        "initiatorWorkerId": initiator,
+        "initiatorQuestions": own or [],
+    }

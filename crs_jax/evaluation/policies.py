@@ -1,0 +1,149 @@
+"""What a policy does on held-out contexts, batched on device: rankings, likelihoods, replies and their rewards."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from crs_jax.progress import Progress
+from crs_jax.rl import ppo
+from crs_jax.rl.reward import score
+from crs_jax.rl.rollout import Replies, causal, positions, sample
+from crs_jax.sharding import shard_batch
+from crs_jax.training.ppo import Contexts, judge, policy_likelihood
+from crs_jax.training.ppo_stage import Aligned, Model, take
+from crs_jax.training.replies import reply_nll
+from crs_jax.training.task import Task
+
+
+class Judged(NamedTuple):
+    """Replies to n contexts and what the reward model and the SFT reference say of them, NumPy, leading axis n.
+
+    Attributes:
+      tokens_BR, mask_BR: the replies after `<|rec|>`.
+      reward_B: total; signal_BS: its standardised parts, NaN where one does not exist.
+      act_kl_B, word_kl_B: k1 against the SFT policy, nats a reply.
+      act_entropy_B, word_entropy_B: mean over the reply's act and word tokens, nats.
+      ended_B: has `<|end|>`.
+    """
+
+    tokens_BR: np.ndarray
+    mask_BR: np.ndarray
+    reward_B: np.ndarray
+    signal_BS: np.ndarray
+    act_kl_B: np.ndarray
+    word_kl_B: np.ndarray
+    act_entropy_B: np.ndarray
+    word_entropy_B: np.ndarray
+    ended_B: np.ndarray
+
+
+def batches(count: int, size: int, label: str) -> Iterator[tuple[np.ndarray, int]]:
+    """(`size` row numbers, how many of them are real): the last batch repeats the last row. Shows progress."""
+    with Progress(count, label, "contexts") as progress:
+        for start in range(0, count, size):
+            index = np.arange(start, start + size)
+            real = min(size, count - start)
+            yield np.minimum(index, count - 1), real
+            progress.update(real)
+
+
+def run_batched(task: Task, function: Callable, count: int, inputs: Any, label: str) -> Any:
+    """Applies `function(batch number, batch)` over rows of the host tree `inputs`; concatenates the trees it returns."""
+    size = task.config.evaluation.batch
+    out = []
+    for number, (index, real) in enumerate(batches(count, size, label)):
+        batch = shard_batch(jax.tree.map(lambda a, index=index: a[index], inputs), task.mesh)
+        result = function(number, batch)
+        out.append(jax.tree.map(lambda a, real=real: np.asarray(a)[:real], result))
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *out)
+
+
+def ranking_scores(task: Task, model: Model, contexts: Contexts, label: str) -> np.ndarray:
+    """Logits of all N items right after `<|rec|>`, `[I, N]` float32: they see the context alone."""
+    graphdef, params, frozen = model
+
+    @jax.jit
+    def run(params, frozen, prompt_BP, mask_BP):
+        policy = nnx.merge(graphdef, params, frozen)
+        items_ND = policy.item_table()
+        hidden = policy.trunk(policy.embed(prompt_BP, items_ND), positions(mask_BP), causal(mask_BP))[:, -1]
+        return policy.item_logits(hidden, items_ND)[:, : task.layout.num_items]
+
+    return run_batched(
+        task, lambda _, c: run(params, frozen, c.prompt_CP, c.mask_CP), len(contexts.prompt_CP), contexts, label
+    )
+
+
+def reference_nll(task: Task, model: Model, contexts: Contexts, replies: tuple, label: str) -> dict[str, float]:
+    """Summed likelihood of the human replies (see `reply_nll`)."""
+    graphdef, params, frozen = model
+    run = jax.jit(functools.partial(reply_nll, graphdef))
+    count, size = len(contexts.prompt_CP), task.config.evaluation.batch
+    totals: dict[str, float] = {}
+    for index, real in batches(count, size, label):
+        part = take(contexts, index)
+        mask_BR = replies[1][index] & (np.arange(size) < real)[:, None]
+        arrays = shard_batch((part.prompt_CP, part.mask_CP, replies[0][index], mask_BR), task.mesh)
+        for name, value in run(params, frozen, *arrays).items():
+            totals[name] = totals.get(name, 0.0) + float(value)
+    return totals
+
+
+def generate(
+    task: Task, model: Model, contexts: Contexts, temperature: float, seed: int, label: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """One reply a context, tokens `[B, R]` and mask; the mode of each step at temperature 0."""
+    graphdef, params, frozen = model
+
+    @jax.jit
+    def run(params, frozen, prompt, mask, key):
+        return sample(
+            nnx.merge(graphdef, params, frozen), prompt, mask, key, group=1,
+            reply_tokens=task.config.data.reply_tokens, temperature=temperature or 1.0, greedy=temperature == 0,
+        )  # fmt: skip
+
+    key = jax.random.key(seed)
+    replies = run_batched(
+        task,
+        lambda n, c: run(params, frozen, c.prompt_CP, c.mask_CP, jax.random.fold_in(key, n)),
+        len(contexts.prompt_CP), contexts, label,
+    )  # fmt: skip
+    return replies.tokens_BR, replies.mask_BR
+
+
+def judge_replies(
+    task: Task,
+    aligned: Aligned,
+    params: Any,
+    contexts: Contexts,
+    tokens_BR: np.ndarray,
+    mask_BR: np.ndarray,
+    label: str,
+) -> Judged:
+    """Scores replies as in training; KL and entropy are those of the policy `params` that wrote them."""
+    graphs, judges, normaliser = aligned.graphs, aligned.judges, aligned.normaliser
+    c, temperature = task.config.reward, task.config.ppo.temperature
+
+    @jax.jit
+    def run(params, judges, contexts, tokens, mask):
+        replies = Replies(tokens, mask, jnp.zeros(tokens.shape))
+        say_BS, end_BS, relevance_B, split = judge(graphs, judges, contexts, replies, c.relevance == "exact")
+        scores = score(say_BS, end_BS, relevance_B, normaliser, judges.weight_S, c.clip)
+        own = policy_likelihood(graphs.policy, params, judges.frozen, contexts, replies, temperature)
+        reference = policy_likelihood(graphs.policy, judges.reference, judges.frozen, contexts, replies, temperature)
+        k1_BR = ppo.kl_k1(own.logp_BR, reference.logp_BR)
+        over = (split.act_BR, split.word_BR)
+        kl = [jnp.where(part, k1_BR, 0.0).sum(-1) for part in over]
+        entropy = [jnp.where(p, own.entropy_BR, 0.0).sum(-1) / jnp.maximum(p.sum(-1), 1) for p in over]
+        return Judged(tokens, mask, scores.total_B, scores.signal_BS, *kl, *entropy, split.ended_B)
+
+    return run_batched(
+        task, lambda _, b: run(params, judges, *b), len(tokens_BR), (contexts, tokens_BR, mask_BR), label
+    )

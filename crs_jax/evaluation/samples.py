@@ -1,0 +1,60 @@
+"""Sample dialogues: the context, what the human said, and what each policy says, with its ranking and rewards."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from crs_jax.evaluation.policies import Judged, ranking_scores
+from crs_jax.models.heads import SIGNALS
+from crs_jax.training.ppo import Contexts
+from crs_jax.training.ppo_stage import Model
+from crs_jax.training.task import Task
+
+
+def sample_lines(
+    task: Task,
+    where: list[tuple[int, int]],
+    contexts: Contexts,
+    models: dict[str, Model],
+    judged: dict[str, Judged],
+) -> list[dict[str, Any]]:
+    """One record a context, as `samples.jsonl` holds it; without `judged`, rankings alone."""
+    catalogue = task.corpus.catalogue
+    top = {}
+    if where:
+        for row, model in models.items():
+            scores_IN = ranking_scores(task, model, contexts, f"samples' rankings, {row}")
+            top[row] = np.argsort(-scores_IN, axis=1, kind="stable")[:, :5]
+    lines = []
+    for n, (d, t) in enumerate(where):
+        dialogue = task.corpus.test[d]
+        turn = dialogue.turns[t]
+        line: dict[str, Any] = {
+            "dialogue_id": dialogue.dialogue_id,
+            "turn": t,
+            "context": [
+                {"role": before.role, "text": before.render(catalogue.names)}
+                for before in dialogue.turns[max(0, t - task.config.data.window) : t]
+            ],
+            "human": {
+                "text": turn.render(catalogue.names),
+                "items": [catalogue.names[item] for item in turn.distinct_items],
+            },
+        }
+        for row in models:
+            line[row] = {"top": [catalogue.items[i].name for i in top[row][n]]}
+            if row in judged:
+                j = judged[row]
+                items, text = task.tokenizer.decode_reply(j.tokens_BR[n][j.mask_BR[n]], catalogue)
+                line[row] |= {
+                    "text": text,
+                    "items": [catalogue.items[i].name for i in items],
+                    "reward": float(j.reward_B[n]),
+                }
+                for s, name in enumerate(SIGNALS):
+                    value = float(j.signal_BS[n, s])
+                    line[row][name] = value if np.isfinite(value) else None
+        lines.append(line)
+    return lines

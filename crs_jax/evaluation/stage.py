@@ -1,0 +1,210 @@
+"""The evaluation stage: every row on the same held-out instances, as the tree that becomes `metrics.json`."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from crs_jax.data.instances import ranking_instances
+from crs_jax.errors import InputError
+from crs_jax.evaluation.baselines import Baselines
+from crs_jax.evaluation.bootstrap import interval, resample
+from crs_jax.evaluation.pairs import make_pairs
+from crs_jax.evaluation.policies import Judged, generate, judge_replies, ranking_scores, reference_nll
+from crs_jax.evaluation.published import published_ranking
+from crs_jax.evaluation.ranking import (
+    paired_difference,
+    protocol_dialogues,
+    ranks_by_protocol,
+    success_rate_and_rdl,
+    summarise,
+)
+from crs_jax.evaluation.samples import sample_lines
+from crs_jax.evaluation.text import bits_per_byte, text_metrics
+from crs_jax.evaluation.utility import true_utility
+from crs_jax.models.heads import SIGNALS
+from crs_jax.progress import say
+from crs_jax.signals.relevance import context_vectors
+from crs_jax.training.ppo_stage import Aligned, Model, contexts_at, take
+from crs_jax.training.replies import reply_arrays
+from crs_jax.training.task import Task
+
+Tree = dict[str, Any]
+
+
+def data_counts(task: Task, instances: list) -> Tree:
+    """What was trained and evaluated on."""
+    fresh = [instance for instance in instances if instance.fresh]
+    corpus = task.corpus
+    return {
+        "dataset": corpus.name,
+        "train_dialogues": len(corpus.train),
+        "validation_dialogues": len(corpus.validation),
+        "test_dialogues": len(corpus.test),
+        "items": len(corpus.catalogue),
+        "instances": len(instances),
+        "targets": sum(len(i.targets) for i in instances),
+        "distinct_items": len({t for i in instances for t in i.targets}),
+        "fresh_instances": len(fresh),
+        "fresh_targets": sum(len(i.fresh) for i in instances),
+        "fresh_distinct_items": len({t for i in instances for t in i.fresh}),
+        "train_tokens": sum(len(turn) for dialogue in task.encoded["train"] for turn in dialogue),
+        "skipped": len(corpus.skipped),
+    }
+
+
+def rank_all(task: Task, models: dict[str, Model]) -> tuple[Tree, Tree, Tree, Tree]:
+    """Ranking rows, paired differences, SR/RDL and data counts on the test split."""
+    e, corpus = task.config.evaluation, task.corpus
+    instances = ranking_instances(corpus.test, corpus.catalogue)
+    if not instances:
+        raise InputError(f"{corpus.name}: no recommender message of the test split names an item; nothing to rank")
+    where = [(i.dialogue, i.turn) for i in instances]
+    pairs = make_pairs(instances, corpus.test, corpus.catalogue)
+    contexts = contexts_at(task, "test", where)
+    ranking, ranks, success = {}, {}, {}
+
+    def add(row: str, scores_IN: np.ndarray) -> None:
+        ranks[row] = ranks_by_protocol(scores_IN, pairs, e.negatives, task.config.seed)
+        dialogues = protocol_dialogues(pairs)
+        ranking[row] = {
+            targets: {
+                pool: summarise(r, dialogues[targets], tuple(e.ks), e.bootstrap, task.config.seed)
+                for pool, r in both.items()
+            }
+            for targets, both in ranks[row].items()
+        }
+        success[row] = success_rate_and_rdl(scores_IN, pairs, corpus.test, corpus.catalogue, bootstrap=e.bootstrap)
+
+    for row, model in models.items():
+        add(row, ranking_scores(task, model, contexts, f"ranking, {row}"))
+    for row, scores_IN in baseline_scores(task, instances, contexts):
+        add(row, scores_IN)
+    paired: Tree = {}
+    if {"sft", "ppo"} <= ranking.keys():
+        dialogues = protocol_dialogues(pairs)
+        paired["ppo-sft"] = {
+            targets: {
+                pool: paired_difference(
+                    ranks["ppo"][targets][pool], ranks["sft"][targets][pool], dialogues[targets],
+                    tuple(e.ks), e.bootstrap, task.config.seed,
+                )
+                for pool in ("full", "sampled")
+            }
+            for targets in ("all", "fresh")
+        }  # fmt: skip
+    return ranking, paired, success, data_counts(task, instances)
+
+
+def baseline_scores(task: Task, instances: list, contexts: Any):
+    """(row, scores) of the baselines, fitted on train, their mix tuned on validation."""
+    corpus = task.corpus
+    held = ranking_instances(corpus.validation, corpus.catalogue)
+    vectors = None
+    if held:
+        vectors = context_vectors(
+            corpus.validation, [(i.dialogue, i.turn) for i in held], corpus.catalogue, task.content_NE, task.embed,
+            task.config.data.window,
+        )  # fmt: skip
+    baselines = Baselines.fit(corpus.train, corpus.catalogue, (held, corpus.validation, vectors), task.content_NE)
+    test_vectors = {"text_BE": contexts.text_CE, "named_BE": contexts.named_CE}
+    yield from baselines.rows(instances, corpus.test, test_vectors)
+
+
+def mean_with_interval(values: np.ndarray, groups: np.ndarray, bootstrap: int) -> dict[str, float]:
+    """Mean of the finite values with a 95 % interval over dialogues."""
+    keep = np.isfinite(values)
+    if not keep.any():
+        return {"value": float("nan"), "low": float("nan"), "high": float("nan")}
+    kept = values[keep].astype(np.float64)
+    means_R = resample(groups[keep], bootstrap, 0).means(kept[:, None])[:, 0]
+    return interval(kept.mean(), means_R)
+
+
+def reply_rows(task: Task, models: dict[str, Model], aligned: Aligned | None) -> tuple[Tree, Tree, list[Tree]]:
+    """Text metrics, mean rewards and health of replies, and samples, on one seeded choice of test replies."""
+    e, seed = task.config.evaluation, task.config.seed
+    where = task.replies("test")
+    if e.generate:
+        chosen = np.random.default_rng([seed, 13]).permutation(len(where))[: e.generate]
+        where = [where[i] for i in sorted(chosen)]
+    contexts = contexts_at(task, "test", where)
+    human = reply_arrays(task, "test", where)
+    catalogue, dialogues = task.corpus.catalogue, task.corpus.test
+    references = [dialogues[d].turns[t].render(catalogue.names) for d, t in where]
+    recommends = np.array([bool(dialogues[d].turns[t].items) for d, t in where])
+    group_B = np.array([d for d, _ in where])
+    text: Tree = {}
+    rewards: Tree = {}
+    judged: dict[str, Judged] = {}
+    for row, model in models.items():
+        tokens_BR, _ = generate(task, model, contexts, e.temperature, seed + 21, f"replies, {row}")
+        decoded = [task.tokenizer.decode_reply(tokens, catalogue) for tokens in tokens_BR]
+        nll = reference_nll(task, model, contexts, human, f"likelihood, {row}")
+        proposes = np.array([bool(items) for items, _ in decoded])
+        total = nll["act_nll"] + nll["word_nll"]
+        text[row] = {
+            **text_metrics([words for _, words in decoded], references),
+            "perplexity": math.exp(nll["word_nll"] / max(nll["word_tokens"], 1)),
+            "act-perplexity": math.exp(nll["act_nll"] / max(nll["act_tokens"], 1)),
+            "bits-per-byte": bits_per_byte(total, references),
+            "recommends": float(proposes.mean()),
+            "recommends-reference": float(recommends.mean()),
+            "recommends-agreement": float((proposes == recommends).mean()),
+        }
+        if aligned is not None:
+            sampled = generate(task, model, contexts, task.config.ppo.temperature, seed + 22, f"samples, {row}")
+            judged[row] = judge_replies(task, aligned, model[1], contexts, *sampled, f"rewards, {row}")
+            j = judged[row]
+            kl_B = (j.act_kl_B + j.word_kl_B).astype(np.float64)
+            rewards[row] = {
+                "reward": mean_with_interval(j.reward_B, group_B, e.bootstrap),
+                **{name: mean_with_interval(j.signal_BS[:, s], group_B, e.bootstrap) for s, name in enumerate(SIGNALS)},
+                "kl": mean_with_interval(kl_B, group_B, e.bootstrap),
+                "kl-act": float(j.act_kl_B.mean()),
+                "kl-word": float(j.word_kl_B.mean()),
+                "entropy-act": float(j.act_entropy_B.mean()),
+                "entropy-word": float(j.word_entropy_B.mean()),
+                "length": float(j.mask_BR.sum(-1).mean()),
+                "ended": float(j.ended_B.mean()),
+            }
+    if {"sft", "ppo"} <= judged.keys():
+        gap_B = (judged["ppo"].reward_B - judged["sft"].reward_B).astype(np.float64)
+        rewards["ppo-sft"] = {"reward": mean_with_interval(gap_B, group_B, e.bootstrap)}
+    shown = np.random.default_rng([seed, 17]).permutation(len(where))[: e.samples]
+    shown = np.sort(shown)
+    lines = sample_lines(
+        task, [where[i] for i in shown], take(contexts, shown), models, {r: _rows(j, shown) for r, j in judged.items()}
+    )
+    return text, rewards, lines
+
+
+def _rows(judged: Judged, index: np.ndarray) -> Judged:
+    return Judged(*(a[index] for a in judged))
+
+
+def run_evaluate(task: Task, models: dict[str, Model], aligned: Aligned | None) -> tuple[Tree, list[Tree]]:
+    """All metrics of the models on the test split.
+
+    Args:
+      task: the data.
+      models: `sft` and, where it exists, `ppo`.
+      aligned: what scores replies; None before PPO has run.
+
+    Returns:
+      The tree of `metrics.json` less what the pipeline adds, and the lines of `samples.jsonl`.
+    """
+    ranking, paired, success, data = rank_all(task, models)
+    text, rewards, samples = reply_rows(task, models, aligned)
+    out: Tree = {"data": data, "ranking": ranking, "paired": paired, "success": success, "text": text}
+    if rewards:
+        out["rewards"] = rewards
+    if task.corpus.name == "simulated":
+        out["simulator"] = true_utility(task, models)
+    published = published_ranking(task.corpus.name)
+    if published:
+        out["published"] = {p.system: {**p.metrics, "source": p.source} for p in published}
+    say(f"evaluated {', '.join(models)} on {data['instances']} instances, {data['targets']} targets")
+    return out, samples

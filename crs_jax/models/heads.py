@@ -1,0 +1,37 @@
+"""Scalar heads on hidden states: the value function and the reward model's three signals."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+SIGNALS = ("engagement", "relevance", "sentiment")
+
+
+class ValueHead(nnx.Module):
+    """Return-to-go from a hidden state; starts at zero, so that the first advantages are the rewards themselves."""
+
+    def __init__(self, width: int):
+        self.kernel = nnx.Param(jnp.zeros(width))
+        self.bias = nnx.Param(jnp.zeros(()))
+
+    def __call__(self, hidden: jax.Array) -> jax.Array:
+        """`[..., D]` to `[...]`, float32."""
+        return hidden.astype(jnp.float32) @ self.kernel[...] + self.bias[...]
+
+
+class SignalHeads(nnx.Module):
+    """One linear head a signal; the kernel starts at standard deviation 1/sqrt(D+1) (Huang et al. 2024, N+ details).
+
+    Outputs are in units of the standardised labels; the reward's own normaliser (`rl/reward.py`) puts them at mean 0 and
+    standard deviation 1 on reference samples.
+    """
+
+    def __init__(self, width: int, *, rngs: nnx.Rngs):
+        self.kernel = nnx.Param(jax.random.normal(rngs.params(), (width, len(SIGNALS))) * (width + 1) ** -0.5)
+        self.bias = nnx.Param(jnp.zeros(len(SIGNALS)))
+
+    def __call__(self, hidden: jax.Array) -> jax.Array:
+        """`[..., D]` to `[..., 3]` in the order of `SIGNALS`, float32."""
+        return hidden.astype(jnp.float32) @ self.kernel[...] + self.bias[...]

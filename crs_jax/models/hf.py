@@ -1,0 +1,287 @@
+"""GPT-2 weights in and out of the Hugging Face format: `config.json` and safetensors, without torch.
+
+A checkpoint is GPT-2's words, positions and layers. Control tokens, items and heads are this project's and no part of
+it: they keep their first values on the way in and are left out, and named, on the way out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from crs_jax.errors import InputError
+from crs_jax.models.gpt2 import GPT2Config
+from crs_jax.models.policy import Policy
+
+REVISIONS = {  # of the hub's repositories under their short names
+    "gpt2": ("openai-community/gpt2", "607a30d783dfa663caf39e06633721c8d4cfcd7e"),
+    "gpt2-medium": ("openai-community/gpt2-medium", "6dcaa7a952f72f9298047fd5137cd6e4f05f41da"),
+    "gpt2-large": ("openai-community/gpt2-large", "32b71b12589c2f8d625668d2335a01cac3249519"),
+    "gpt2-xl": ("openai-community/gpt2-xl", "15ea56dee5df4983c59b2538573817e1667135e2"),
+    "distilgpt2": ("distilbert/distilgpt2", "2290a62682d06624634c1f46a6ad5be0f47f38aa"),
+}
+FLAG = "--config.model.init"
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+# Tensor of one layer -> (parameter of `Block`, its axes in config.json's letters; C is query, key, value).
+LAYER = {
+    "ln_1.weight": ("ln1_scale", "D"),
+    "ln_1.bias": ("ln1_bias", "D"),
+    "attn.c_attn.weight": ("qkv_kernel", "DCHK"),
+    "attn.c_attn.bias": ("qkv_bias", "CHK"),
+    "attn.c_proj.weight": ("out_kernel", "HKD"),
+    "attn.c_proj.bias": ("out_bias", "D"),
+    "ln_2.weight": ("ln2_scale", "D"),
+    "ln_2.bias": ("ln2_bias", "D"),
+    "mlp.c_fc.weight": ("up_kernel", "DF"),
+    "mlp.c_fc.bias": ("up_bias", "F"),
+    "mlp.c_proj.weight": ("down_kernel", "FD"),
+    "mlp.c_proj.bias": ("down_bias", "D"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """GPT-2 weights, float32 on the host.
+
+    Attributes:
+      config: the trunk's shape; dropout, dtype and remat are defaults (`dataclasses.replace` them).
+      words: `[V, D]` word embeddings, tied to the output.
+      trunk: parameters of `Trunk` as a nested dict.
+      source: where they came from, for messages.
+    """
+
+    config: GPT2Config
+    words: np.ndarray
+    trunk: dict[str, Any]
+    source: str
+
+
+def find_gpt2(source: str) -> pathlib.Path:
+    """Folder of a checkpoint: `source` itself where it is a folder, else the hub's snapshot of it.
+
+    Args:
+      source: a folder, a name in `REVISIONS`, or `owner/name@revision`.
+
+    Raises:
+      InputError: neither a folder nor on the hub, or a hub id without a revision.
+    """
+    if pathlib.Path(source).expanduser().is_dir():
+        return pathlib.Path(source).expanduser()
+    short = source.removeprefix("openai-community/").removeprefix("distilbert/")
+    repository, revision = REVISIONS.get(short, (source, ""))
+    if not revision:
+        repository, _, revision = source.partition("@")
+        if not revision or not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+            known = ", ".join(REVISIONS)
+            raise InputError(
+                f"{FLAG}={source}: no such folder, and a hub id needs its revision: owner/name@commit, or {known}"
+            )
+    from huggingface_hub import snapshot_download
+
+    try:
+        wanted = ["config.json", "model*.safetensors", INDEX]
+        return pathlib.Path(snapshot_download(repository, revision=revision, allow_patterns=wanted))
+    except Exception as error:  # offline, no such repository or revision, no space, ...
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{FLAG}={source}: not a folder here, and not to be had from the hub ({reason})") from None
+
+
+def load_gpt2(source: str | os.PathLike[str]) -> Checkpoint:
+    """Reads a GPT-2 checkpoint: one safetensors file or a sharded set, names with or without `transformer.`.
+
+    Half-precision tensors become float32, which all parameters are.
+
+    Args:
+      source: as for `find_gpt2`.
+
+    Raises:
+      InputError: not GPT-2, a variant whose arithmetic differs, an untied output, pickled weights, or a tensor that is
+        missing or of another shape than `config.json` says.
+    """
+    folder = find_gpt2(os.fspath(source))
+    config, num_words = read_config(folder / "config.json")
+    arrays = _read_arrays(folder)
+    D, H, K = config.width, config.heads, config.head_width
+    sizes = {"D": D, "H": H, "K": K, "C": 3, "F": 4 * D}
+
+    def take(name: str, *shape: int) -> np.ndarray:
+        if name not in arrays:
+            raise InputError(f"{folder}: tensor {name!r} is missing; not a GPT-2 checkpoint")
+        if arrays[name].shape != shape:
+            raise InputError(f"{folder}: tensor {name!r} is {arrays[name].shape}, config.json says {shape}")
+        return arrays[name].astype(np.float32)
+
+    def layers(name: str, axes: str) -> np.ndarray:
+        shape = tuple(sizes[axis] for axis in axes)
+        flat = _flat(shape, axes)
+        return np.stack([take(f"h.{n}.{name}", *flat).reshape(shape) for n in range(config.layers)])
+
+    words_VD = take("wte.weight", num_words, D)
+    if "lm_head.weight" in arrays and not np.array_equal(arrays["lm_head.weight"], arrays["wte.weight"]):
+        raise InputError(f"{folder}: lm_head.weight differs from wte.weight; only tied embeddings are supported")
+    trunk = {
+        "positions": take("wpe.weight", config.positions, D),
+        "final_scale": take("ln_f.weight", D),
+        "final_bias": take("ln_f.bias", D),
+        "blocks": {parameter: layers(name, axes) for name, (parameter, axes) in LAYER.items()},
+    }
+    return Checkpoint(config, words_VD, trunk, os.fspath(source))
+
+
+def read_config(path: pathlib.Path) -> tuple[GPT2Config, int]:
+    """The trunk's shape and the number of words that a `config.json` states."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        found = {name: config[name] for name in ("model_type", "n_layer", "n_embd", "n_head", "vocab_size")}
+        positions = config.get("n_positions", config.get("n_ctx", 1024))
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{path}: not readable as JSON ({error})") from None
+    except KeyError as error:
+        raise InputError(f"{path}: field {error.args[0]!r} is missing; not a GPT-2 config") from None
+    width = found["n_embd"]
+    for field, legal in (
+        ("model_type", ("gpt2",)),
+        ("activation_function", ("gelu_new", "gelu_pytorch_tanh")),
+        ("n_inner", (None, 4 * width)),
+        ("scale_attn_weights", (True,)),
+        ("scale_attn_by_inverse_layer_idx", (False,)),
+        ("add_cross_attention", (False,)),
+    ):
+        value = config.get(field, legal[0])
+        if value not in legal:
+            raise InputError(f"{path}: {field} is {value!r}; this GPT-2 needs {legal[0]!r}")
+    shape = GPT2Config(
+        found["n_layer"], width, found["n_head"], positions, epsilon=config.get("layer_norm_epsilon", 1e-5)
+    )
+    if shape.width % shape.heads:
+        raise InputError(f"{path}: n_embd {shape.width} is not a multiple of n_head {shape.heads}")
+    return shape, found["vocab_size"]
+
+
+def fill(policy: Policy, checkpoint: Checkpoint) -> None:
+    """Puts a checkpoint's words, positions and layers into a policy, in place.
+
+    A policy with fewer positions takes the first ones. Control tokens, which GPT-2 never saw, start as the mean word
+    plus their own small noise: a likely enough token, whose logit is that of a typical word, not of none (Hewitt 2021,
+    "Initializing New Word Embeddings for Pretrained Language Models"). Items keep their first values.
+
+    Raises:
+      InputError: another shape, or another number of words than the policy's tokenizer has.
+    """
+    ours, theirs, layout = policy.trunk.config, checkpoint.config, policy.layout
+    for field, flag in (("layers", "layers"), ("width", "width"), ("heads", "heads"), ("epsilon", "epsilon")):
+        if getattr(ours, field) != getattr(theirs, field):
+            raise InputError(
+                f"{FLAG}={checkpoint.source}: {flag} is {getattr(theirs, field)}, the model has {getattr(ours, field)}"
+            )
+    if ours.positions > theirs.positions:
+        raise InputError(
+            f"--config.model.positions is {ours.positions}; {checkpoint.source} has only {theirs.positions}"
+        )
+    if len(checkpoint.words) != layout.num_words:
+        raise InputError(
+            f"{FLAG}={checkpoint.source}: {len(checkpoint.words)} words, the tokenizer has {layout.num_words}; "
+            "set --config.tokenizer.kind=gpt2"
+        )
+    controls = slice(layout.num_words, layout.item_offset)
+    words = np.array(policy.words[...])
+    words[: layout.num_words] = checkpoint.words
+    words[controls] += checkpoint.words.mean(0)
+    policy.words[...] = jnp.asarray(words)
+    trunk = {**checkpoint.trunk, "positions": checkpoint.trunk["positions"][: ours.positions]}
+    nnx.update(policy.trunk, jax.tree.map(jnp.asarray, trunk))
+
+
+def export_gpt2(policy: Policy, folder: str | os.PathLike[str]) -> list[str]:
+    """Writes the GPT-2 part of a policy to a folder that transformers' `AutoModelForCausalLM` loads.
+
+    Words' logits of the loaded model are those of the policy over its words, given the same word tokens.
+
+    Returns:
+      What the format has no place for and the folder lacks; its README.md says the same.
+    """
+    folder, layout, config = pathlib.Path(folder), policy.layout, policy.trunk.config
+    folder.mkdir(parents=True, exist_ok=True)
+    D = config.width
+    host = jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(policy.trunk, nnx.Param)))
+    arrays = {
+        "transformer.wte.weight": np.asarray(policy.words[...])[: layout.num_words],
+        "transformer.wpe.weight": host["positions"],
+        "transformer.ln_f.weight": host["final_scale"],
+        "transformer.ln_f.bias": host["final_bias"],
+    }
+    for name, (parameter, axes) in LAYER.items():
+        for n, array in enumerate(host["blocks"][parameter]):
+            arrays[f"transformer.h.{n}.{name}"] = array.reshape(_flat(array.shape, axes))
+    contiguous = {name: np.ascontiguousarray(array, np.float32) for name, array in arrays.items()}
+    end = 50256 if layout.num_words == 50257 else None
+    settings = {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "activation_function": "gelu_new",
+        "n_layer": config.layers,
+        "n_embd": D,
+        "n_head": config.heads,
+        "n_positions": config.positions,
+        "n_ctx": config.positions,
+        "n_inner": None,
+        "vocab_size": layout.num_words,
+        "layer_norm_epsilon": config.epsilon,
+        "tie_word_embeddings": True,
+        "bos_token_id": end,
+        "eos_token_id": end,
+        "torch_dtype": "float32",
+    }
+    left_out = [
+        f"{layout.item_offset - layout.num_words} control tokens (turns, act, words, end)",
+        f"{layout.num_items} items (content projection, residuals, biases)",
+        "the tokenizer, the grammar of act and words, and all heads",
+    ]
+    readme = ["# The GPT-2 part of a crs_jax recommender", "", "Not in this folder:", *(f"- {x}" for x in left_out)]
+    save_file(contiguous, folder / SINGLE, metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text("\n".join(readme) + "\n", encoding="utf-8")
+    return left_out
+
+
+def _flat(shape: tuple[int, ...], axes: str) -> tuple[int, ...]:
+    """The shape Hugging Face gives a parameter: one axis for C, H and K together."""
+    if "K" not in axes:
+        return shape
+    heads = int(np.prod([size for axis, size in zip(axes, shape, strict=True) if axis in "CHK"]))
+    return (shape[0], heads) if axes[0] == "D" else (heads, shape[-1]) if axes[-1] == "D" else (heads,)
+
+
+def _read_arrays(folder: pathlib.Path) -> dict[str, np.ndarray]:
+    """All tensors of a folder by name, without the prefix `transformer.`."""
+    if (folder / SINGLE).is_file():
+        names = [SINGLE]
+    elif (folder / INDEX).is_file():
+        try:
+            names = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{folder / INDEX}: not an index of safetensors files ({error!r})") from None
+    else:
+        pickled = sorted(path.name for path in folder.glob("*.bin"))
+        found = f"only {pickled[0]}, a pickle, which can run code and is refused" if pickled else "no weights"
+        raise InputError(f"{folder}: {found}; {SINGLE} is needed (save_pretrained writes it)")
+    arrays: dict[str, np.ndarray] = {}
+    for name in names:
+        try:
+            with safe_open(folder / name, framework="numpy") as file:
+                for key in file.keys():  # noqa: SIM118 (not a mapping)
+                    arrays[key.removeprefix("transformer.")] = file.get_tensor(key)
+        except Exception as error:  # SafetensorError, FileNotFoundError
+            raise InputError(f"{folder / name}: not readable as safetensors ({error})") from None
+    return arrays

@@ -1,0 +1,63 @@
+"""The item tower: one vector and one bias for each item of the catalogue.
+
+An item's vector is a projection of a frozen sentence embedding of its description plus a learned residual; the same
+table serves input (an item token's embedding) and output (its logit), so that items never seen in training can be
+ranked. Rows are padded for sharding; padded logits are masked by the policy.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+
+class Frozen(nnx.Variable):
+    """State that no optimizer touches."""
+
+
+def padded(rows: int, multiple: int = 128) -> int:
+    """Rows rounded up to the multiple."""
+    return -(-rows // multiple) * multiple
+
+
+def centred(content_NE: np.ndarray) -> np.ndarray:
+    """Unit rows after taking away the mean: what tells items apart, not what they share."""
+    content_NE = content_NE - content_NE.mean(0, keepdims=True)
+    norm_N1 = np.linalg.norm(content_NE, axis=1, keepdims=True)
+    return (content_NE / np.maximum(norm_N1, 1e-6)).astype(np.float32)
+
+
+class ItemTower(nnx.Module):
+    """Vectors and biases of N items in tables of `padded(N)` rows.
+
+    Args:
+      content_NE: frozen description embeddings.
+      log_popularity_N: first value of the biases, up to a constant; None for zero.
+      width: D.
+      pad_to: rows are padded to a multiple of this.
+    """
+
+    def __init__(
+        self,
+        content_NE: np.ndarray,
+        log_popularity_N: np.ndarray | None,
+        width: int,
+        *,
+        rngs: nnx.Rngs,
+        pad_to: int = 128,
+        scale: float = 0.02,
+    ):
+        N, E = content_NE.shape
+        rows = padded(N, pad_to)
+        self.num_items = N
+        self.content = Frozen(jnp.asarray(np.pad(centred(content_NE), ((0, rows - N), (0, 0)))))
+        self.projection = nnx.Param(scale * jax.random.normal(rngs.params(), (E, width)))
+        self.residual = nnx.Param(0.1 * scale * jax.random.normal(rngs.params(), (rows, width)))
+        bias_N = np.zeros(N) if log_popularity_N is None else log_popularity_N - log_popularity_N.mean()
+        self.bias = nnx.Param(jnp.asarray(np.pad(bias_N, (0, rows - N)), jnp.float32))
+
+    def table(self) -> jax.Array:
+        """`[padded N, D]` float32."""
+        return self.residual[...] + self.content[...] @ self.projection[...]

@@ -1,0 +1,95 @@
+"""Log-probabilities and entropies of tokens under the grammar, in chunks of time.
+
+The logits of B x T x V tokens never stand in memory: `scan` goes over chunks of T and each chunk is recomputed in the
+backward pass.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from crs_jax.models.policy import Logits, Policy
+
+
+class Likelihood(NamedTuple):
+    """Log-probability of the target and entropy of its distribution, nats, float32."""
+
+    logp: jax.Array
+    entropy: jax.Array
+
+
+def log_normaliser(logits: Logits) -> jax.Array:
+    """Log-sum-exp over main and extra together, `[...]`."""
+    return jnp.logaddexp(jax.nn.logsumexp(logits.main, -1), jax.nn.logsumexp(logits.extra, -1))
+
+
+def likelihood(logits: Logits, target: jax.Array, temperature: float = 1.0) -> Likelihood:
+    """Of `target`, an index into main followed by extra, with the logits divided by `temperature`."""
+    logits = Logits(logits.main / temperature, logits.extra / temperature)
+    width = logits.main.shape[-1]
+    total = log_normaliser(logits)
+    main = jnp.take_along_axis(logits.main, jnp.minimum(target, width - 1)[..., None], -1)[..., 0]
+    extra = jnp.take_along_axis(logits.extra, jnp.clip(target - width, 0)[..., None], -1)[..., 0]
+    chosen = jnp.where(target < width, main, extra)
+    entropy = total
+    for part in logits:
+        entropy = entropy - (jnp.exp(part - total[..., None]) * part).sum(-1)
+    return Likelihood(chosen - total, entropy)
+
+
+def act_likelihood(
+    policy: Policy,
+    items_ND: jax.Array,
+    hidden_BTD: jax.Array,
+    used_BTM: jax.Array,
+    target_BT: jax.Array,
+    temperature: float = 1.0,
+    chunk: int = 16,
+) -> Likelihood:
+    """Of act tokens: `target_BT` is an item row, or the number of items N for `<|say|>`."""
+
+    def one(hidden, used, target):
+        logits = policy.act_logits(hidden, items_ND, used)
+        target = jnp.where(target >= policy.layout.num_items, logits.main.shape[-1], target)
+        return likelihood(logits, target, temperature)
+
+    return in_chunks(one, chunk, hidden_BTD, used_BTM, target_BT)
+
+
+def word_likelihood(
+    policy: Policy,
+    items_ND: jax.Array,
+    hidden_BTD: jax.Array,
+    own_BTM: jax.Array,
+    target_BT: jax.Array,
+    temperature: float = 1.0,
+    chunk: int = 64,
+) -> Likelihood:
+    """Of words: `target_BT` is a word's or `<|end|>`'s id, or `item_offset + j` for the act's j-th item."""
+
+    def one(hidden, own, target):
+        logits = policy.word_logits(hidden, items_ND, own)
+        beyond = target - policy.layout.item_offset
+        target = jnp.where(beyond >= 0, logits.main.shape[-1] + beyond, target)
+        return likelihood(logits, target, temperature)
+
+    return in_chunks(one, chunk, hidden_BTD, own_BTM, target_BT)
+
+
+def in_chunks(function, chunk: int, *arrays_BT: jax.Array) -> Likelihood:
+    """`function` over chunks of the second axis, recomputed in the backward pass; same result as in one go."""
+    T = arrays_BT[0].shape[1]
+    if chunk >= T:
+        return jax.checkpoint(function)(*arrays_BT)
+    chunks = -(-T // chunk)
+
+    def split(a):
+        a = jnp.pad(a, [(0, 0), (0, chunks * chunk - T)] + [(0, 0)] * (a.ndim - 2))
+        return jnp.moveaxis(a.reshape(a.shape[0], chunks, chunk, *a.shape[2:]), 1, 0)
+
+    out = lax.map(lambda xs: jax.checkpoint(function)(*xs), tuple(split(a) for a in arrays_BT))
+    return jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1).reshape(a.shape[1], -1)[:, :T], out)

@@ -1,0 +1,140 @@
+"""The recommender: GPT-2's trunk with a vocabulary of words and items, under the grammar of act and words.
+
+A reply is `<|recommender|> <|rec|> item* <|say|> words <|end|>`. In the act only items not yet proposed or `<|say|>` can
+follow (only `<|say|>` once M items stand); after it BPE words, `<|end|>` and the act's own items. The softmax factors
+accordingly: `act_logits` over items and `<|say|>`, `word_logits` over words and M pointers to the act's items. Each gives
+a pair (main, extra): the padded table's logits and the few logits beside it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from crs_jax.models.gpt2 import GPT2Config, Trunk
+from crs_jax.models.items import ItemTower, padded
+
+MASKED = -1e9
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where words, controls and items stand among the token ids (see `data/tokenizer.py`).
+
+    Attributes:
+      num_words: V, BPE tokens, ids 0..V-1.
+      item_offset: id of item row 0; the controls stand between the words and it.
+      num_items: N.
+      act_items: M, most items in one act.
+    """
+
+    num_words: int
+    item_offset: int
+    num_items: int
+    act_items: int
+    pad: int
+    seeker: int
+    recommender: int
+    rec: int
+    say: int
+    end: int
+
+
+class Logits(NamedTuple):
+    """Logits over a padded table (`main`) and over what stands beside it (`extra`); masked entries are `MASKED`."""
+
+    main: jax.Array
+    extra: jax.Array
+
+
+class Policy(nnx.Module):
+    """Words table, item tower and trunk.
+
+    Args:
+      config: the trunk's shape.
+      layout: token ids.
+      content_NE: frozen description embeddings of the catalogue.
+      log_popularity_N: first item biases, or None.
+      pad_to: tables are padded to a multiple of this (128 x the tensor axis).
+    """
+
+    def __init__(
+        self,
+        config: GPT2Config,
+        layout: Layout,
+        content_NE: np.ndarray,
+        log_popularity_N: np.ndarray | None = None,
+        *,
+        rngs: nnx.Rngs,
+        pad_to: int = 128,
+    ):
+        self.layout = layout
+        self.word_rows = padded(layout.item_offset, pad_to)
+        self.words = nnx.Param(0.02 * jax.random.normal(rngs.params(), (self.word_rows, config.width)))
+        self.items = ItemTower(content_NE, log_popularity_N, config.width, rngs=rngs, pad_to=pad_to)
+        self.trunk = Trunk(config, rngs=rngs)
+
+    @property
+    def dtype(self) -> str:
+        """Of activations."""
+        return self.trunk.config.dtype
+
+    def item_table(self) -> jax.Array:
+        """Item vectors `[padded N, D]` in the activations' type; compute once a forward pass."""
+        return self.items.table().astype(self.dtype)
+
+    def embed(self, tokens: jax.Array, items_ND: jax.Array) -> jax.Array:
+        """Embeddings `[..., D]` of token ids."""
+        offset = self.layout.item_offset
+        word = self.words[...].astype(self.dtype)[jnp.minimum(tokens, offset - 1)]
+        item = items_ND[jnp.clip(tokens - offset, 0, items_ND.shape[0] - 1)]
+        return jnp.where((tokens >= offset)[..., None], item, word)
+
+    def item_logits(self, hidden: jax.Array, items_ND: jax.Array) -> jax.Array:
+        """Logits `[..., padded N]` of all items, float32, before the act's mask; padded rows are masked.
+
+        At the hidden state of `<|rec|>` this is the ranking.
+        """
+        scores = jnp.einsum("...D,ND->...N", hidden, items_ND, preferred_element_type=jnp.float32)
+        real_N = jnp.arange(items_ND.shape[0]) < self.layout.num_items
+        return jnp.where(real_N, scores + self.items.bias[...], MASKED)
+
+    def act_logits(self, hidden: jax.Array, items_ND: jax.Array, used_M: jax.Array) -> Logits:
+        """Next token of an act: main `[..., padded N]` items, extra `[..., 1]` `<|say|>`.
+
+        Args:
+          hidden: `[..., D]` at `<|rec|>` or at an item of the act.
+          items_ND: from `item_table`.
+          used_M: `[..., M]` rows proposed so far in this act, -1 where none.
+        """
+        main = self.item_logits(hidden, items_ND)
+        rows_N = jnp.arange(main.shape[-1])
+        used = jnp.zeros(main.shape, bool)
+        for m in range(used_M.shape[-1]):
+            used = used | (rows_N == used_M[..., m : m + 1])
+        full = (used_M >= 0).all(-1, keepdims=True)
+        main = jnp.where(used | full, MASKED, main)
+        say = self.words[...][self.layout.say].astype(self.dtype)
+        return Logits(main, jnp.einsum("...D,D->...", hidden, say, preferred_element_type=jnp.float32)[..., None])
+
+    def word_logits(self, hidden: jax.Array, items_ND: jax.Array, own_M: jax.Array) -> Logits:
+        """Next token of the words: main `[..., padded V]` words and `<|end|>`, extra `[..., M]` the act's own items.
+
+        Args:
+          hidden: `[..., D]` at `<|say|>` or after it.
+          items_ND: from `item_table`.
+          own_M: `[..., M]` rows of the act's items, -1 where none.
+        """
+        words_VD = self.words[...].astype(self.dtype)
+        main = jnp.einsum("...D,VD->...V", hidden, words_VD, preferred_element_type=jnp.float32)
+        ids_V = jnp.arange(main.shape[-1])
+        legal_V = (ids_V < self.layout.num_words) | (ids_V == self.layout.end)
+        rows = jnp.maximum(own_M, 0)
+        own = jnp.einsum("...D,...MD->...M", hidden, items_ND[rows], preferred_element_type=jnp.float32)
+        own = own + self.items.bias[...][rows]
+        return Logits(jnp.where(legal_V, main, MASKED), jnp.where(own_M >= 0, own, MASKED))

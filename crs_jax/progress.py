@@ -1,0 +1,232 @@
+"""What a run shows while it works: progress with an ETA, tables, and the summary at start.
+
+On a terminal these are rich bars and tables; in a log file, plain lines of at most 80 columns.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+WIDTH = 80  # of plain output, columns
+
+
+@functools.cache
+def _console():
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+def _on_terminal() -> bool:
+    return sys.stdout.isatty()
+
+
+def duration(seconds: float) -> str:
+    """A length of time as people write it: `8 s`, `3:07 min`, `1:03 h`."""
+    if not 0 <= seconds < 1e8:
+        return "?"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60}:{whole % 60:02d} min"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60}:{minutes % 60:02d} h"
+
+
+def _number(value: Any) -> str:
+    return value if isinstance(value, str) else f"{float(value):.4g}"
+
+
+class Progress:
+    """Progress of one long step, as a context manager.
+
+    On a terminal a bar; elsewhere one plain line at most every `every` seconds, and one at the end. Progress inside
+    progress adds a bar below.
+
+    Args:
+      total: units of work; None where it is not known.
+      label: what is going on, a word or three.
+      unit: plural name of one unit (`steps`, `texts`).
+      enabled: False on every process but the first: then nothing is shown.
+      done: units already done when it starts (a resumed stage); they do not count in the rate.
+      every: seconds between two plain lines.
+      clock: seconds, monotonic.
+    """
+
+    _live: Any = None  # the rich display that is on the terminal, shared by nested progress
+
+    def __init__(
+        self,
+        total: int | None,
+        label: str,
+        unit: str = "steps",
+        *,
+        enabled: bool = True,
+        done: int = 0,
+        every: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self.total, self.label, self.unit = total, label, unit
+        self.done = self._first = done
+        self._enabled, self._every, self._clock = enabled, every, clock
+        self._values: dict[str, str] = {}
+        self._task: Any = None
+        self._owner = False
+        self._started = self._printed = clock()
+
+    def __enter__(self) -> Progress:
+        self._started = self._printed = self._clock()
+        if self._enabled and _on_terminal():
+            self._start_bar()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._enabled:
+            return
+        if self._task is None:
+            self._print(final=True)
+        elif self._owner:
+            live, Progress._live = Progress._live, None
+            live.stop()
+        else:
+            Progress._live.remove_task(self._task)
+
+    def update(self, n: int = 1, **values: Any) -> None:
+        """`n` more units are done; `values` (numbers or words) are shown until the next ones of the same name."""
+        self.done += n
+        if not self._enabled:
+            return
+        for name, value in values.items():
+            self._values[name] = _number(value)
+        if self._task is not None:
+            shown = "  ".join(f"{name} {value}" for name, value in self._values.items())
+            Progress._live.update(self._task, completed=self.done, rate=self._rate_text(), shown=shown)
+        elif self._clock() - self._printed >= self._every:
+            self._print(final=False)
+
+    def _rate(self) -> float:
+        return (self.done - self._first) / max(self._clock() - self._started, 1e-9)
+
+    def _rate_text(self) -> str:
+        rate = self._rate()
+        if self.done == self._first:
+            return ""
+        return f"{rate:.3g} {self.unit}/s" if rate >= 1 else f"{1 / rate:.3g} s each"
+
+    def line(self, final: bool = False) -> str:
+        """The plain line: count, time left (taken, at the end), rate, values; at most 80 columns."""
+        count = f"{self.done:,}" if self.total is None else f"{self.done:,}/{self.total:,}"
+        parts = [f"{self.label}: {count} {self.unit}"]
+        if final:
+            parts.append(f"in {duration(self._clock() - self._started)}")
+        elif self.total is not None and self.done > self._first:
+            parts.append(f"{duration(max(self.total - self.done, 0) / self._rate())} left")
+        if rate := self._rate_text():
+            parts.append(rate)
+        text = "  ".join(parts)
+        for name, value in self._values.items():
+            longer = f"{text}  {name} {value}"
+            if len(longer) > WIDTH:
+                break
+            text = longer
+        return text[:WIDTH]
+
+    def _print(self, final: bool) -> None:
+        self._printed = self._clock()
+        print(self.line(final), flush=True)
+
+    def _start_bar(self) -> None:
+        from rich import progress
+
+        if Progress._live is None:
+            self._owner = True
+            Progress._live = progress.Progress(
+                progress.TextColumn("{task.description}", markup=False),
+                progress.BarColumn(bar_width=24),
+                progress.MofNCompleteColumn(),
+                progress.TimeRemainingColumn(elapsed_when_finished=True),
+                progress.TextColumn("{task.fields[rate]}", markup=False),
+                progress.TextColumn("{task.fields[shown]}", markup=False),
+                console=_console(),
+            )
+            Progress._live.start()
+        self._task = Progress._live.add_task(self.label, total=self.total, completed=self.done, rate="", shown="")
+
+
+def say(text: str, enabled: bool = True) -> None:
+    """Prints a line, above the bars where some are on the terminal."""
+    if not enabled:
+        return
+    if _on_terminal():
+        _console().print(text, markup=False, soft_wrap=True)
+    else:
+        print(text, flush=True)
+
+
+def table_lines(columns: Sequence[str], rows: Sequence[Sequence[Any]], width: int = WIDTH) -> Iterator[str]:
+    """Lines of a plain table: first column left, the others right; one too wide goes on below, first column again."""
+    cells = [[str(cell) for cell in row] for row in [columns, *rows]]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
+    start = 1
+    while True:
+        end, used = start, widths[0]
+        while end < len(columns) and (used + 2 + widths[end] <= width or end == start):
+            used += 2 + widths[end]
+            end += 1
+        for number, row in enumerate(cells):
+            text = [row[0].ljust(widths[0])] + [row[i].rjust(widths[i]) for i in range(start, end)]
+            yield "  ".join(text).rstrip()
+            if number == 0:
+                yield "-" * used
+        if end >= len(columns):
+            return
+        yield ""
+        start = end
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], enabled: bool = True) -> None:
+    """Prints a table; cells are strings as they shall appear, the first column names the rows."""
+    if not enabled:
+        return
+    if not _on_terminal():
+        print("\n".join(["", title, *table_lines(columns, rows), ""]), flush=True)
+        return
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD)
+    for number, column in enumerate(columns):
+        table.add_column(Text(column), justify="left" if number == 0 else "right")
+    for row in rows:
+        table.add_row(*(Text(str(cell)) for cell in row))
+    _console().print(table)
+
+
+def print_summary(title: str, entries: Mapping[str, Any], enabled: bool = True) -> None:
+    """Prints names and values, one a line: devices and mesh, parameters, derived batch sizes, stages.
+
+    A value that is a mapping prints as `a 1, b 2`, a sequence as `a, b`, a whole number with thousands separators.
+    """
+    if not enabled or not entries:
+        return
+    width = max(len(name) for name in entries)
+    lines = [title] + [f"  {name.ljust(width)}  {_entry(value)}" for name, value in entries.items()]
+    for line in lines:
+        say(line)
+
+
+def _entry(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_entry(item)}" for name, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_entry(item) for item in value)
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -1,0 +1,74 @@
+"""Makes `report.html`: one page with everything a run found, for a colleague to read without the code."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+
+from crs_jax.metrics import write_atomically
+from crs_jax.reporting import curves, overview, ranking, record, samples, scores
+from crs_jax.reporting.html import Html, join, tag
+from crs_jax.reporting.style import STYLE
+from crs_jax.reporting.workdir import Run
+
+REPORT = "report.html"
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+
+
+def write_report(workdir: pathlib.Path) -> pathlib.Path:
+    """Writes `<workdir>/report.html` and returns its path.
+
+    Reads `config.json` and `metrics.json`, which must be there, and `metrics.jsonl` and `samples.jsonl`, which may be
+    missing; a section without figures says so. The page is one file that fetches nothing.
+
+    Raises:
+      InputError: a file cannot be read; the message names file and line, or the field of `metrics.json`.
+    """
+    run = Run.load(pathlib.Path(workdir))
+    path = run.workdir / REPORT
+    write_atomically(path, page(run))
+    return path
+
+
+def page(run: Run) -> Html:
+    """The whole page."""
+    sections = [
+        overview.headline(run),
+        overview.simulator(run),
+        ranking.ranking(run),
+        scores.replies(run),
+        scores.reward_model(run),
+        scores.alignment(run),
+        curves.curves(run),
+        samples.samples(run),
+        record.data(run),
+        record.record(run),
+    ]
+    body = tag(
+        "main",
+        overview.header(run),
+        _contents(sections),
+        *sections,
+        tag("footer", "Written by crs_jax from config.json, metrics.json, metrics.jsonl and samples.jsonl."),
+    )
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", http_equiv="Content-Security-Policy", content=_POLICY),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", name="color-scheme", content="light dark"),
+        tag("title", f"{overview.dataset(run)}: crs_jax report"),
+        tag("link", rel="icon", href="data:,"),
+        tag("style", Html(STYLE)),
+    )
+    return join([Html("<!doctype html>\n"), tag("html", head, tag("body", body), lang="en"), Html("\n")])
+
+
+def _contents(sections: list[Html]) -> Html:
+    """Links to the sections, read off their anchors and titles."""
+    links = []
+    for part in sections:
+        found = re.match(r'<section id="([\w-]+)"><h2>([^<]*)</h2>', part)
+        assert found, part[:80]
+        links.append(tag("a", Html(found[2]), href=f"#{found[1]}"))
+    return tag("nav", *links, aria_label="Sections")

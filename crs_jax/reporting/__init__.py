@@ -1,0 +1,1 @@
+"""The parts of `report.html`, a section of the page to a file."""

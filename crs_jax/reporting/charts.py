@@ -1,0 +1,188 @@
+"""Line charts as inline SVG, coloured by the page's CSS variables, so that one chart serves light and dark."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+from crs_jax.reporting.figures import number
+from crs_jax.reporting.html import Html, join, tag
+
+WIDTH, HEIGHT = 340, 196  # of the viewBox; at its usual size one unit is about a pixel
+LEFT, RIGHT, TOP, BOTTOM = 46, 8, 8, 36
+MAX_POINTS = 400  # drawn of one line
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """One line of a chart: points (x, y) in order of x, y None for a gap; `colour` counts from 1."""
+
+    name: str
+    points: Sequence[tuple[float, float | None]]
+    colour: int = 1
+
+
+def ticks(low: float, high: float, about: int = 4) -> list[float]:
+    """Round values within [low, high], steps of 1, 2 or 5 times a power of ten."""
+    span = high - low
+    if not span > 0 or not math.isfinite(span):
+        return [low]
+    power = 10.0 ** math.floor(math.log10(span / about))
+    step = min((m * power for m in (1, 2, 5, 10)), key=lambda s: abs(span / s - about))
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [i * step for i in range(first, last + 1)]
+
+
+def tick_label(value: float, step: float, largest: float) -> str:
+    """A tick's number, as many decimals as its neighbours need; very small or large ones share one power of ten."""
+    if value == 0:
+        return "0"
+    exponent = math.floor(math.log10(largest) + 1e-9)
+    if exponent >= 6 or exponent <= -3:
+        return f"{value / 10.0**exponent:.3g}e{exponent}".replace("-", "−")
+    decimals = max(0, -math.floor(math.log10(step) + 1e-9)) if step > 0 else 3
+    return f"{value:,.{min(decimals, 6)}f}".replace("-", "−")
+
+
+def moving_average(values: Sequence[float | None], window: int) -> list[float | None]:
+    """Centred mean over `window` points (fewer at the ends), gaps left out and kept as gaps."""
+    half = window // 2
+    smooth: list[float | None] = []
+    for at, value in enumerate(values):
+        near = [v for v in values[max(0, at - half) : at + half + 1] if v is not None]
+        smooth.append(None if value is None else sum(near) / len(near))
+    return smooth
+
+
+def thinned(points: Sequence[tuple[float, float | None]], most: int = MAX_POINTS) -> list[tuple[float, float | None]]:
+    """At most about `most` points: of each run of neighbours the lowest and the highest, so that no peak is lost."""
+    if len(points) <= most:
+        return list(points)
+    size = math.ceil(2 * len(points) / most)
+    kept: list[tuple[float, float | None]] = []
+    for at in range(0, len(points), size):
+        piece = points[at : at + size]
+        real = [p for p in piece if p[1] is not None]
+        if not real:
+            kept.append(piece[0])
+            continue
+        kept += sorted({min(real, key=lambda p: p[1] or 0), max(real, key=lambda p: p[1] or 0)})
+    return kept
+
+
+def value_range(lines: Sequence[Line]) -> tuple[float, float]:
+    """Lowest and highest y to show: from zero where the values are near it or all one, a little air elsewhere."""
+    values = [y for line in lines for _, y in line.points if y is not None]
+    if not values:
+        return 0.0, 1.0
+    low, high = min(values), max(values)
+    if high == low:
+        return (min(low * 1.25, 0.0), max(low * 1.25, 0.0)) if low else (-1.0, 1.0)
+    air = 0.05 * (high - low)
+    if low >= 0 and low < 0.5 * high:
+        return 0.0, high + air
+    return low - air, high + air
+
+
+def _last(value: float | None) -> str:
+    if value is None or value == 0 or abs(value) >= 0.001:
+        return number(value)
+    return f"{value:.2e}".replace("e-0", "e-").replace("-", "−")
+
+
+def _path(points: Sequence[tuple[float, float | None]], x_of, y_of) -> str:
+    words, pen_down = [], False
+    for x, y in points:
+        if y is None:
+            pen_down = False
+            continue
+        words.append(f"{'L' if pen_down else 'M'}{x_of(x):.1f} {y_of(y):.1f}")
+        pen_down = True
+    return " ".join(words)
+
+
+def _draw(line: Line, x_of, y_of) -> Html:
+    values = [y for _, y in line.points]
+    window = len(values) // 20
+    steady = window >= 3 and not line.name.startswith("validation")
+    style = f"stroke:var(--c{line.colour})"
+    parts = []
+    if steady:
+        smooth = moving_average(values, window)
+        pale = _path(thinned(line.points), x_of, y_of)
+        parts.append(tag("path", d=pale, class_="pale", style=style))
+        drawn = thinned([(x, y) for (x, _), y in zip(line.points, smooth, strict=True)])
+    else:
+        drawn = thinned(line.points)
+    parts.append(tag("path", d=_path(drawn, x_of, y_of), class_="line", style=style))
+    real = [(x, y) for x, y in line.points if y is not None]
+    if len(real) <= 25:
+        parts += [tag("circle", cx=f"{x_of(x):.1f}", cy=f"{y_of(y):.1f}", r=2, style=f"fill:var(--c{line.colour})")
+                  for x, y in real]  # fmt: skip
+    return join(parts)
+
+
+def line_chart(title: str, unit: str, x_label: str, lines: Sequence[Line]) -> Html:
+    """A small chart with its title, legend (each line's last value) and axes.
+
+    Args:
+      title: what is measured.
+      unit: of the y axis; may be empty.
+      x_label: what x counts.
+      lines: at least one; a line of 60 points or more is drawn pale, with its moving average over it.
+    """
+    xs = [x for line in lines for x, _ in line.points] or [0.0]
+    left, right = min(xs), max(xs)
+    if left == right:
+        left, right = left - 0.5, right + 0.5
+    low, high = value_range(lines)
+    inner_width, inner_height = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
+
+    def x_of(x: float) -> float:
+        return (x - left) / (right - left) * inner_width
+
+    def y_of(y: float) -> float:
+        return inner_height - (y - low) / (high - low) * inner_height
+
+    axes = []
+    marks = ticks(low, high)
+    step = marks[1] - marks[0] if len(marks) > 1 else abs(marks[0])
+    largest = max(map(abs, marks))
+    for mark in marks:
+        y = f"{TOP + y_of(mark):.1f}"
+        axes.append(tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, class_="zero" if mark == 0 else "grid"))
+        axes.append(tag("text", tick_label(mark, step, largest), x=LEFT - 6, y=y, dy="0.32em", text_anchor="end"))
+    marks = [m for m in ticks(left, right) if m == int(m)] or [left]
+    step = marks[1] - marks[0] if len(marks) > 1 else 1
+    largest = max(map(abs, marks))
+    for mark in marks:
+        x = LEFT + x_of(mark)
+        anchor = "end" if x > WIDTH - RIGHT - 12 else "middle"
+        axes.append(
+            tag(
+                "text",
+                tick_label(mark, step, largest),
+                x=f"{x:.1f}",
+                y=HEIGHT - BOTTOM + 15,
+                text_anchor=anchor,
+            )
+        )
+        axes.append(
+            tag("line", x1=f"{x:.1f}", x2=f"{x:.1f}", y1=HEIGHT - BOTTOM, y2=HEIGHT - BOTTOM + 3, class_="grid")
+        )
+    axes.append(tag("text", x_label, x=LEFT + inner_width / 2, y=HEIGHT - 4, text_anchor="middle", class_="label"))
+    inside = tag("svg", *(_draw(line, x_of, y_of) for line in lines), x=LEFT, y=TOP, width=inner_width,
+                 height=inner_height)  # fmt: skip
+    last = [next((y for _, y in reversed(line.points) if y is not None), None) for line in lines]
+    spoken = f"{title}: " + ", ".join(f"{line.name} ends at {number(y)}" for line, y in zip(lines, last, strict=True))
+    picture = tag("svg", *axes, inside, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=spoken)
+    legend = [tag("span", tag("i", style=f"background:var(--c{line.colour})"), line.name if len(lines) > 1 else "last",
+                  " ", tag("b", _last(y))) for line, y in zip(lines, last, strict=True)]  # fmt: skip
+    caption = tag(
+        "figcaption",
+        tag("strong", title),
+        tag("span", unit, class_="unit") if unit else "",
+        tag("div", *legend, class_="legend"),
+    )
+    return tag("figure", caption, picture, class_="chart")

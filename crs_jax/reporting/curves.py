@@ -1,0 +1,103 @@
+"""Learning curves of the training stages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from crs_jax.reporting.charts import Line, line_chart
+from crs_jax.reporting.figures import name_of
+from crs_jax.reporting.html import Html, folded, missing, note, section, tag
+from crs_jax.reporting.workdir import Run, Series
+
+STAGES = {"sft": "Supervised fine-tuning", "reward": "Reward model", "ppo": "PPO"}
+X_LABELS = {"sft": "optimizer step", "reward": "optimizer step", "ppo": "iteration"}
+# title, unit of y, metrics drawn together; in the order of the page
+CHARTS: Mapping[str, Sequence[tuple[str, str, tuple[str, ...]]]] = {
+    "sft": (
+        ("Loss", "nats", ("loss", "validation/loss")),
+        ("Act loss", "nats per act slot", ("act_loss", "validation/act_loss")),
+        ("Word loss", "nats per token", ("word_loss", "validation/word_loss")),
+        ("Validation HR@10", "share", ("validation/hr@10",)),
+        ("Gradient norm", "before clipping", ("grad_norm",)),
+        ("Learning rate", "", ("learning_rate",)),
+    ),
+    "reward": (
+        ("Loss", "", ("loss", "validation/loss")),
+        ("Gradient norm", "before clipping", ("grad_norm",)),
+        ("Learning rate", "", ("learning_rate",)),
+    ),
+    "ppo": (
+        ("Reward", "mean of the replies", ("reward",)),
+        ("Parts of the reward", "mean", ("reward/engagement", "reward/relevance", "reward/sentiment")),
+        ("KL to the SFT policy", "nats a reply", ("kl", "kl/act", "kl/word")),
+        ("Entropy of acts", "nats", ("entropy/act",)),
+        ("Entropy of words", "nats", ("entropy/word",)),
+        ("Reply length", "tokens", ("reply_length",)),
+        ("Items in a reply", "", ("items_per_reply",)),
+        ("Replies that end", "share", ("ended",)),
+        ("Clipped ratios", "share of tokens", ("clip_fraction",)),
+        ("KL to the old policy", "nats per token", ("approx_kl",)),
+        ("Value loss", "", ("value_loss",)),
+        ("Explained variance", "of the value function", ("explained_variance",)),
+        ("Gradient norm", "before clipping", ("grad_norm",)),
+        ("Learning rate", "", ("learning_rate",)),
+    ),
+}
+LINE_NAMES = {
+    "reward/engagement": "engagement",
+    "reward/relevance": "relevance",
+    "reward/sentiment": "sentiment",
+    "kl": "all",
+    "kl/act": "acts",
+    "kl/word": "words",
+}
+
+
+def _line_name(metric: str, together: Sequence[str]) -> str:
+    if metric in LINE_NAMES:
+        return LINE_NAMES[metric]
+    if metric.startswith("validation/"):
+        return "validation"
+    return "train" if len(together) > 1 else name_of(metric)
+
+
+def _chart(stage: str, title: str, unit: str, metrics: Sequence[str], series: Mapping[str, Series]) -> Html | None:
+    present = [m for m in metrics if m in series and any(y is not None for _, y in series[m].points)]
+    if not present:
+        return None
+    lines = [Line(_line_name(m, metrics), series[m].points, metrics.index(m) + 1) for m in present]
+    return line_chart(title, unit, X_LABELS.get(stage, "step"), lines)
+
+
+def _stage_curves(stage: str, series: Mapping[str, Series]) -> Html:
+    specified = CHARTS.get(stage, ())
+    charts = [_chart(stage, title, unit, metrics, series) for title, unit, metrics in specified]
+    known = {metric for _, _, metrics in specified for metric in metrics}
+    others = []
+    for name in series:
+        base = name.removeprefix("validation/")
+        if name in known or (base != name and base in series and base not in known):
+            continue
+        pair = (name, f"validation/{name}") if base == name else (name,)
+        others.append(_chart(stage, name_of(name), "", pair, series))
+    shown, more = ([c for c in group if c] for group in (charts, others))
+    if not shown:
+        shown, more = more, []
+    return tag(
+        "div",
+        tag("h3", STAGES.get(stage, name_of(stage))),
+        tag("div", *shown, class_="charts"),
+        folded(f"{len(more)} more curve{'s' * (len(more) > 1)}", tag("div", *more, class_="charts")) if more else "",
+    )
+
+
+def curves(run: Run) -> Html:
+    """The section with learning curves of every stage that logged something."""
+    title = "Learning curves"
+    absent = [STAGES[stage] for stage in STAGES if stage not in run.series]
+    present = [stage for stage in STAGES if stage in run.series] + [s for s in run.series if s not in STAGES]
+    if not present:
+        return section("curves", title, missing("No learning curves: metrics.jsonl is missing or empty."))
+    words = note("Pale: every logged step. Solid: centred moving average over a twentieth of the steps.")
+    gone = missing(f"Nothing logged by: {', '.join(absent)}.") if absent else ""
+    return section("curves", title, words, gone, *(_stage_curves(stage, run.series[stage]) for stage in present))

@@ -1,0 +1,92 @@
+"""Figures of the replies, the reward model and the alignment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from crs_jax.reporting.figures import Figure, name_of
+from crs_jax.reporting.html import Html, missing, note, section, tag
+from crs_jax.reporting.tables import facts, figure_cell, head, row_head, table
+from crs_jax.reporting.workdir import Run, flat_figures
+
+
+def _cell(value: Any) -> Html:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return (
+            figure_cell(value) if isinstance(value, Figure) else tag("td", "–" if value is None else value, class_="n")
+        )
+    return figure_cell(Figure(value))
+
+
+def _columns(rows: Mapping[str, Mapping[str, Any]], first: Sequence[str] = ()) -> list[str]:
+    """Every name that a row has, `first` in front."""
+    found = dict.fromkeys(name for row in rows.values() for name in row)
+    return [name for name in first if name in found] + [name for name in found if name not in first]
+
+
+def _grid(rows: Mapping[str, Mapping[str, Any]], columns: Sequence[str], label: str) -> Html:
+    body = []
+    for row, values in rows.items():
+        mark = row if row in ("sft", "ppo") else ""
+        body.append(tag("tr", row_head(name_of(row), "", mark), *(_cell(values.get(name)) for name in columns)))
+    return table([[head("", numeric=False), *(head(name_of(name)) for name in columns)]], body, label)
+
+
+def row_names(values: Mapping[str, Any]) -> dict[str, str]:
+    """`available · uptake` as Available · Uptake."""
+    return {key: " · ".join(name_of(part) for part in key.split(" · ")) for key in values}
+
+
+def reward_model(run: Run) -> Html:
+    """Correlations of the reward model with what was observed on held-out dialogues."""
+    title = "Reward model"
+    found = run.table("reward_model")
+    signals = {
+        name: flat_figures(value)
+        for name, value in found.items()
+        if isinstance(value, dict) and {"pearson", "spearman"} & value.keys()
+    }
+    if not signals:
+        return section("reward-model", title, missing("No reward model in this run."))
+    rest = flat_figures({name: value for name, value in found.items() if name not in signals})
+    words = note(
+        "Predicted against observed, on held-out dialogues. The method's target before PPO is a Pearson correlation "
+        "above 0.6 for engagement."
+    )
+    more = facts(rest, "Reward model, more figures", row_names(rest)) if rest else ""
+    return section(
+        "reward-model", title, _grid(signals, _columns(signals, ("pearson", "spearman", "n")), title), words, more
+    )
+
+
+def replies(run: Run) -> Html:
+    """The generated replies, every measure of every row."""
+    title = "Replies"
+    rows = {row: flat_figures(run.table("text", row)) for row in run.table("text")}
+    if not rows:
+        return section("text", title, missing("No text figures: no replies have been generated."))
+    words: dict[str, list[str]] = {}
+    for row, values in rows.items():
+        for name, value in values.items():
+            if isinstance(value, str):
+                words.setdefault(f"{name_of(name)}: {value}", []).append(name_of(row))
+    columns = [name for name in _columns(rows) if not any(isinstance(v.get(name), str) for v in rows.values())]
+    notes = [note(line if len(who) == len(rows) else f"{', '.join(who)}: {line}") for line, who in words.items()]
+    return section("text", title, _grid(rows, columns, title), *notes)
+
+
+def alignment(run: Run) -> Html:
+    """What PPO ended with, and the health of the alignment."""
+    title = "PPO and its health"
+    parts = []
+    for top, label in (("ppo", "At the end of PPO"), ("health", "Health of the alignment")):
+        if values := flat_figures(run.table(top)):
+            parts.append(tag("div", tag("h3", label), facts(values, label, row_names(values))))
+    if scored := {row: flat_figures(run.table("rewards", row)) for row in run.table("rewards") if row != "ppo-sft"}:
+        turned = {name: {row: scored[row].get(name) for row in scored} for name in _columns(scored)}
+        label = "Scores of the evaluated replies"
+        parts.append(tag("div", tag("h3", label), _grid(turned, list(scored), label)))
+    if not run.table("ppo"):
+        parts.insert(0, missing("No PPO stage in this run."))
+    return section("ppo", title, tag("div", *parts, class_="columns"))

@@ -1,0 +1,119 @@
+"""The reward: three signals predicted from (context, reply), standardised, weighted, clipped; and where it is paid.
+
+R = alpha * engagement + beta * relevance + gamma * sentiment shift. The whole of R is read at the reply's last token;
+the part that the act alone explains is read at `<|say|>` and paid there, the rest at the end, so that a reply's total is R.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from crs_jax.models.heads import SIGNALS, SignalHeads
+from crs_jax.models.policy import Policy
+from crs_jax.rl.scoring import Hidden, Parts, parts, tree_hidden
+
+
+class RewardModel(nnx.Module):
+    """A policy-shaped trunk (it starts as the SFT model) with a head a signal."""
+
+    def __init__(self, policy: Policy, *, rngs: nnx.Rngs):
+        self.policy = policy
+        self.heads = SignalHeads(policy.trunk.config.width, rngs=rngs)
+
+
+class Normaliser(NamedTuple):
+    """Of reference samples: mean and standard deviation of each signal, `[3]` in the order of `SIGNALS`, and the standard
+    deviation of their weighted sum. Fixed before PPO starts, so that the objective stays one and the same.
+    """
+
+    mean_S: jax.Array
+    std_S: jax.Array
+    total_std: jax.Array
+
+
+class Scores(NamedTuple):
+    """Of each reply, `[B]` float32: the total R and its standardised parts (NaN where a signal does not exist)."""
+
+    act_B: jax.Array
+    total_B: jax.Array
+    signal_BS: jax.Array
+
+
+def read_heads(heads: SignalHeads, hidden: Hidden, split: Parts) -> tuple[jax.Array, jax.Array]:
+    """Predicted signals at `<|say|>` and at the last token, `[B, 3]` each."""
+    C, G, R, D = hidden.at.shape
+    at_BRD = hidden.at.reshape(C * G, R, D)
+    say_BR = jnp.where(split.say_BR.any(-1, keepdims=True), split.say_BR, split.last_BR)
+    read = [heads(jnp.einsum("BR,BRD->BD", where.astype(at_BRD.dtype), at_BRD)) for where in (say_BR, split.last_BR)]
+    return read[0], read[1]
+
+
+def combine(signal_BS: jax.Array, weight_S: jax.Array, clip: float) -> jax.Array:
+    """Weighted sum of standardised signals, `[B]`.
+
+    Where a signal does not exist (NaN: an empty act has no relevance) the weights of the others are scaled up to the same
+    total; where none exists, or all weights are 0, the result is 0.
+    """
+    exists = jnp.isfinite(signal_BS)
+    weight_BS = jnp.where(exists, weight_S, 0.0)
+    total = jnp.abs(weight_S).sum()
+    present = jnp.abs(weight_BS).sum(-1)
+    scale_B = jnp.where(present > 0, total / jnp.maximum(present, 1e-12), 0.0)
+    return jnp.clip((jnp.where(exists, signal_BS, 0.0) * weight_BS).sum(-1) * scale_B, -clip, clip)
+
+
+def score(
+    say_BS: jax.Array,
+    end_BS: jax.Array,
+    relevance_B: jax.Array | None,
+    normaliser: Normaliser,
+    weight_S: jax.Array,
+    clip: float,
+) -> Scores:
+    """Scores of replies.
+
+    Args:
+      say_BS, end_BS: predicted signals at `<|say|>` and at the end, label units.
+      relevance_B: exact relevance of the act (NaN for an empty act), or None to use the learned head's.
+      normaliser: standardises each signal and the total.
+      weight_S: alpha, beta, gamma.
+      clip: bound of the total, both sides.
+    """
+    say_BS, end_BS = (
+        (with_relevance(s, relevance_B) - normaliser.mean_S) / normaliser.std_S for s in (say_BS, end_BS)
+    )
+    weight_S = weight_S / normaliser.total_std
+    return Scores(combine(say_BS, weight_S, clip), combine(end_BS, weight_S, clip), end_BS)
+
+
+def with_relevance(signal_BS: jax.Array, relevance_B: jax.Array | None) -> jax.Array:
+    """The signals with the exact relevance in its column, if there is one."""
+    return signal_BS if relevance_B is None else signal_BS.at[:, SIGNALS.index("relevance")].set(relevance_B)
+
+
+def fit_normaliser(signal_BS: jax.Array, weight_S: jax.Array) -> Normaliser:
+    """From signals of reference samples, ignoring NaN; what does not vary keeps standard deviation 1."""
+    mean_S = jnp.nan_to_num(jnp.nanmean(signal_BS, 0))
+    std_S = jnp.nan_to_num(jnp.nanstd(signal_BS, 0))
+    std_S = jnp.where(std_S > 1e-6, std_S, 1.0)
+    total_std = combine((signal_BS - mean_S) / std_S, weight_S, jnp.inf).std()
+    return Normaliser(mean_S, std_S, jnp.where(total_std > 1e-6, total_std, 1.0))
+
+
+def predict(
+    model: RewardModel,
+    prompt_CP: jax.Array,
+    prompt_mask_CP: jax.Array,
+    tokens_CGR: jax.Array,
+    mask_CGR: jax.Array,
+) -> tuple[jax.Array, jax.Array, Parts]:
+    """Predicted signals at `<|say|>` and at the end of each reply, `[C * G, 3]` each, and the replies' parts."""
+    C, G, R = tokens_CGR.shape
+    items_ND = model.policy.item_table()
+    hidden = tree_hidden(model.policy, items_ND, prompt_CP, prompt_mask_CP, tokens_CGR, mask_CGR)
+    split = parts(tokens_CGR.reshape(C * G, R), mask_CGR.reshape(C * G, R), model.policy.layout)
+    return *read_heads(model.heads, hidden, split), split

@@ -1,0 +1,109 @@
+"""Sentiment of what seekers say, and how it moves over a recommender's message. A weak label.
+
+`vader` is the rule-based lexicon of Hutto & Gilbert 2014 (VADER, ICWSM): its compound score. Anything else names a
+three- or two-class classifier for `transformers` (such as a RoBERTa trained on tweets): p(positive) - p(negative).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from crs_jax.data.dialogue import MENTION, Dialogue
+from crs_jax.errors import InputError
+from crs_jax.signals.reactions import plain_text, reactions
+
+MAX_TOKENS = 128  # of one utterance, classifier only; what is longer is cut
+BATCH = 32
+
+
+def sentiment(texts: Sequence[str], kind: str = "vader") -> np.ndarray:
+    """float32 [n] in [-1, 1], 0 for an empty text.
+
+    Args:
+      texts: utterances; mention characters are dropped, so that titles do not count.
+      kind: `config.signals.sentiment`: `vader`, or a classifier's folder or hub id.
+
+    Raises:
+      InputError: the classifier cannot be loaded, or its labels do not say which is positive.
+    """
+    plain = [" ".join(text.replace(MENTION, " ").split()) for text in texts]
+    distinct = [text for text in dict.fromkeys(plain) if text]
+    values = dict(zip(distinct, (_vader() if kind == "vader" else _classifier(kind))(distinct), strict=True))
+    return np.array([values.get(text, 0.0) for text in plain], dtype=np.float32)
+
+
+def sentiment_shift(dialogues: Sequence[Dialogue], kind: str = "vader") -> list[np.ndarray]:
+    """Sentiment of the seeker's reaction minus that of what the seeker said before the recommender's message.
+
+    Messages of one speaker in a row are joined, on both sides.
+
+    Returns:
+      For each dialogue float32 [turns] in [-2, 2], NaN where the recommender opens the dialogue, ends it, or goes on.
+    """
+    where: list[tuple[int, int]] = []
+    texts: list[str] = []
+    for d, dialogue in enumerate(dialogues):
+        for reaction in reactions(dialogue):
+            if reaction.before and reaction.after:
+                where.append((d, reaction.turn))
+                texts += [plain_text(reaction.before), plain_text(reaction.after)]
+    value = sentiment(texts, kind)
+    out = [np.full(len(dialogue.turns), np.nan, dtype=np.float32) for dialogue in dialogues]
+    for i, (d, t) in enumerate(where):
+        out[d][t] = value[2 * i + 1] - value[2 * i]
+    return out
+
+
+def _vader() -> Callable[[list[str]], list[float]]:
+    from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+
+    analyzer = SentimentIntensityAnalyzer()
+    return lambda texts: [analyzer.polarity_scores(text)["compound"] for text in texts]
+
+
+def _classifier(kind: str) -> Callable[[list[str]], list[float]]:
+    """Loads a classifier; texts of like length run together."""
+    import transformers
+
+    try:
+        model: Any = transformers.pipeline("text-classification", model=kind, tokenizer=kind, top_k=None, device=-1)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"config.signals.sentiment: no classifier could be loaded from {kind!r} ({reason}); give 'vader', or the "
+            "folder or hub id of a text classifier (needs the extra 'roberta')"
+        ) from error
+    signs = label_signs(model.model.config.id2label, kind)
+
+    def run(texts: list[str]) -> list[float]:
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        values = [0.0] * len(texts)
+        results = model([texts[i] for i in order], batch_size=BATCH, truncation=True, max_length=MAX_TOKENS)
+        for i, scores in zip(order, results, strict=True):
+            values[i] = sum(signs[entry["label"]] * entry["score"] for entry in scores)
+        return values
+
+    return run
+
+
+def label_signs(id2label: Mapping[int, str], kind: str) -> dict[str, float]:
+    """+1, 0 or -1 for each label of a classifier.
+
+    Labels without names (`LABEL_0`, ...) are read in the order these classifiers are published in: negative, neutral,
+    positive, or negative, positive.
+    """
+    names = [id2label[i] for i in sorted(id2label)]
+    lowered = [name.lower() for name in names]
+    if all(name.startswith("label_") for name in lowered) and len(names) in (2, 3):
+        return dict(zip(names, (-1.0, 1.0) if len(names) == 2 else (-1.0, 0.0, 1.0), strict=True))
+    signs = {name: 1.0 if low.startswith("pos") else -1.0 if low.startswith("neg") else 0.0
+             for name, low in zip(names, lowered, strict=True)}  # fmt: skip
+    if sorted(signs.values())[:1] != [-1.0] or max(signs.values()) != 1.0:
+        raise InputError(
+            f"config.signals.sentiment: the labels of {kind!r} are {', '.join(names)}; a classifier with the labels "
+            "negative and positive is needed"
+        )
+    return signs

@@ -1,0 +1,73 @@
+"""Weak labels of every recommender reply: engagement, relevance and sentiment shift, cached to disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+
+import numpy as np
+
+from crs_jax.models.heads import SIGNALS
+from crs_jax.signals.engagement import EngagementModel, availability
+from crs_jax.signals.relevance import turn_relevance
+from crs_jax.signals.sentiment import sentiment_shift
+from crs_jax.training.task import Task
+
+VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Labels:
+    """Labels of one split, standardised by the training split's mean and standard deviation.
+
+    Attributes:
+      signal_DTS: `[dialogues, most turns, 3]` in the order of `SIGNALS`, NaN where a label does not exist.
+      available: how many replies each part of engagement is known for.
+    """
+
+    signal_DTS: np.ndarray
+    available: dict[str, int]
+
+
+def _raw(task: Task, split: str, engagement: EngagementModel) -> np.ndarray:
+    dialogues = task.dialogues(split)
+    columns = (
+        engagement.score(dialogues),
+        turn_relevance(dialogues, task.corpus.catalogue, task.content_NE, task.embed, task.config.data.window),
+        sentiment_shift(dialogues, task.config.signals.sentiment),
+    )
+    longest = max((len(dialogue.turns) for dialogue in dialogues), default=0)
+    out = np.full((len(dialogues), longest, len(SIGNALS)), np.nan, np.float32)
+    for s, column in enumerate(columns):
+        for d, values in enumerate(column):
+            out[d, : len(values), s] = values
+    return out
+
+
+def label(task: Task, split: str) -> Labels:
+    """Labels of `split`; computed once for the same dialogues and settings."""
+    key = json.dumps([VERSION, split, task.config.signals.to_dict(), task.config.data.window, task.fingerprint])
+    path = task.cache / f"labels-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
+    if path.exists():
+        with np.load(path) as stored:
+            return Labels(stored["signal_DTS"], json.loads(str(stored["available"])))
+    engagement = EngagementModel.fit(task.dialogues("train"), task.config.signals.engagement.to_dict())
+    train = _raw(task, "train", engagement)
+    flat = train.reshape(-1, len(SIGNALS)).astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        known = np.isfinite(flat)
+        count_S = np.maximum(known.sum(0), 1)
+        mean_S = np.where(known, flat, 0).sum(0) / count_S
+        std_S = np.sqrt(np.where(known, (flat - mean_S) ** 2, 0).sum(0) / count_S)
+    raw = train if split == "train" else _raw(task, split, engagement)
+    labels = Labels(
+        ((raw - mean_S) / np.where(std_S > 1e-6, std_S, 1.0)).astype(np.float32),
+        availability(task.dialogues(split), engagement),
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.stem}.{os.getpid()}.partial.npz")
+    np.savez(partial, signal_DTS=labels.signal_DTS, available=json.dumps(labels.available))
+    os.replace(partial, path)
+    return labels

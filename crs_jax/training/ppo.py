@@ -1,0 +1,283 @@
+"""The PPO stage: one jitted iteration of rollout, scores, advantages and clipped updates, over the mesh.
+
+Everything that learns or judges is an argument: the state (donated), the reference, the reward model and the batch of
+contexts. Rewards are paid where `rl/reward.py` says, less the k1 KL penalty of each token; acts and words have their own
+KL coefficients, entropies and whitening, since a reply has one or two act tokens and dozens of words.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from crs_jax.models.actor_critic import ActorCritic
+from crs_jax.models.heads import SIGNALS
+from crs_jax.rl import ppo
+from crs_jax.rl.reward import Normaliser, Scores, predict, score, with_relevance
+from crs_jax.rl.rollout import Replies, sample
+from crs_jax.rl.scoring import Parts, TokenLikelihood, reply_likelihood, tree_hidden
+from crs_jax.sharding import BATCH
+from crs_jax.signals.relevance import relevance
+from crs_jax.training.state import TrainState, apply_gradients
+
+
+class Contexts(NamedTuple):
+    """Prompts of an iteration and what relevance compares with, C rows."""
+
+    prompt_CP: jax.Array
+    mask_CP: jax.Array
+    text_CE: jax.Array
+    named_CE: jax.Array
+
+
+class Judges(NamedTuple):
+    """What does not learn in this stage.
+
+    Attributes:
+      reference: parameters of the SFT policy.
+      reward: parameters of the reward model.
+      frozen: the item contents of policy-shaped models.
+      reward_frozen: those of the reward model.
+      items_NE: unit description embeddings, for exact relevance.
+      weight_S: alpha, beta, gamma.
+    """
+
+    reference: Any
+    reward: Any
+    frozen: Any
+    reward_frozen: Any
+    items_NE: jax.Array
+    weight_S: jax.Array
+
+
+class Graphs(NamedTuple):
+    """Graph definitions (static) of the three models."""
+
+    actor: Any
+    policy: Any
+    reward: Any
+
+
+class Experience(NamedTuple):
+    """What the updates of one iteration train on; leading axis C contexts, then G replies."""
+
+    prompt_CP: jax.Array
+    mask_CP: jax.Array
+    tokens_CGR: jax.Array
+    reply_mask_CGR: jax.Array
+    act_CGR: jax.Array
+    logp_CGR: jax.Array
+    value_CGR: jax.Array
+    advantage_CGR: jax.Array
+    return_CGR: jax.Array
+
+
+def actor_pass(
+    actor: ActorCritic, prompt_CP, mask_CP, tokens_CGR, reply_mask_CGR, temperature: float
+) -> tuple[TokenLikelihood, jax.Array]:
+    """Likelihoods and values of reply tokens, `[B, R]` each, B = C * G."""
+    C, G, R = tokens_CGR.shape
+    args = (prompt_CP, mask_CP, tokens_CGR, reply_mask_CGR)
+    items_ND = actor.policy.item_table()
+    hidden = tree_hidden(actor.policy, items_ND, *args).before.reshape(C * G, R, -1)
+    seen = hidden
+    if actor.critic is not None:
+        seen = tree_hidden(actor.critic, actor.critic.item_table(), *args).before.reshape(C * G, R, -1)
+    flat = tokens_CGR.reshape(C * G, R), reply_mask_CGR.reshape(C * G, R)
+    return reply_likelihood(actor.policy, items_ND, hidden, *flat, temperature), actor.values(seen)
+
+
+def judge(
+    graphs: Graphs, judges: Judges, contexts: Contexts, replies: Replies, exact: bool
+) -> tuple[jax.Array, jax.Array, jax.Array | None, Parts]:
+    """Predicted signals at `<|say|>` and at the end, the exact relevance (None where the head's is taken), the parts."""
+    C = contexts.prompt_CP.shape[0]
+    model = nnx.merge(graphs.reward, judges.reward, judges.reward_frozen)
+    grouped = (a.reshape(C, -1, a.shape[-1]) for a in (replies.tokens_BR, replies.mask_BR))
+    say_BS, end_BS, split = predict(model, contexts.prompt_CP, contexts.mask_CP, *grouped)
+    if not exact:
+        return say_BS, end_BS, None, split
+    G = replies.tokens_BR.shape[0] // C
+    text_BE, named_BE = (jnp.repeat(a, G, axis=0) for a in (contexts.text_CE, contexts.named_CE))
+    return say_BS, end_BS, relevance(split.items_BM, text_BE, named_BE, judges.items_NE), split
+
+
+def policy_likelihood(
+    graph: Any, params: Any, frozen: Any, contexts: Contexts, replies: Replies, temperature: float
+) -> TokenLikelihood:
+    """Of replies under a policy, `[B, R]`."""
+    C, (B, R) = contexts.prompt_CP.shape[0], replies.tokens_BR.shape
+    policy = nnx.merge(graph, params, frozen)
+    items_ND = policy.item_table()
+    tokens, mask = (a.reshape(C, B // C, R) for a in (replies.tokens_BR, replies.mask_BR))
+    hidden = tree_hidden(policy, items_ND, contexts.prompt_CP, contexts.mask_CP, tokens, mask)
+    before_BRD = hidden.before.reshape(B, R, -1)
+    return reply_likelihood(policy, items_ND, before_BRD, replies.tokens_BR, replies.mask_BR, temperature)
+
+
+def make_sampler(graphs: Graphs, config: ConfigDict):
+    """Jitted (reference params, judges, contexts, key) -> signals of SFT samples, `[B, 3]`: reference samples."""
+    c = config.ppo
+
+    def signals(judges: Judges, contexts: Contexts, key: jax.Array) -> jax.Array:
+        policy = nnx.merge(graphs.policy, judges.reference, judges.frozen)
+        replies = sample(
+            policy, contexts.prompt_CP, contexts.mask_CP, key, group=c.group, reply_tokens=config.data.reply_tokens,
+            temperature=c.temperature, block=c.decode_block,
+        )  # fmt: skip
+        _, end_BS, relevance_B, _ = judge(graphs, judges, contexts, replies, config.reward.relevance == "exact")
+        return with_relevance(end_BS, relevance_B)
+
+    return jax.jit(signals)
+
+
+def token_rewards(
+    scores: Scores, split: Parts, kl_BR: jax.Array, act_kl: jax.Array, word_kl: jax.Array, penalty: float
+) -> jax.Array:
+    """Rewards `[B, R]`: scores where they fall, less the KL penalty of each token and that of a missing end."""
+    word_B = scores.total_B - scores.act_B - penalty * ~split.ended_B
+    placed_BR = ppo.place_rewards(scores.act_B, word_B, split.say_BR, split.last_BR)
+    return placed_BR - kl_BR * (act_kl * split.act_BR + word_kl * split.word_BR)
+
+
+def make_iteration(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mesh):
+    """Jitted (state, judges, normaliser, contexts, key) -> (state, metrics): one PPO iteration.
+
+    Args:
+      graphs: graph definitions.
+      optimizer: of the actor-critic's parameters.
+      config: the whole config; read when tracing.
+      mesh: contexts are cut along its data and fsdp axes.
+
+    Metrics are masked means over the real tokens of the global batch. With the key of the run, iteration i draws from
+    `fold_in(key, i)`.
+    """
+    c, R = config.ppo, config.data.reply_tokens
+    minibatch = c.contexts // c.minibatches
+
+    def loss_of(params, frozen, mini: Experience):
+        actor = nnx.merge(graphs.actor, params, frozen)
+        shape = mini.tokens_CGR.shape
+        likelihood, value_BR = actor_pass(
+            actor, mini.prompt_CP, mini.mask_CP, mini.tokens_CGR, mini.reply_mask_CGR, c.temperature
+        )
+        logp, entropy, value = (a.reshape(shape) for a in (likelihood.logp_BR, likelihood.entropy_BR, value_BR))
+        act, word = mini.act_CGR, mini.reply_mask_CGR & ~mini.act_CGR
+        surrogate, clipped = ppo.policy_loss(logp, mini.logp_CGR, mini.advantage_CGR, c.clip)
+        critic, _ = ppo.value_loss(value, mini.value_CGR, mini.return_CGR, c.value_clip)
+        policy_loss = ppo.masked_mean(surrogate, act) + ppo.masked_mean(surrogate, word)
+        value_loss = ppo.masked_mean(critic, mini.reply_mask_CGR)
+        bonus = c.act_entropy * ppo.masked_mean(entropy, act) + c.word_entropy * ppo.masked_mean(entropy, word)
+        loss = policy_loss + c.value_coef * value_loss - bonus
+        real = mini.reply_mask_CGR
+        return loss, {
+            "loss": loss,
+            "policy_loss": policy_loss,
+            "value_loss": value_loss,
+            "clip_fraction": ppo.masked_mean(clipped.astype(jnp.float32), real),
+            "approx_kl": ppo.masked_mean(ppo.approximate_kl(logp, mini.logp_CGR), real),
+            "ratio_error": jnp.where(real, jnp.abs(jnp.exp(logp - mini.logp_CGR) - 1.0), 0.0).max(),
+        }
+
+    def update(carry, mini: Experience):
+        params, opt_state, halted, stopped, frozen = carry
+        (value, metrics), grads = jax.value_and_grad(loss_of, has_aux=True)(params, frozen, mini)
+        if c.kl_stop > 0:
+            stopped = stopped | (metrics["approx_kl"] > c.kl_stop)
+        go = ~halted & ~stopped
+        params, opt_state, norm, made = apply_gradients(optimizer, grads, params, opt_state, jnp.isfinite(value) & go)
+        halted = halted | (go & ~made)
+        return (params, opt_state, halted, stopped, frozen), {**metrics, "grad_norm": norm, "updated": made}
+
+    def iteration(state: TrainState, judges: Judges, normaliser: Normaliser, contexts: Contexts, key: jax.Array):
+        key = jax.random.fold_in(key, state.step)
+        sample_key, order_key = jax.random.split(key)
+        C, B = c.contexts, c.contexts * c.group
+        frozen = {"policy": judges.frozen} | ({"critic": judges.frozen} if config.model.value == "separate" else {})
+        actor = nnx.merge(graphs.actor, state.params, frozen)
+        replies = sample(
+            actor.policy, contexts.prompt_CP, contexts.mask_CP, sample_key, group=c.group, reply_tokens=R,
+            temperature=c.temperature, block=c.decode_block,
+        )  # fmt: skip
+        grouped = tuple(a.reshape(C, c.group, R) for a in (replies.tokens_BR, replies.mask_BR))
+        old, value_BR = actor_pass(actor, contexts.prompt_CP, contexts.mask_CP, *grouped, c.temperature)
+        reference = policy_likelihood(
+            graphs.policy, judges.reference, judges.frozen, contexts, replies, c.temperature
+        )
+        say_BS, end_BS, relevance_B, split = judge(
+            graphs, judges, contexts, replies, config.reward.relevance == "exact"
+        )
+        scores = score(say_BS, end_BS, relevance_B, normaliser, judges.weight_S, config.reward.clip)
+        k1_BR = ppo.kl_k1(old.logp_BR, reference.logp_BR)
+        act_kl, word_kl = state.extra["act_kl"], state.extra["word_kl"]
+        reward_BR = token_rewards(scores, split, k1_BR, act_kl, word_kl, c.missing_end_penalty)
+        advantage_BR, return_BR = ppo.gae(reward_BR, value_BR, replies.mask_BR, c.discount, c.gae_lambda)
+        white_BR = ppo.whiten(advantage_BR, split.act_BR) + ppo.whiten(advantage_BR, split.word_BR)
+
+        def by_context(a_BR):
+            return a_BR.reshape(C, c.group, R)
+
+        experience = Experience(
+            contexts.prompt_CP, contexts.mask_CP, *grouped, by_context(split.act_BR), by_context(old.logp_BR),
+            by_context(value_BR), by_context(white_BR), by_context(return_BR),
+        )  # fmt: skip
+
+        def epoch(carry, epoch_key):
+            order_C = jax.random.permutation(epoch_key, C)
+
+            def cut(a):
+                a = a[order_C].reshape(c.minibatches, minibatch, *a.shape[1:])
+                spec = PartitionSpec(None, *BATCH)
+                return lax.with_sharding_constraint(a, NamedSharding(mesh, spec))
+
+            return lax.scan(update, carry, jax.tree.map(cut, experience))
+
+        finite = jnp.isfinite(reward_BR).all() & jnp.isfinite(old.logp_BR).all()
+        carry = (state.params, state.opt_state, state.halted | ~finite, jnp.asarray(False), frozen)
+        (params, opt_state, halted, _, _), updates = lax.scan(epoch, carry, jax.random.split(order_key, c.epochs))
+
+        mask = replies.mask_BR
+        kl_act, kl_word = (ppo.masked_sum(k1_BR, part) / B for part in (split.act_BR, split.word_BR))
+        extra = dict(state.extra)
+        if c.kl_target > 0:
+            for name in ("act_kl", "word_kl"):
+                extra[name] = ppo.adapt_kl_coefficient(extra[name], kl_act + kl_word, c.kl_target, B, c.kl_horizon)
+        proposed_B = (split.items_BM >= 0).sum(-1)
+        signals = {
+            f"reward/{name}": ppo.masked_mean(column, jnp.isfinite(column))
+            for name, column in zip(SIGNALS, scores.signal_BS.T, strict=True)
+        }
+        metrics = signals | {
+            "reward": scores.total_B.mean(),
+            "reward/act": scores.act_B.mean(),
+            "reward/std": scores.total_B.std(),
+            "kl": kl_act + kl_word,
+            "kl/act": kl_act,
+            "kl/word": kl_word,
+            "kl/k3": ppo.masked_sum(ppo.kl_k3(old.logp_BR, reference.logp_BR), mask) / B,
+            "kl/max": jnp.where(mask, jnp.abs(k1_BR), 0.0).max(),
+            "entropy/act": ppo.masked_mean(old.entropy_BR, split.act_BR),
+            "entropy/word": ppo.masked_mean(old.entropy_BR, split.word_BR),
+            "sampler_gap": jnp.where(mask, jnp.abs(old.logp_BR - replies.logp_BR), 0.0).max(),
+            "explained_variance": ppo.explained_variance(value_BR, return_BR, mask),
+            "reply_length": mask.sum(-1).mean(),
+            "ended": split.ended_B.mean(),
+            "items_per_reply": proposed_B.mean(),
+            "recommends": (proposed_B > 0).mean(),
+            "coefficient/act_kl": act_kl,
+            "coefficient/word_kl": word_kl,
+            "rewards_finite": finite,
+            "halted": halted,
+            "ratio_error": updates.pop("ratio_error")[0, 0],
+            "noise": jax.random.key_data(sample_key).astype(jnp.uint32).sum(),
+        }
+        metrics |= {name: value.mean() for name, value in updates.items()}
+        return TrainState(state.step + 1, params, opt_state, halted, extra), metrics
+
+    return jax.jit(iteration, donate_argnums=0)

@@ -1,0 +1,167 @@
+"""The PPO stage from start to end: contexts, reference samples, iterations, checkpoints."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from crs_jax.checkpoint import Checkpoints
+from crs_jax.data.windows import make_windows
+from crs_jax.errors import InputError
+from crs_jax.metrics import MetricsWriter
+from crs_jax.models.actor_critic import ActorCritic
+from crs_jax.progress import Progress, say
+from crs_jax.rl.reward import Normaliser, fit_normaliser
+from crs_jax.sharding import place, shard_batch
+from crs_jax.signals.relevance import context_vectors
+from crs_jax.training.checks import check_first, check_noise
+from crs_jax.training.optimizer import make_optimizer, schedule
+from crs_jax.training.ppo import Contexts, Graphs, Judges, make_iteration, make_sampler
+from crs_jax.training.state import fresh_state, raise_if_halted
+from crs_jax.training.task import Task, copy_tree, split_model
+
+Model = tuple[Any, Any, Any]  # graphdef, params, frozen
+REFERENCE_BATCHES = 8
+
+
+class Aligned(NamedTuple):
+    """What the PPO stage leaves.
+
+    Attributes:
+      policy: graphdef, params and frozen arrays of the aligned policy.
+      graphs, judges, normaliser: what scores replies as in training.
+    """
+
+    policy: Model
+    graphs: Graphs
+    judges: Judges
+    normaliser: Normaliser
+
+
+def contexts_at(task: Task, split: str, where: list[tuple[int, int]]) -> Contexts:
+    """Host arrays of all contexts of a split that the list names."""
+    windows = make_windows(task.config, task.encoded[split], where, task.tokenizer)
+    vectors = context_vectors(
+        task.dialogues(split), where, task.corpus.catalogue, task.content_NE, task.embed, task.config.data.window
+    )
+    return Contexts(windows.tokens_BP, windows.mask_BP, vectors["text_BE"], vectors["named_BE"])
+
+
+def chosen(seed: int, iteration: int, total: int, count: int) -> np.ndarray:
+    """Numbers of the contexts of an iteration: passes over all contexts, each in an order of its own."""
+    places = np.arange(iteration * count, (iteration + 1) * count)
+    orders = {int(p): np.random.default_rng([seed, 11, int(p)]).permutation(total) for p in np.unique(places // total)}
+    return np.array([orders[int(at // total)][at % total] for at in places])
+
+
+def take(contexts: Contexts, index: np.ndarray) -> Contexts:
+    """Rows of the contexts."""
+    return Contexts(*(a[index] for a in contexts))
+
+
+def make_judges(task: Task, sft: Model, reward: Model) -> Judges:
+    """Everything that does not learn, on the mesh."""
+    r = task.config.reward
+    weight_S = jnp.array([r.alpha, r.beta, r.gamma], jnp.float32)
+    if not jnp.abs(weight_S).sum() > 0:
+        raise InputError("config.reward: alpha, beta and gamma are all 0; there is nothing to learn from")
+    return Judges(sft[1], reward[1], sft[2], reward[2], jnp.asarray(task.content_NE), weight_S)
+
+
+def reference_normaliser(task: Task, graphs: Graphs, judges: Judges, contexts: Contexts) -> Normaliser:
+    """Fitted on replies of the SFT policy to training contexts."""
+    sampler, c = make_sampler(graphs, task.config), task.config.ppo
+    total, signals = len(contexts.prompt_CP), []
+    for i in range(REFERENCE_BATCHES):
+        index = chosen(task.config.seed + 5, i, total, c.contexts)
+        batch = shard_batch(take(contexts, index), task.mesh)
+        signals.append(sampler(judges, batch, jax.random.fold_in(jax.random.key(task.config.seed + 5), i)))
+    return fit_normaliser(jnp.concatenate(signals), judges.weight_S)
+
+
+def build(task: Task, sft: Model, reward: Model) -> tuple[Graphs, Any, Judges]:
+    """Graph definitions, the first parameters of the actor-critic, and the judges."""
+    policy = nnx.merge(*sft)
+    separate = task.config.model.value == "separate"
+    critic = nnx.merge(sft[0], copy_tree(sft[1]), sft[2]) if separate else None
+    graph, params, _ = split_model(ActorCritic(policy, task.config.model.value, critic))
+    graphs = Graphs(graph, sft[0], reward[0])
+    return graphs, copy_tree(place(params, task.mesh)), make_judges(task, sft, reward)
+
+
+def run_ppo(task: Task, writer: MetricsWriter, sft: Model, reward: Model) -> Aligned:
+    """Aligns the SFT policy, or loads what was aligned before."""
+    c = task.config.ppo
+    checkpoints = Checkpoints(task.workdir, "ppo", task.config)
+    graphs, params, judges = build(task, sft, reward)
+    blank = Normaliser(jnp.zeros(3), jnp.ones(3), jnp.float32(1))
+    result = {"policy": params["policy"], "normaliser": blank._asdict()}
+    done, meta = checkpoints.latest()
+    if done is not None and meta["done"]:
+        result = checkpoints.restore(done, "result", result)
+        say(f"ppo: done before, {done} iterations")
+        checkpoints.close()
+        return Aligned((sft[0], result["policy"], sft[2]), graphs, judges, Normaliser(**result["normaliser"]))
+
+    where = task.replies("train")
+    if len(where) < c.contexts:
+        raise InputError(f"config.ppo.contexts={c.contexts}, but the training split has {len(where)} replies")
+    contexts = contexts_at(task, "train", where)
+    updates = c.iterations * c.epochs * c.minibatches
+    optimizer = make_optimizer(c.learning_rate, c.warmup, updates, c.weight_decay, c.clip_norm)
+    rate = schedule(c.learning_rate, c.warmup, updates)
+    coefficients = {"act_kl": jnp.float32(c.act_kl), "word_kl": jnp.float32(c.word_kl)}
+    state = fresh_state(params, optimizer, coefficients)
+    if done is not None:
+        state = checkpoints.restore(done, "state", state)
+        normaliser = Normaliser(**checkpoints.restore(done, "result", result)["normaliser"])
+        writer.drop_after("ppo", done)
+    else:
+        normaliser = reference_normaliser(task, graphs, judges, contexts)
+    iteration = make_iteration(graphs, optimizer, task.config, task.mesh)
+    key = jax.random.key(task.config.seed + 4)
+    first, pending, noise = done or 0, None, None
+    save_every = max(c.iterations // 5, 1)
+    clock = time.monotonic()
+
+    def report(number: int, metrics: dict[str, Any]) -> None:
+        nonlocal noise, clock
+        values = {name: float(value) for name, value in metrics.items()}
+        raise_if_halted("ppo", number, values)
+        if c.checks:
+            if number == 1:
+                check_first(values, task.config.model.dtype, task.config.model.value)
+            if number == 2 and noise is not None:
+                check_noise(noise, values["noise"])
+        noise = values.pop("noise")
+        del values["halted"], values["rewards_finite"]
+        now = time.monotonic()
+        writer.write("ppo", number, {**values, "seconds": now - clock})
+        clock = now
+        progress.update(reward=values["reward"], kl=values["kl"])
+
+    with Progress(c.iterations, "PPO", "iterations", done=first) as progress:
+        for number in range(first + 1, c.iterations + 1):
+            index = chosen(task.config.seed, number - 1, len(where), c.contexts)
+            batch = shard_batch(take(contexts, index), task.mesh)
+            state, metrics = iteration(state, judges, normaliser, batch, key)
+            if pending is not None:
+                report(*pending)
+            metrics["learning_rate"] = rate((number - 1) * c.epochs * c.minibatches)
+            pending = (number, metrics)
+            if number == 1 or number == first + 1:
+                report(*pending)  # the checks of the first iteration come before the second
+                pending = None
+            if number % save_every == 0 or number == c.iterations:
+                if pending is not None:
+                    report(*pending)
+                    pending = None
+                result = {"policy": state.params["policy"], "normaliser": normaliser._asdict()}
+                checkpoints.save(number, state, result, done=number == c.iterations)
+    checkpoints.close()
+    return Aligned((sft[0], state.params["policy"], sft[2]), graphs, judges, normaliser)

@@ -1,0 +1,187 @@
+"""The reward stage: a copy of the SFT model learns to predict the seeker's reaction from context and reply.
+
+Rows are packed dialogues as in SFT. The three heads are read at `<|say|>` (context and act) and at `<|end|>` (the whole
+reply), both against the same standardised labels; a label that does not exist bears no loss.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from crs_jax.checkpoint import Checkpoints
+from crs_jax.data.packing import Rows
+from crs_jax.data.windows import make_windows
+from crs_jax.metrics import MetricsWriter
+from crs_jax.models.heads import SIGNALS
+from crs_jax.progress import Progress, say
+from crs_jax.rl.ppo import masked_mean
+from crs_jax.rl.reward import RewardModel, predict
+from crs_jax.sharding import place, shard_batch
+from crs_jax.training.labels import label
+from crs_jax.training.optimizer import make_optimizer
+from crs_jax.training.replies import reply_arrays
+from crs_jax.training.sft import at_slots, batches, epoch_seed, make_packer, packed_hidden
+from crs_jax.training.state import TrainState, apply_gradients, fresh_state, raise_if_halted
+from crs_jax.training.task import Task, copy_tree, split_model
+
+
+def split_holdout(task: Task) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of the training dialogues the reward model is fitted on, and of those held out, cut by the seed."""
+    count = len(task.dialogues("train"))
+    order = np.random.default_rng([task.config.seed, 7]).permutation(count)
+    held = max(round(task.config.reward.holdout * count), 1)
+    return np.sort(order[held:]), np.sort(order[:held])
+
+
+def reward_loss(
+    model: RewardModel, rows: Rows, say_RAS: jax.Array, end_RWS: jax.Array, window: int, key: jax.Array | None
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Mean squared error over the labels that exist, signals weighing alike, `<|say|>` and `<|end|>` alike.
+
+    `say_RAS` and `end_RWS` are the labels beside the act and word slots whose target is `<|say|>` or `<|end|>`, NaN at all
+    other slots.
+    """
+    policy = model.policy
+    hidden_RTD = packed_hidden(policy, policy.item_table(), rows, window, key)
+    metrics, loss = {}, jnp.float32(0)
+    for where, label_RXS in (("act_at_RA", say_RAS), ("word_at_RW", end_RWS)):
+        last = rows["tokens_RT"].shape[1] - 1
+        read = model.heads(at_slots(hidden_RTD, jnp.minimum(rows[where] + 1, last)))
+        for s, name in enumerate(SIGNALS):
+            known = jnp.isfinite(label_RXS[..., s])
+            error = masked_mean(jnp.square(read[..., s] - jnp.where(known, label_RXS[..., s], 0.0)), known)
+            metrics[f"{name}_loss"] = metrics.get(f"{name}_loss", 0.0) + 0.5 * error
+            loss = loss + 0.5 * error / len(SIGNALS)
+    return loss, {"loss": loss, **metrics}
+
+
+def slot_labels(task: Task, rows: Rows, signal_DTS: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`say_RAS` and `end_RWS` of `reward_loss` for packed rows."""
+    out = []
+    for at, target, mask, stop in (
+        ("act_at_RA", "act_target_RA", "act_mask_RA", task.layout.num_items),
+        ("word_at_RW", "word_target_RW", "word_mask_RW", task.layout.end),
+    ):
+        dialogue = np.take_along_axis(rows["dialogue_RT"], rows[at], 1)
+        turn = np.take_along_axis(rows["utterance_RT"], rows[at], 1)
+        here = rows[mask] & (rows[target] == stop)
+        out.append(np.where(here[..., None], signal_DTS[dialogue, turn], np.nan).astype(np.float32))
+    return out[0], out[1]
+
+
+def make_step(graphdef: Any, optimizer: Any, task: Task):
+    """Jitted (state, frozen, rows, labels, key) -> (state, metrics)."""
+
+    def step(state: TrainState, frozen: Any, rows: Rows, say_RAS, end_RWS, key: jax.Array):
+        def loss(params):
+            model = nnx.merge(graphdef, params, frozen)
+            step_key = jax.random.fold_in(key, state.step)
+            return reward_loss(model, rows, say_RAS, end_RWS, task.config.data.window, step_key)
+
+        (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+        healthy = jnp.isfinite(value) & ~state.halted
+        params, opt_state, norm, made = apply_gradients(optimizer, grads, state.params, state.opt_state, healthy)
+        halted = state.halted | ~made
+        metrics |= {"grad_norm": norm, "halted": halted}
+        return TrainState(state.step + 1, params, opt_state, halted, state.extra), metrics
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def predict_replies(
+    task: Task, graphdef: Any, params: Any, frozen: Any, split: str, where: list[tuple[int, int]]
+) -> np.ndarray:
+    """Predicted signals `[n, 3]` at the end of human replies, from windowed prompts as PPO sees them."""
+    contexts = make_windows(task.config, task.encoded[split], where, task.tokenizer)
+    tokens_BR, mask_BR = reply_arrays(task, split, where)
+
+    @jax.jit
+    def run(params, frozen, prompt, prompt_mask, tokens, mask):
+        model = nnx.merge(graphdef, params, frozen)
+        return predict(model, prompt, prompt_mask, tokens[:, None], mask[:, None])[1]
+
+    size = min(task.config.evaluation.batch, max(len(where), 1))
+    out = []
+    for start in range(0, len(where), size):
+        index = np.minimum(np.arange(start, start + size), len(where) - 1)
+        batch = [a[index] for a in (contexts.tokens_BP, contexts.mask_BP, tokens_BR, mask_BR)]
+        out.append(np.asarray(run(params, frozen, *shard_batch(batch, task.mesh))))
+    return np.concatenate(out)[: len(where)] if out else np.zeros((0, len(SIGNALS)), np.float32)
+
+
+def run_reward(task: Task, writer: MetricsWriter, sft: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
+    """Trains or loads the reward model; returns its graphdef, params (lowest held-out loss) and frozen arrays."""
+    c = task.config
+    checkpoints = Checkpoints(task.workdir, "reward", c)
+    model = RewardModel(nnx.merge(*sft), rngs=nnx.Rngs(params=jax.random.key(c.seed + 2)))
+    graphdef, params, frozen = split_model(model)
+    params, frozen = place(copy_tree(params), task.mesh), place(frozen, task.mesh)
+    done, meta = checkpoints.latest()
+    if done is not None and meta["done"]:
+        params = checkpoints.restore(done, "result", params)
+        say(f"reward: done before, {done} steps, held-out loss {meta['best']:.4f}")
+        checkpoints.close()
+        return graphdef, params, frozen
+    signal_DTS = label(task, "train").signal_DTS
+    fitted, held = split_holdout(task)
+    packer, held_packer = make_packer(task, "train", fitted), make_packer(task, "train", held)
+    held_rows = held_packer.epoch(rows=c.sft.rows, crop=0.0, rng=epoch_seed(task, "held", 0))
+    per_epoch = len(packer.epoch(rows=c.sft.rows, crop=c.sft.crop, rng=epoch_seed(task, "reward", 0)))
+    steps = max(round(c.reward.epochs * per_epoch), 1)
+    optimizer = make_optimizer(c.reward.learning_rate, 0.05, steps, c.reward.weight_decay, c.reward.clip_norm)
+    state = fresh_state(params, optimizer)
+    best, best_loss = copy_tree(params), float("inf")
+    if done is not None:
+        best, best_loss = checkpoints.restore(done, "result", best), meta["best"]
+        state = checkpoints.restore(done, "state", state)
+        writer.drop_after("reward", done)
+    step = make_step(graphdef, optimizer, task)
+    held_loss = jax.jit(
+        lambda params, frozen, rows, say_RAS, end_RWS: reward_loss(
+            nnx.merge(graphdef, params, frozen), rows, say_RAS, end_RWS, c.data.window, None
+        )[1]
+    )
+
+    def with_labels(rows: Rows, numbers: np.ndarray) -> Any:
+        return shard_batch((rows, *slot_labels(task, rows, signal_DTS[numbers])), task.mesh)
+
+    def validate(params) -> dict[str, float]:
+        sums = [held_loss(params, frozen, *with_labels(rows, held)) for rows in held_rows]
+        return {name: float(np.mean([float(s[name]) for s in sums])) for name in sums[0]}
+
+    key, first, pending = jax.random.key(c.seed + 3), done or 0, None
+
+    def report(number: int, metrics: dict[str, Any], every: int) -> float:
+        values = {name: float(value) for name, value in metrics.items()}
+        raise_if_halted("reward", number, values)
+        del values["halted"]
+        if number % every == 0 or number == 1:
+            writer.write("reward", number, values)
+        return values["loss"]
+
+    with Progress(steps, "reward model", "steps", done=first) as progress:
+        for number, (_, rows) in enumerate(batches(packer, task, "reward", c.sft.rows, c.sft.crop), 1):
+            if number > steps:
+                break
+            if number <= first:
+                continue
+            arrays = with_labels(rows, fitted)
+            state, metrics = step(state, frozen, *arrays, key)
+            if pending is not None:
+                progress.update(loss=report(*pending, c.log_every))
+            pending = (number, metrics)
+            if number % max(per_epoch // 2, 1) == 0 or number == steps:
+                scores = validate(state.params)
+                writer.write("reward", number, {f"validation/{name}": value for name, value in scores.items()})
+                if scores["loss"] < best_loss:
+                    best, best_loss = copy_tree(state.params), scores["loss"]
+                checkpoints.save(number, state, best, best=best_loss, done=number == steps)
+        if pending is not None:
+            progress.update(loss=report(*pending, 1))
+    checkpoints.close()
+    return graphdef, best, frozen

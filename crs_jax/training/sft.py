@@ -1,0 +1,229 @@
+"""The supervised stage: next-token loss on the recommender's replies, acts and words, over packed dialogues.
+
+Rows hold whole dialogues under a banded mask, so that each token is computed once an epoch. A token attends to its own
+utterance and the `window` before it; deeper layers see a little further back, and positions count from where the piece
+begins. So that replies are also learned as they are sampled, from a window that begins at position 0, a share
+`config.sft.crop` of the dialogues starts at a random utterance in each epoch, and validation scores windowed prompts.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from crs_jax.checkpoint import Checkpoints
+from crs_jax.data.packing import Packer, Rows
+from crs_jax.data.windows import make_windows
+from crs_jax.errors import InputError
+from crs_jax.metrics import MetricsWriter
+from crs_jax.models.likelihood import act_likelihood, word_likelihood
+from crs_jax.models.policy import Policy
+from crs_jax.progress import Progress, say
+from crs_jax.rl.ppo import masked_mean
+from crs_jax.sharding import place, shard_batch
+from crs_jax.training.optimizer import make_optimizer, schedule
+from crs_jax.training.replies import reply_arrays, reply_nll
+from crs_jax.training.state import TrainState, apply_gradients, fresh_state, raise_if_halted
+from crs_jax.training.task import Task, copy_tree, new_policy, split_model
+
+
+def banded_mask(segment_RT: jax.Array, utterance_RT: jax.Array, window: int) -> jax.Array:
+    """`[R, T, T]`: causal, within a segment, and at most `window` utterances back."""
+    T = segment_RT.shape[1]
+    same = (segment_RT[:, :, None] == segment_RT[:, None, :]) & (segment_RT[:, :, None] > 0)
+    near = utterance_RT[:, :, None] - utterance_RT[:, None, :] <= window
+    return same & near & jnp.tril(jnp.ones((T, T), bool))
+
+
+def packed_hidden(policy: Policy, items_ND: jax.Array, rows: Rows, window: int, key: jax.Array | None) -> jax.Array:
+    """Hidden states `[R, T, D]` of packed rows."""
+    mask = banded_mask(rows["segment_RT"], rows["utterance_RT"], window)
+    return policy.trunk(policy.embed(rows["tokens_RT"], items_ND), rows["position_RT"], mask, key)
+
+
+def at_slots(hidden_RTD: jax.Array, slot_RA: jax.Array) -> jax.Array:
+    """Hidden states `[R, A, D]` at the given places of each row."""
+    return jnp.take_along_axis(hidden_RTD, slot_RA[..., None], 1)
+
+
+def sft_loss(
+    policy: Policy, rows: Rows, window: int, act_weight: float, key: jax.Array | None
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Mean loss of words plus `act_weight` times that of acts, nats a token, over the global batch."""
+    items_ND = policy.item_table()
+    hidden_RTD = packed_hidden(policy, items_ND, rows, window, key)
+    act = act_likelihood(
+        policy, items_ND, at_slots(hidden_RTD, rows["act_at_RA"]), rows["act_used_RAM"], rows["act_target_RA"]
+    )
+    word = word_likelihood(
+        policy, items_ND, at_slots(hidden_RTD, rows["word_at_RW"]), rows["word_items_RWM"], rows["word_target_RW"]
+    )
+    act_loss = -masked_mean(act.logp, rows["act_mask_RA"])
+    word_loss = -masked_mean(word.logp, rows["word_mask_RW"])
+    loss = word_loss + act_weight * act_loss
+    return loss, {"loss": loss, "act_loss": act_loss, "word_loss": word_loss}
+
+
+def make_packer(task: Task, split: str, numbers: Sequence[int] | None = None) -> Packer:
+    """Packer of a split, or of its dialogues of the given `numbers` (its `dialogue_RT` then counts among those).
+
+    A row has room for loss on two thirds of its tokens and for an act every six.
+    """
+    c = task.config
+    chosen = range(len(task.dialogues(split))) if numbers is None else numbers
+    return Packer(
+        [task.encoded[split][d] for d in chosen],
+        [[turn.role for turn in task.dialogues(split)[d].turns] for d in chosen],
+        row_tokens=c.sft.row_tokens,
+        act_slots=max(c.sft.row_tokens // 6, c.data.act_items + 1),
+        word_slots=c.sft.row_tokens * 2 // 3,
+        act_items=c.data.act_items,
+        tokenizer=task.tokenizer,
+    )
+
+
+def epoch_seed(task: Task, stage: str, epoch: int) -> np.random.Generator:
+    """Randomness of one epoch's crops and order: a function of seed, stage and epoch alone."""
+    return np.random.default_rng([task.config.seed, sum(stage.encode()), epoch])
+
+
+def batches(packer: Packer, task: Task, stage: str, rows: int, crop: float) -> Iterator[tuple[int, Rows]]:
+    """Endless (epoch, batch), the same sequence on every run."""
+    epoch = 0
+    while True:
+        for batch in packer.epoch(rows=rows, crop=crop, rng=epoch_seed(task, stage, epoch)):
+            yield epoch, batch
+        epoch += 1
+
+
+def make_step(graphdef: Any, optimizer: Any, task: Task):
+    """Jitted (state, frozen, rows, key) -> (state, metrics)."""
+    c = task.config
+
+    def step(state: TrainState, frozen: Any, rows: Rows, key: jax.Array):
+        def loss(params):
+            policy = nnx.merge(graphdef, params, frozen)
+            return sft_loss(policy, rows, c.data.window, c.sft.act_weight, jax.random.fold_in(key, state.step))
+
+        (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+        healthy = jnp.isfinite(value) & ~state.halted
+        params, opt_state, norm, made = apply_gradients(optimizer, grads, state.params, state.opt_state, healthy)
+        halted = state.halted | ~made
+        metrics |= {"grad_norm": norm, "halted": halted}
+        return TrainState(state.step + 1, params, opt_state, halted, state.extra), metrics
+
+    return jax.jit(step, donate_argnums=0)
+
+
+class Validation:
+    """Loss of windowed prompts and human replies of the validation split, and the rank of what was recommended."""
+
+    def __init__(self, task: Task, graphdef: Any, limit: int = 1024):
+        where = task.replies("validation")
+        if not where:
+            raise InputError("config.data.validation_dialogues: no validation dialogue has a reply; give it more")
+        chosen = np.random.default_rng(task.config.seed).permutation(len(where))[:limit]
+        where = [where[i] for i in sorted(chosen)]
+        contexts = make_windows(task.config, task.encoded["validation"], where, task.tokenizer)
+        replies = reply_arrays(task, "validation", where)
+        self._size = min(task.config.evaluation.batch, len(where))
+        self._arrays = (contexts.tokens_BP, contexts.mask_BP, *replies)
+        self._mesh = task.mesh
+        self._nll = jax.jit(functools.partial(reply_nll, graphdef))
+
+    def __call__(self, params: Any, frozen: Any) -> dict[str, float]:
+        """act_loss, word_loss (nats a token), their sum `loss`, and hr@10 of the first item of each act."""
+        totals: dict[str, float] = {}
+        count = len(self._arrays[0])
+        for start in range(0, count, self._size):
+            index = np.arange(start, start + self._size)
+            batch = [a[np.minimum(index, count - 1)] for a in self._arrays]
+            batch[3] = batch[3] & (index < count)[:, None]
+            for name, value in self._nll(params, frozen, *shard_batch(batch, self._mesh)).items():
+                totals[name] = totals.get(name, 0.0) + float(value)
+        act = totals["act_nll"] / max(totals["act_tokens"], 1)
+        word = totals["word_nll"] / max(totals["word_tokens"], 1)
+        return {
+            "act_loss": act,
+            "word_loss": word,
+            "loss": act + word,
+            "hr@10": totals["hits"] / max(totals["recommending"], 1),
+        }
+
+
+def run_sft(task: Task, writer: MetricsWriter) -> tuple[Any, Any, Any]:
+    """Trains or loads the SFT policy.
+
+    Returns:
+      graphdef, params of the epoch with the lowest validation loss, frozen arrays.
+    """
+    c = task.config
+    checkpoints = Checkpoints(task.workdir, "sft", c)
+    policy = new_policy(task)
+    graphdef, params, frozen = split_model(policy)
+    params, frozen = place(params, task.mesh), place(frozen, task.mesh)
+    packer = make_packer(task, "train")
+    if not task.replies("train"):
+        raise InputError("config.data: no training dialogue has a recommender's reply after the first message")
+    per_epoch = len(packer.epoch(rows=c.sft.rows, crop=c.sft.crop, rng=epoch_seed(task, "sft", 0)))
+    steps = max(round(c.sft.epochs * per_epoch), 1)
+    optimizer = make_optimizer(c.sft.learning_rate, c.sft.warmup, steps, c.sft.weight_decay, c.sft.clip_norm)
+    best, best_loss = params, float("inf")
+    state = fresh_state(copy_tree(params), optimizer)
+    done, meta = checkpoints.latest()
+    if done is not None:
+        best, best_loss = checkpoints.restore(done, "result", params), meta["best"]
+        if meta["done"]:
+            say(f"sft: done before, {done} steps, validation loss {best_loss:.4f}")
+            checkpoints.close()
+            return graphdef, best, frozen
+        state = checkpoints.restore(done, "state", state)
+        writer.drop_after("sft", done)
+    step = make_step(graphdef, optimizer, task)
+    rate = schedule(c.sft.learning_rate, c.sft.warmup, steps)
+    validation = Validation(task, graphdef)
+    key = jax.random.key(c.seed + 1)
+    first = done or 0
+    pending, clock = None, time.monotonic()
+    with Progress(steps, "supervised fine-tuning", "steps", done=first) as progress:
+        for number, (epoch, rows) in enumerate(batches(packer, task, "sft", c.sft.rows, c.sft.crop), 1):
+            if number > steps:
+                break
+            if number <= first:
+                continue
+            state, metrics = step(state, frozen, shard_batch(rows, task.mesh), key)
+            if pending is not None:
+                progress.update(loss=report(writer, *pending, c.log_every, clock))
+                clock = time.monotonic()
+            metrics |= {"learning_rate": rate(number - 1), "epoch": epoch}
+            pending = (number, metrics, int((rows["segment_RT"] > 0).sum()))
+            if number % per_epoch == 0 or number == steps:
+                scores = validation(state.params, frozen)
+                writer.write("sft", number, {f"validation/{name}": value for name, value in scores.items()})
+                if scores["loss"] < best_loss:
+                    best, best_loss = copy_tree(state.params), scores["loss"]
+                checkpoints.save(number, state, best, best=best_loss, done=number == steps)
+        if pending is not None:
+            progress.update(loss=report(writer, *pending, 1, clock))
+    checkpoints.close()
+    return graphdef, best, frozen
+
+
+def report(
+    writer: MetricsWriter, number: int, metrics: dict[str, Any], tokens: int, every: int, clock: float
+) -> float:
+    """Writes the metrics of a step that has run; returns its loss."""
+    values = {name: float(value) for name, value in metrics.items()}
+    raise_if_halted("sft", number, values)
+    del values["halted"]
+    if number % every == 0 or number == 1:
+        values["tokens_per_second"] = tokens / max(time.monotonic() - clock, 1e-9)
+        writer.write("sft", number, values)
+    return values["loss"]

@@ -1,0 +1,131 @@
+"""What every stage works on: the corpus in tokens, the catalogue's frozen vectors, and where models come from."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from crs_jax.data.corpus import Corpus
+from crs_jax.data.dialogue import RECOMMENDER
+from crs_jax.data.tokenizer import DialogueTokenizer
+from crs_jax.models.gpt2 import GPT2Config
+from crs_jax.models.hf import fill, load_gpt2
+from crs_jax.models.items import Frozen
+from crs_jax.models.policy import Layout, Policy
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """Inputs of all stages.
+
+    Attributes:
+      config: the whole config.
+      workdir: where the run writes.
+      mesh: devices.
+      corpus: dialogues and catalogue.
+      tokenizer: words, controls and items.
+      encoded: by split, dialogue, turn: token ids.
+      content_NE: frozen description embeddings, `[N, E]` unit rows.
+      embed: texts to unit embeddings `[n, E]`, cached on disk.
+      cache: folder of prepared data.
+      fingerprint: of the dialogues and the encoder; part of the name of whatever is cached.
+    """
+
+    config: ConfigDict
+    workdir: pathlib.Path
+    mesh: Mesh
+    corpus: Corpus
+    tokenizer: DialogueTokenizer
+    encoded: dict[str, list[list[list[int]]]]
+    content_NE: np.ndarray
+    embed: Callable[[Sequence[str]], np.ndarray]
+    cache: pathlib.Path
+    fingerprint: str
+
+    def dialogues(self, split: str):
+        """Dialogues of a split."""
+        return getattr(self.corpus, split)
+
+    def replies(self, split: str) -> list[tuple[int, int]]:
+        """(dialogue, turn) of each recommender message that has a context."""
+        return [
+            (d, t)
+            for d, dialogue in enumerate(self.dialogues(split))
+            for t, turn in enumerate(dialogue.turns)
+            if t > 0 and turn.role == RECOMMENDER
+        ]
+
+    @property
+    def layout(self) -> Layout:
+        """Token ids of the model."""
+        t = self.tokenizer
+        return Layout(
+            num_words=t.num_words,
+            item_offset=t.item_offset,
+            num_items=t.num_items,
+            act_items=self.config.data.act_items,
+            pad=t.pad,
+            seeker=t.seeker,
+            recommender=t.recommender,
+            rec=t.rec,
+            say=t.say,
+            end=t.end,
+        )
+
+
+def model_config(config: ConfigDict) -> GPT2Config:
+    """The trunk's shape."""
+    m = config.model
+    return GPT2Config(m.layers, m.width, m.heads, m.positions, m.dropout, m.dtype, remat=m.remat)
+
+
+def log_popularity(task: Task) -> np.ndarray:
+    """log(1 + number of training messages that name the item), `[N]`."""
+    count_N = np.zeros(len(task.corpus.catalogue))
+    for dialogue in task.corpus.train:
+        for turn in dialogue.turns:
+            count_N[task.corpus.catalogue.rows(turn.distinct_items)] += 1
+    return np.log1p(count_N)
+
+
+def new_policy(task: Task) -> Policy:
+    """A policy at its initial values (a Hugging Face GPT-2 where `config.model.init` names one)."""
+    config = task.config
+    policy = Policy(
+        model_config(config),
+        task.layout,
+        task.content_NE,
+        log_popularity(task),
+        rngs=nnx.Rngs(params=jax.random.key(config.seed)),
+        pad_to=128 * config.mesh.tensor,
+    )
+    if config.model.init != "scratch":
+        fill(policy, load_gpt2(config.model.init))
+    return policy
+
+
+def split_model(model: nnx.Module) -> tuple[Any, Any, Any]:
+    """(graphdef, trained arrays, frozen arrays) as nested dicts; `nnx.merge` takes them back."""
+    graphdef, params, frozen = nnx.split(model, nnx.Param, Frozen)
+    return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(frozen)
+
+
+def copy_tree(tree: Any) -> Any:
+    """New buffers: what a donated argument must not share."""
+    return jax.tree.map(jnp.copy, tree)
+
+
+def count(params: Any) -> int:
+    """Number of scalars."""
+    return int(sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(params)))

@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Installs crs_jax with everything its tests need, and runs them. Safe to repeat; run it from any folder.
+#
+#   launch/test.sh                          all tests, but those under tests/soak
+#   launch/test.sh tests/rl -k clip         pytest's own arguments; files are named from the repository's root
+#
+# VENV=FOLDER puts the virtual environment elsewhere than .venv, PYTHON=PROGRAM chooses the interpreter.
+set -euo pipefail
+
+# shellcheck source=launch/setup.sh
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+
+install test
+
+cd "$root"
+export PYTHONPATH="$root/tests${PYTHONPATH:+:$PYTHONPATH}"
+exec "$venv/bin/python" -m pytest -p budget --durations=15 "$@"

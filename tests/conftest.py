@@ -1,0 +1,24 @@
+"""Fixtures of all tests."""
+
+import os
+import pathlib
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the hub; before `datasets` is first imported
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> pathlib.Path:
+    """Folder with the public data (redial, opendialkg, inspired): $CRS_JAX_DATA, else shared/data beside the repo.
+
+    Without it a test is skipped; in CI (env CI set) it fails.
+    """
+    named = os.environ.get("CRS_JAX_DATA")
+    folder = pathlib.Path(named) if named else pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not (folder / "redial" / "test_data.jsonl").is_file():
+        reason = f"no public data in {folder}: set CRS_JAX_DATA to a folder with redial, opendialkg and inspired"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return folder

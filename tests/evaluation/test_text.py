@@ -1,0 +1,86 @@
+import math
+
+import pytest
+
+from crs_jax.errors import InputError
+from crs_jax.evaluation import text
+
+HYPOTHESES = ["have you seen The Matrix (1999)?", "i like that one too", "", "the cat sat on the mat"]
+REFERENCES = ["have you seen Inception (2010)?", "i like it too", "hello there", "the cat sat on the mat"]
+
+
+def test_words():
+    assert text.words("Don't you  LIKE it? Yes.") == ["don't", "you", "like", "it", "?", "yes", "."]
+
+
+def test_distinct_worked_by_hand():
+    assert text.distinct(["a b a", "b c"], 1) == 3 / 5
+    assert text.distinct(["a b a", "b c", "a b"], 2) == 3 / 4  # ab, ba, bc of ab, ba, bc, ab
+    assert text.distinct(["", "a"], 2) == 0
+
+
+def test_repetition_worked_by_hand():
+    # abcd bcda cdab dabc abcd: one of five stood earlier in the same text; the same text twice repeats nothing more
+    assert text.repetition(["a b c d a b c d"]) == 1 / 5
+    assert text.repetition(["a b c d a b c d", "a b c d", "a b"]) == 1 / 6
+    assert text.repetition(["a b c"]) == 0
+
+
+def lcs(a, b):
+    table = [[0] * (len(b) + 1) for _ in range(len(a) + 1)]
+    for i, x in enumerate(a):
+        for j, y in enumerate(b):
+            table[i + 1][j + 1] = table[i][j] + 1 if x == y else max(table[i][j + 1], table[i + 1][j])
+    return table[-1][-1]
+
+
+def test_rouge_l_equals_a_plain_longest_common_subsequence():
+    expected = []
+    for hypothesis, reference in zip(HYPOTHESES, REFERENCES, strict=True):
+        h, r = ([w for w in text.words(t) if w.isalnum()] for t in (hypothesis, reference))
+        common = lcs(h, r)
+        expected.append(2 * common / (len(h) + len(r)) if common else 0.0)  # 2PR / (P + R)
+    assert text.rouge_l(HYPOTHESES, REFERENCES) == pytest.approx(sum(expected) / 4)
+
+
+def test_bleu_worked_by_hand():
+    """Six words against seven, without repeats: precisions 6/6, 5/5, 4/4, 3/3 and a brevity penalty exp(1 - 7/6)."""
+    metrics = text.text_metrics(["one two three four five six"], ["one two three four five six seven"])
+    assert metrics["bleu-4"] == pytest.approx(math.exp(1 - 7 / 6))
+    # corpus level: counts are added before dividing; 6 + 4 of 6 + 5 words match, 5 + 2 of 5 + 4 pairs, and so on
+    two = text.text_metrics(["one two three four five six", "a b x c d"], ["one two three four five six", "a b y c d"])
+    precisions = [(6 + 4) / 11, (5 + 2) / 9, (4 + 0) / 7, (3 + 0) / 5]
+    assert two["bleu-4"] == pytest.approx(math.prod(precisions) ** 0.25)
+    assert "tok:13a" in two["bleu-signature"]
+    assert "version:" in two["bleu-signature"]
+
+
+def test_all_metrics():
+    metrics = text.text_metrics(HYPOTHESES, REFERENCES)
+    assert metrics["length"] == (6 + 5 + 0 + 6) / 4
+    assert metrics["length-reference"] == (5 + 4 + 2 + 6) / 4
+    assert metrics["empty"] == 0.25
+    assert metrics["replies"] == 4
+    same = text.text_metrics(REFERENCES, REFERENCES)
+    assert same["bleu-4"] == pytest.approx(1)
+    assert same["rouge-l"] == pytest.approx(1)
+    assert same["distinct-2"] == same["distinct-2-reference"]
+    assert 0 < metrics["bleu-4"] < 1
+
+
+def test_empty_hypotheses_score_nothing():
+    metrics = text.text_metrics(["", " "], ["some words here now", "and more"])
+    numbers = [metrics[n] for n in ("bleu-4", "rouge-l", "distinct-1", "distinct-2", "length", "repetition", "empty")]
+    assert numbers == [0, 0, 0, 0, 0, 0, 1]
+
+
+@pytest.mark.parametrize(("hypotheses", "references"), [([], []), (["a"], ["a", "b"])])
+def test_sets_that_do_not_match(hypotheses, references):
+    with pytest.raises(InputError, match="hypotheses"):
+        text.text_metrics(hypotheses, references)
+
+
+def test_bits_per_byte():
+    # each of the four bytes of 'aé!' (é takes two) at probability 1/2: one bit a byte
+    assert text.bits_per_byte(4 * math.log(2), ["aé", "!"]) == pytest.approx(1)
+    assert math.isnan(text.bits_per_byte(1.0, []))

@@ -1,0 +1,141 @@
+"""The Flax encoder against sentence-transformers, with the same weights, and against itself."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from safetensors.numpy import load_file, save_file
+
+from crs_jax.errors import InputError
+from crs_jax.models.encoder import find_encoder
+from crs_jax.models.minilm import MiniLM
+
+LONG = "I watched it with my kids on a rainy Sunday, and none of us could stop laughing at the talking llama. "
+TEXTS = [
+    "",
+    " ",
+    "Hi",
+    "hi there!",
+    "Have you seen The Matrix (1999)?",
+    "Ich mag Filme wie Das Leben der Anderen (2006), ça te dit?",
+    "I loved it 😀👍🏽 ... 映画が好き и ещё",
+    "tab\tnew\nline\u200b zero\u00a0width \ufffc",
+    "@123456 [SEP] [MASK] ##ing",
+    "supercalifragilisticexpialidocious" * 8,
+    "I am looking for a scary movie, something like It (2017) or The Conjuring (2013), but not too gory please.",
+    LONG * 2,
+    LONG * 3,
+    LONG * 5,
+    LONG * 20,
+]
+ORACLE = """
+import json, sys, numpy
+from sentence_transformers import SentenceTransformer
+folder, texts, out = sys.argv[1:]
+model = SentenceTransformer(folder, device="cpu")
+model.max_seq_length = 128
+numpy.save(out, model.encode(json.loads(texts), normalize_embeddings=True, batch_size=4))
+"""
+
+
+@pytest.fixture(scope="module")
+def folder():
+    return find_encoder(ConfigDict({"path": ""}))
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return MiniLM.load(folder)
+
+
+def test_equals_sentence_transformers(folder, model, tmp_path):
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-c", ORACLE, str(folder), json.dumps(TEXTS), str(tmp_path / "out.npy")]
+    subprocess.run(command, env=environment, check=True, timeout=300)
+    expected = np.load(tmp_path / "out.npy")
+    got = model.encode(TEXTS)
+    assert got.dtype == np.float32
+    assert got.shape == (len(TEXTS), 384)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5)
+    # Far from what a wrong pooling or a lost text would give: distinct texts differ by much more than the tolerance.
+    assert np.abs(got[2] - got[4]).max() > 0.05
+
+
+def test_one_by_one_equals_together_in_any_order(model):
+    together = model.encode(TEXTS)
+    backwards = model.encode(TEXTS[::-1], batch_tokens=1024)[::-1]
+    np.testing.assert_allclose(backwards, together, atol=2e-6)
+    for n in (0, 2, 10, 14):
+        np.testing.assert_allclose(model.encode([TEXTS[n]])[0], together[n], atol=2e-6)
+    np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-6)
+
+
+def test_more_texts_than_a_batch_few_shapes_and_progress(folder):
+    model = MiniLM.load(folder, max_tokens=16)
+    texts = [f"movie number {n} is {'good ' * (n % 9)}" for n in range(70)]
+    calls = []
+    vectors = model.encode(texts, batch_tokens=256, progress=lambda done, total: calls.append((done, total)))
+    assert calls[-1] == (70, 70)
+    assert [done for done, _ in calls] == sorted({done for done, _ in calls})
+    assert model._apply._cache_size() <= 2 * len(model.buckets)
+    np.testing.assert_allclose(vectors[[3, 69]], model.encode([texts[3], texts[69]]), atol=2e-6)
+
+
+def test_no_texts_and_half_a_surrogate(model):
+    assert model.encode([]).shape == (0, 384)
+    np.testing.assert_allclose(model.encode(["nice \ud83d"]), model.encode(["nice ?"]), atol=1e-6)
+
+
+def test_cut_at_max_tokens(folder):
+    short = MiniLM.load(folder, max_tokens=8)
+    a, b = short.encode(["one two three four five six seven eight", "one two three four five six nine ten"])
+    np.testing.assert_allclose(a, b, atol=1e-6)  # [CLS], six words, [SEP]
+    for tokens in (2, 513):
+        with pytest.raises(InputError, match="max_tokens is"):
+            MiniLM.load(folder, max_tokens=tokens)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "mpnet"}, "config.json: model_type is 'mpnet'"),
+        ({"hidden_act": "relu"}, "config.json: hidden_act is 'relu'"),
+        ({"hidden_size": 256, "num_attention_heads": 8}, "tensor .* is .*config.json says"),
+        ({"num_hidden_layers": 7}, "'encoder.layer.6.* is missing"),
+    ],
+)
+def test_another_model_is_one_clear_line(folder, tmp_path, change, message):
+    for name in ("tokenizer.json", "model.safetensors"):
+        (tmp_path / name).symlink_to(folder / name)
+    config = json.loads((folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(InputError, match=message) as caught:
+        MiniLM.load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_damaged_files_are_one_clear_line(folder, tmp_path):
+    for name in ("config.json", "tokenizer.json"):
+        shutil.copy(folder / name, tmp_path)
+    (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:1000])
+    with pytest.raises(InputError, match=r"model\.safetensors: not readable"):
+        MiniLM.load(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(InputError, match=r"tokenizer\.json: not a tokenizer"):
+        MiniLM.load(tmp_path)
+
+
+def test_prefixed_half_precision_weights(folder, model, tmp_path):
+    for name in ("config.json", "tokenizer.json"):
+        shutil.copy(folder / name, tmp_path)
+    arrays = load_file(folder / "model.safetensors")
+    half = {f"bert.{name}": a.astype(np.float16) for name, a in arrays.items() if a.dtype == np.float32}
+    save_file(half, tmp_path / "model.safetensors")
+    got = MiniLM.load(tmp_path).encode(TEXTS[:4])
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, model.encode(TEXTS[:4]), atol=2e-3)

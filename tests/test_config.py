@@ -1,0 +1,139 @@
+"""Validation and derived sizes."""
+
+import inspect
+
+import pytest
+
+from configs import common, quickstart
+from crs_jax.config import derive, fields, stages, validate
+from crs_jax.errors import InputError
+
+
+def changed(**settings):
+    config = common.get_config()
+    for path, value in settings.items():
+        group, _, name = path.partition("__")
+        if name:
+            config[group][name] = value
+        else:
+            config[group] = value
+    return config
+
+
+def test_defaults_are_valid():
+    validate(common.get_config())
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "says"),
+    [
+        ("stages", "ppo,sft", "sft,ppo"),
+        ("stages", "sft,sft", "write sft"),
+        ("stages", "", "at least one"),
+        ("data__dataset", "netflix", "opendialkg"),
+        ("data__dataset", "redial", "--config.data.dir"),
+        ("data__domain", "music", "books"),
+        ("data__pipeline", "torch", "numpy, tftext"),
+        ("data__window", 0, "at least 1"),
+        ("data__reply_tokens", 6, "at least 7"),
+        ("data__context_tokens", 500, "--config.model.positions=512"),
+        ("sft__row_tokens", 513, "--config.model.positions=512"),
+        ("sft__learning_rate", 0.0, "above 0"),
+        ("sft__learning_rate", float("nan"), "finite"),
+        ("model__heads", 5, "--config.model.width=192"),
+        ("model__value", "none", "shared, detached, separate"),
+        ("model__dtype", "float16", "bfloat16"),
+        ("model__dropout", 1.0, "below 1"),
+        ("model__init", "openai-community/gpt2", "--config.tokenizer.kind"),
+        ("model__init", "/no/such/folder", "no such folder"),
+        ("ppo__minibatches", 3, "64 replies"),
+        ("ppo__clip", 1.0, "below 1"),
+        ("ppo__gae_lambda", 1.5, "between 0 and 1"),
+        ("evaluation__ks", (5, 1), "rising"),
+        ("evaluation__ks", (), "cut-offs"),
+        ("mesh__data", 0, "-1"),
+    ],
+)
+def test_names_the_flag(path, value, says):
+    config = changed(**{path: value})
+    with pytest.raises(InputError) as caught:
+        validate(config)
+    message = str(caught.value)
+    assert says in message
+    assert "--config." + path.replace("__", ".") in message or says.startswith("--config")
+    assert "\n" not in message
+
+
+def test_all_rewards_zero_is_refused_only_with_ppo():
+    config = changed(reward__alpha=0.0, reward__beta=0.0, reward__gamma=0.0)
+    with pytest.raises(InputError, match=r"reward\.alpha"):
+        validate(config)
+    config.stages = "sft,evaluate"
+    validate(config)
+
+
+def test_folder_must_exist(tmp_path):
+    validate(changed(data__dataset="redial", data__dir=str(tmp_path)))
+    with pytest.raises(InputError, match="no such folder"):
+        validate(changed(data__dataset="redial", data__dir=str(tmp_path / "missing")))
+
+
+def test_missing_setting_is_named():
+    config = common.get_config()
+    del config.ppo["clip"]
+    with pytest.raises(InputError, match=r"ppo\.clip is missing"):
+        validate(config)
+
+
+def test_stages_ignores_spaces():
+    assert stages(changed(stages="sft, ppo ,evaluate")) == ("sft", "ppo", "evaluate")
+
+
+def test_fields_are_flat():
+    config = common.get_config()
+    names = dict(fields(config))
+    assert names["ppo.clip"] == config.ppo.clip
+    assert names["seed"] == config.seed
+    assert "ppo" not in names
+    # every `c.name = value` line of the file that is not a group
+    text = inspect.getsource(common)
+    assert len(names) == text.count("    c.") - text.count("= ConfigDict()") + 1
+
+
+def test_derived_sizes_by_hand():
+    config = changed(ppo__contexts=16, ppo__group=4, ppo__minibatches=4, ppo__epochs=3, mesh__fsdp=2, mesh__tensor=2)
+    sizes = derive(config, 8)
+    assert sizes["mesh"] == {"data": 2, "fsdp": 2, "tensor": 2}
+    assert sizes["shards"] == 4
+    assert sizes["replies"] == 64
+    assert sizes["replies_per_shard"] == 16
+    assert sizes["contexts_per_shard"] == 4
+    assert sizes["minibatch_replies"] == 16
+    assert sizes["minibatch_replies_per_shard"] == 4
+    assert sizes["updates_per_iteration"] == 12
+    assert sizes["sft_rows_per_shard"] == 4
+    assert sizes["sft_tokens_per_step"] == 16 * 256
+    assert sizes["reply_row_tokens"] == 160 + 48
+
+
+@pytest.mark.parametrize("devices", [1, 2, 4, 8])
+def test_quickstart_fits_up_to_eight_devices(devices):
+    assert derive(quickstart.get_config(), devices)["mesh"]["data"] == devices
+
+
+@pytest.mark.parametrize(
+    ("settings", "devices", "flag"),
+    [
+        ({"mesh__fsdp": 3}, 4, "--config.mesh.fsdp=3"),
+        ({"mesh__tensor": 3}, 4, "--config.mesh.tensor=3"),
+        ({"mesh__data": 2}, 4, "--config.mesh.data=2"),
+        ({"mesh__tensor": 8}, 8, "--config.model.heads=4"),
+        ({"sft__rows": 6}, 4, "--config.sft.rows=6"),
+        ({"ppo__contexts": 6}, 4, "--config.ppo.contexts=6"),
+        ({"ppo__minibatches": 16, "ppo__contexts": 16}, 8, "--config.ppo.minibatches=16"),
+    ],
+)
+def test_mesh_that_does_not_fit(settings, devices, flag):
+    with pytest.raises(InputError) as caught:
+        derive(changed(**settings), devices)
+    assert str(caught.value).startswith(flag + ":")

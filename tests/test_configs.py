@@ -1,0 +1,77 @@
+"""Every config file in every variant: loads, validates, is locked, and says how to run it."""
+
+import ast
+import pathlib
+
+import pytest
+
+from configs import common
+from crs_jax import config as checks
+from crs_jax.errors import InputError
+from crs_jax.flags import describe, load_config
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+REAL = ("redial", "opendialkg", "inspired")
+SOURCES = ["quickstart.py"] + [f"{name}_ppo.py{variant}" for name in REAL for variant in ("", ":scratch", ":tiny")]
+
+
+@pytest.fixture(autouse=True)
+def _at_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_loads_validates_and_is_locked(source, tmp_path):
+    config = load_config(f"configs/{source}")
+    assert config.is_locked
+    assert {name for name, _ in checks.fields(config)} == {name for name, _ in checks.fields(common.get_config())}
+    if not source.startswith("quickstart"):
+        config.data.dir = str(tmp_path)
+    checks.validate(config)
+    sizes = checks.derive(config, 1)
+    assert sizes["replies"] == config.ppo.contexts * config.ppo.group
+
+
+def test_no_config_file_is_left_out():
+    files = {p.name for p in (ROOT / "configs").glob("*.py")} - {"__init__.py", "common.py", "variants.py"}
+    assert files == {source.partition(":")[0] for source in SOURCES}
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_variants(name):
+    full, scratch, tiny = (load_config(f"configs/{name}_ppo.py{variant}") for variant in ("", ":scratch", ":tiny"))
+    assert {c.data.dataset for c in (full, scratch, tiny)} == {name}
+    # GPT-2 medium: 24 layers, 1,024 wide, 16 heads, 1,024 positions (Radford et al. 2019, table 2)
+    model = full.model
+    assert (model.layers, model.width, model.heads, model.positions) == (24, 1024, 16, 1024)
+    assert full.tokenizer.kind == "gpt2"
+    for config in (scratch, tiny):  # nothing from a hub
+        assert config.model.init == "scratch"
+        assert config.tokenizer.kind == "bpe"
+        assert config.signals.sentiment == "vader"
+        assert config.encoder.path == ""
+        assert config.data.hub == ""
+        with pytest.raises(InputError, match=r"--config\.data\.dir"):
+            checks.validate(config)
+    assert scratch.tokenizer.vocab_size + 6 == 4096
+    assert 0 < tiny.data.max_train_dialogues <= 300
+    assert 0 < tiny.data.max_eval_dialogues <= 60
+    assert scratch.data.max_train_dialogues == scratch.data.max_eval_dialogues == 0
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_unknown_variant_lists_the_others(name):
+    with pytest.raises(InputError, match=r"'medium'.*:scratch.*:tiny"):
+        load_config(f"configs/{name}_ppo.py:medium")
+
+
+@pytest.mark.parametrize("name", ["quickstart", *(f"{name}_ppo" for name in REAL)])
+def test_docstring_gives_the_command(name):
+    text = (ROOT / "configs" / f"{name}.py").read_text()
+    assert f"python -m crs_jax.main --config=configs/{name}.py" in (ast.get_docstring(ast.parse(text)) or "")
+
+
+def test_every_default_is_documented_in_help():
+    source = (ROOT / "configs" / "common.py").read_text()
+    lines = {line.split()[0] for line in describe(common.get_config(), source) if line.startswith("  ")}
+    assert {name for name, _ in checks.fields(common.get_config())} <= lines

@@ -1,0 +1,129 @@
+"""The scripts of launch/ and .ci: what can be checked of them without an installation."""
+
+import os
+import pathlib
+import re
+import shutil
+import stat
+import subprocess
+import sys
+import tomllib
+
+import pytest
+from packaging.markers import default_environment
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+SCRIPTS = ("launch/local.sh", "launch/test.sh", "launch/setup.sh", ".ci/run")
+PINS = [
+    Requirement(line)
+    for line in (ROOT / "launch" / "constraints.txt").read_text().splitlines()
+    if line.strip() and not line.startswith("#")
+]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_script_parses(script):
+    subprocess.run(["bash", "-n", str(ROOT / script)], check=True)
+    if not script.endswith("setup.sh"):
+        assert (ROOT / script).stat().st_mode & stat.S_IXUSR
+        assert "set -euo pipefail" in (ROOT / script).read_text()
+
+
+def test_constraints_name_releases_and_nothing_else():
+    text = (ROOT / "launch" / "constraints.txt").read_text()
+    assert "://" not in text
+    assert not re.search(r"^\s*-|\s@\s|\+|file:", text, re.MULTILINE)  # no options, addresses, paths, local builds
+    for pin in PINS:
+        assert re.fullmatch(r"==[\w.]+", str(pin.specifier)), pin
+
+
+@pytest.mark.parametrize("version", ["3.11", "3.12", "3.13"])
+def test_one_pin_for_each_package_that_meets_what_the_project_asks(version):
+    environment = {**default_environment(), "python_version": version}
+    pins = [pin for pin in PINS if pin.marker is None or pin.marker.evaluate(environment)]
+    pinned = {canonicalize_name(pin.name): str(pin.specifier).removeprefix("==") for pin in pins}
+    assert len(pinned) == len(pins)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    asked = project["dependencies"] + extras["embed"] + extras["tftext"] + extras["roberta"] + extras["test"]
+    for requirement in map(Requirement, asked):
+        if requirement.name != project["name"]:
+            assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)]), requirement
+    assert pinned["torch"] == "2.13.0"
+
+
+def test_core_is_light():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = {canonicalize_name(Requirement(text).name) for text in project["dependencies"]}
+    assert not names & {"torch", "tensorflow", "tensorflow-text", "sentence-transformers"}
+    assert project["requires-python"] == ">=3.11"
+
+
+def test_old_python_gets_one_clear_line(tmp_path):
+    """PATH holds an old Python only (a stand-in that answers as one), so nothing may be installed."""
+    for tool in ("bash", "dirname", "cat", "ls"):
+        os.symlink(shutil.which(tool), tmp_path / tool)
+    old = tmp_path / "python3"
+    old.write_text('#!/bin/sh\ncase "$2" in *print*) echo 3.9 ;; *) exit 1 ;; esac\n')
+    old.chmod(0o755)
+    environment = {"PATH": str(tmp_path), "VENV": str(tmp_path / "venv")}
+    done = _local(environment, tmp_path)
+    assert done.returncode != 0
+    assert done.stderr.count("\n") == 1
+    assert "Python 3.11 or newer is needed" in done.stderr
+    assert "python3 (3.9, too old)" in done.stderr
+    assert not (tmp_path / "venv").exists()
+
+
+def test_never_clears_a_folder_that_is_no_environment(tmp_path):
+    kept = tmp_path / "venv" / "thesis.txt"
+    kept.parent.mkdir()
+    kept.write_text("mine")
+    done = _local({**os.environ, "VENV": str(kept.parent), "PYTHON": sys.executable}, tmp_path)
+    assert done.returncode != 0
+    assert "no virtual environment" in done.stderr
+    assert kept.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ([], ["--config={root}/configs/quickstart.py", "--workdir={root}/runs/quickstart"]),
+        (
+            ["--config.seed=3", "--workdir=two words"],
+            [
+                "--config={root}/configs/quickstart.py",
+                "--workdir={root}/runs/quickstart",
+                "--config.seed=3",
+                "--workdir=two words",
+            ],
+        ),
+        (["--config=own.py"], ["--config=own.py"]),
+    ],
+)
+def test_an_installed_environment_only_runs(tmp_path, given, expected):
+    """With an up-to-date environment (a stand-in) local.sh installs nothing and passes the flags on."""
+    python = tmp_path / "venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\n[ "$1" = -c ] && exit 0\nprintf "%s\\n" "$@"\n')
+    python.chmod(0o755)
+    key = subprocess.run(
+        ["bash", "-c", '{ printf "%s\\n" "$PWD" && cat pyproject.toml launch/constraints.txt; } | cksum'],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    (tmp_path / "venv" / ".installed-core").write_text(key)
+    done = _local({**os.environ, "VENV": str(tmp_path / "venv")}, tmp_path, *given)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["-m", "crs_jax.main", *(text.format(root=ROOT) for text in expected)]
+    assert done.stderr == ""
+
+
+def _local(environment, cwd, *arguments):
+    script = str(ROOT / "launch" / "local.sh")
+    command = [shutil.which("bash"), script, *arguments]
+    return subprocess.run(command, env=environment, cwd=cwd, capture_output=True, text=True, timeout=60)

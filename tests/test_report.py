@@ -1,0 +1,412 @@
+"""report.html: well-formed, self-contained, safe with hostile text, and it shows the figures of metrics.json."""
+
+from __future__ import annotations
+
+import html.parser
+import importlib.util
+import json
+import pathlib
+import re
+
+import pytest
+
+from crs_jax.errors import InputError
+from crs_jax.metrics import write_json, write_json_lines
+from crs_jax.report import write_report
+from crs_jax.reporting.charts import Line, line_chart, moving_average, thinned, tick_label, ticks
+from crs_jax.reporting.figures import Figure, interval, name_of, number
+from crs_jax.reporting.html import tag
+
+_spec = importlib.util.spec_from_file_location("report_run", pathlib.Path(__file__).with_name("report_run.py"))
+assert _spec is not None
+assert _spec.loader is not None
+report_run = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(report_run)
+HOSTILE, STRENGTH, make_run, make_sft_run = (
+    getattr(report_run, name) for name in ("HOSTILE", "STRENGTH", "make_run", "make_sft_run")
+)
+
+VOID = {"meta", "link", "br", "hr", "col"}
+
+
+class Page(html.parser.HTMLParser):
+    """Checks that tags are balanced; collects attributes, texts by section, and table rows."""
+
+    def __init__(self, text: str):
+        super().__init__(convert_charrefs=True)
+        self.stack: list[tuple[str, dict]] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.sections: dict[str, str] = {}
+        self.rows: dict[str, list[list[str]]] = {}
+        self.text = ""
+        self.feed(text)
+        self.close()
+        assert not self.stack, f"left open: {[name for name, _ in self.stack]}"
+
+    def section(self) -> str:
+        return next((a["id"] for name, a in self.stack if name == "section"), "header")
+
+    def handle_starttag(self, name, attrs):
+        self.attributes += [(name, key, value or "") for key, value in attrs]
+        if name not in VOID:
+            self.stack.append((name, dict(attrs)))
+        if name == "tr":
+            self.rows.setdefault(self.section(), []).append([])
+        if name in ("td", "th"):
+            self.rows[self.section()][-1].append("")
+
+    def handle_endtag(self, name):
+        assert self.stack, f"</{name}> closes nothing"
+        assert self.stack[-1][0] == name, f"</{name}> closes <{self.stack[-1][0]}>, line {self.getpos()}"
+        self.stack.pop()
+
+    def handle_data(self, data):
+        names = [name for name, _ in self.stack]
+        if "style" in names:
+            return
+        self.text += data
+        self.sections[self.section()] = self.sections.get(self.section(), "") + data
+        if {"td", "th"} & set(names) and "small" not in names:
+            self.rows[self.section()][-1][-1] += data
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    metrics = make_run(folder)
+    path = write_report(folder)
+    assert path == folder / "report.html"
+    return metrics, path.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def page(run):
+    return Page(run[1])
+
+
+def test_tags_are_balanced_and_every_section_is_there(page):
+    expected = [
+        "header",
+        "comparison",
+        "utility",
+        "ranking",
+        "text",
+        "reward-model",
+        "ppo",
+        "curves",
+        "samples",
+        "data",
+        "run",
+    ]
+    assert set(expected) <= set(page.sections)
+    anchors = {value for _, key, value in page.attributes if key == "href" and value.startswith("#")}
+    assert anchors == {f"#{name}" for name in expected[1:]}
+    ids = [value for _, key, value in page.attributes if key == "id"]
+    assert len(ids) == len(set(ids))
+
+
+def test_nothing_is_fetched_and_nothing_runs(run, page):
+    for name, key, value in page.attributes:
+        assert not key.startswith("on"), (name, key)
+        if key in ("src", "href", "srcset", "action", "data", "poster", "xlink:href"):
+            assert value.startswith(("#", "data:,")), (name, key, value)
+        assert name not in ("script", "iframe", "object", "embed", "img")
+        if key == "style":
+            assert "url(" not in value
+    style = re.search(r"<style>(.*?)</style>", run[1], re.S)
+    assert style is not None
+    assert "url(" not in style[1]
+    assert "@import" not in style[1]
+
+
+def test_hostile_text_is_shown_as_text(run, page):
+    assert HOSTILE in page.sections["samples"]
+    assert "<script" not in run[1]
+    assert "onerror=alert(1)>" not in run[1]
+
+
+@pytest.mark.parametrize(
+    "where", ["dialogue_id", "turn", "role", "text", "items", "top", "device", "row", "config", "metric", "dataset"]
+)
+def test_every_place_that_shows_data_escapes_it(tmp_path, where):
+    metrics = make_run(tmp_path, count=1)
+    sample = json.loads((tmp_path / "samples.jsonl").read_text())
+    config = json.loads((tmp_path / "config.json").read_text())
+    if where in ("dialogue_id", "turn"):
+        sample[where] = HOSTILE
+    elif where == "role":
+        sample["context"][0]["role"] = HOSTILE
+    elif where == "text":
+        sample["ppo"]["text"] = HOSTILE
+    elif where in ("items", "top"):
+        sample["ppo"][where] = [HOSTILE]
+    elif where == "device":
+        metrics["run"] |= {"device": HOSTILE, "commit": HOSTILE, "command": HOSTILE, "more": HOSTILE}
+    elif where == "row":
+        for table in ("ranking", "text", "reward_model", "published"):
+            metrics[table][HOSTILE] = next(iter(metrics[table].values()))
+        metrics["published"]["KBRD"]["source"] = HOSTILE
+        metrics["ppo"][HOSTILE] = 1.0
+        metrics["data"][HOSTILE] = HOSTILE
+        metrics["run"]["seconds_by_stage"][HOSTILE] = 1.0
+        metrics["elsewhere"] = {HOSTILE: HOSTILE}
+    elif where == "config":
+        config["model"]["init"] = HOSTILE
+    elif where == "dataset":
+        config["data"]["dataset"] = HOSTILE
+    elif where == "metric":
+        with open(tmp_path / "metrics.jsonl", "a") as file:
+            file.write(json.dumps({"stage": HOSTILE, "step": 1, HOSTILE: 2.0}) + "\n")
+    write_json(tmp_path / "metrics.json", metrics)
+    write_json(tmp_path / "config.json", config)
+    (tmp_path / "samples.jsonl").write_text(json.dumps(sample))
+    text = write_report(tmp_path).read_text()
+    assert "&lt;script&gt;" in text
+    parsed = Page(text)
+    assert {name for name, _, _ in parsed.attributes} & {"script", "img"} == set()
+    assert "<script" not in text.replace("&lt;", "")
+
+
+def row(page: Page, section: str, first: str) -> list[list[str]]:
+    return [cells for cells in page.rows[section] if cells and cells[0] == first]
+
+
+def test_ranking_tables_hold_every_figure_of_every_row(run, page):
+    metrics, text = run
+    cells = {cell for cells in page.rows["ranking"] for cell in cells}
+    for name in STRENGTH:
+        assert row(page, "ranking", name_of(name))
+        for target in ("all", "fresh"):
+            for protocol in ("full", "sampled"):
+                for figure in metrics["ranking"][name][target][protocol].values():
+                    assert f"{figure['value']:.3f}" in cells
+                    assert f"{figure['low']:.3f}–{figure['high']:.3f}" in text
+
+
+def test_ranking_columns_stand_under_the_right_heading(run, page):
+    """The row of PPO: HR at rising cutoffs, NDCG@10, MRR@10, in the full catalogue, then sampled."""
+    metrics, _ = run
+    names = ["hr@1", "hr@5", "hr@10", "hr@50", "ndcg@10", "mrr@10"]
+    heads = [cells for cells in page.rows["ranking"] if cells == [name_of(name) for name in names] * 2]
+    assert len(heads) == 2
+    for target in ("fresh", "all"):
+        expected = [
+            f"{metrics['ranking']['ppo'][target][p][n]['value']:.3f}" for p in ("full", "sampled") for n in names
+        ]
+        assert ["PPO", *expected] in page.rows["ranking"]
+    published = ["KBRD", "0.017", "–", "0.148", "0.300", "–", "–"] + ["–"] * 6
+    assert published in page.rows["ranking"]
+
+
+def test_comparison_holds_both_policies_and_the_paired_difference(run, page):
+    metrics, text = run
+    for protocol in ("full", "sampled"):
+        for name in ("hr@5", "ndcg@5", "mrr@10"):
+            sft, ppo = (metrics["ranking"][r]["fresh"][protocol][name]["value"] for r in ("sft", "ppo"))
+            gain = metrics["paired"]["ppo-sft"]["fresh"][protocol][name]
+            found = [cells[1:4] for cells in row(page, "comparison", name_of(name))]
+            assert [f"{sft:.3f}", f"{ppo:.3f}", number(gain["value"], signed=True)] in found
+            assert interval(Figure(gain["value"], gain["low"], gain["high"]), signed=True) in text
+    assert row(page, "comparison", "BLEU-4")[0][1:4] == ["0.031", "0.029", "−0.002"]
+    assert row(page, "comparison", "Perplexity")[0][1:4] == ["14.27", "15.92", "+1.650"]
+    assert row(page, "comparison", "Mean reward")[0][1:] == ["0.034", "0.265", "+0.231", "", "<0.001"]
+    assert row(page, "comparison", "Relevance")[0][1:4] == ["0.381", "0.427", "+0.046"]
+    assert row(page, "comparison", "KL to the SFT policy")[0][1:3] == ["–", "2.913"]
+    assert row(page, "utility", "True utility")[0][1:4] == ["0.552", "0.617", "+0.065"]
+    assert "+0.051 to +0.079" in page.sections["utility"]
+
+
+def test_the_difference_turns_round_where_only_sft_minus_ppo_is_recorded(tmp_path):
+    metrics = make_run(tmp_path, count=1)
+    metrics["paired"] = {"sft-ppo": {"text": {"bleu-4": {"value": 0.002, "low": -0.001, "high": 0.004, "p": 0.3}}}}
+    write_json(tmp_path / "metrics.json", metrics)
+    page = Page(write_report(tmp_path).read_text())
+    assert row(page, "comparison", "BLEU-4")[0][3] == "−0.002"
+    assert "−0.004 to +0.001" in page.sections["comparison"]
+
+
+def test_the_other_tables_hold_their_figures(page):
+    assert row(page, "reward-model", "Engagement")[0] == ["Engagement", "0.632", "0.604", "2,113", "0.211"]
+    assert "0.601–0.661" in page.sections["reward-model"]
+    assert row(page, "reward-model", "Available · Uptake")[0] == ["Available · Uptake", "1,711"]
+    assert "Published: Kostric & Balog." in page.sections["ranking"]
+    assert row(page, "text", "SFT")[0][1:6] == ["0.031", "0.041", "0.172", "0.151", "14.27"]
+    assert row(page, "ranking", "UniCRS (published)")[0] == ["UniCRS (published)", "0.048", "0.030"]
+    assert row(page, "data", "Targets")[0] == ["Targets", "4,975"]
+    assert row(page, "run", "SFT")[0][1:] == ["1,803", "30:03 min", "45%"]
+    assert row(page, "ppo", "Entropy, acts")[0] == ["Entropy, acts", "4.812", "4.107"]
+
+
+def test_the_header_says_what_ran_and_how_to_run_it_again(page):
+    header = page.sections["header"]
+    for words in ("ReDial", "2 x cpu (AMD EPYC)", "1234abcd5678", "1:07 h", "sft, reward, ppo, evaluate"):
+        assert words in header
+    command = (
+        "python -m crs_jax.main --config=configs/redial_ppo.py:scratch '--workdir=runs/redial one' --config.data.dir="
+    )
+    assert command in header
+    assert '"kl_horizon": 10000' in page.sections["run"]
+
+
+def test_samples_stand_side_by_side_with_hits_marked(run, page):
+    words = page.sections["samples"]
+    assert words.index("Human") < words.index("SFT", words.index("Human")) < words.index("Then try Nine Lanterns")
+    assert '<li class="hit">Nine Lanterns (2004)</li>' in run[1]
+    assert words.count("Dialogue 2000") == 6
+
+
+def test_a_sample_without_a_reply_shows_its_ranking(tmp_path):
+    make_run(tmp_path, count=1)
+    sample = {
+        "dialogue_id": "7",
+        "turn": 1,
+        "context": [],
+        "human": {"text": "x", "items": ["A"]},
+        "sft": {"top": ["A", "B"]},
+    }
+    write_json_lines(tmp_path / "samples.jsonl", [sample])
+    text = write_report(tmp_path).read_text()
+    words = Page(text).sections["samples"]
+    assert "Ranking only." in words
+    assert '<li class="hit">A</li><li>B</li>' in text
+    assert "No reply in this run." in words
+
+
+def test_curves_show_every_logged_metric(run, page):
+    charts = re.findall(r'role="img" aria-label="([^"]*ends at[^"]*)"', run[1])
+    logged = {"Act loss", "Word loss", "Validation HR@10", "Parts of the reward", "KL to the SFT policy",
+              "Reply length", "Explained variance", "Tokens per second", "Signals, engagement"}  # fmt: skip
+    assert logged <= {label.split(":")[0] for label in charts}
+    (parts,) = [label for label in charts if label.startswith("Parts of the reward")]
+    assert [word for word in ("engagement", "relevance", "sentiment") if word in parts] == [
+        "engagement",
+        "relevance",
+        "sentiment",
+    ]
+
+
+def test_a_run_of_sft_alone_says_what_is_missing(tmp_path):
+    make_sft_run(tmp_path)
+    page = Page(write_report(tmp_path).read_text())
+    assert "no PPO stage" in page.sections["comparison"]
+    assert "No simulator" in page.sections["utility"]
+    assert "No reward model" in page.sections["reward-model"]
+    assert "No PPO stage" in page.sections["ppo"]
+    assert "Nothing logged by: Reward model, PPO." in page.sections["curves"]
+    assert "No samples" in page.sections["samples"]
+    assert row(page, "comparison", "BLEU-4")[0] == ["BLEU-4", "0.031"]
+
+
+def test_a_run_with_nothing_but_a_config_makes_a_page(tmp_path):
+    write_json(tmp_path / "config.json", {})
+    write_json(tmp_path / "metrics.json", {})
+    page = Page(write_report(tmp_path).read_text())
+    for section in ("comparison", "ranking", "text", "curves", "samples", "data"):
+        assert re.search("No |Neither", page.sections[section])
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.json"])
+def test_a_missing_file_is_an_input_error(tmp_path, name):
+    make_run(tmp_path, count=1)
+    (tmp_path / name).unlink()
+    with pytest.raises(InputError, match=re.escape(name)):
+        write_report(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "message"),
+    [
+        ("metrics.jsonl", "{", r"metrics\.jsonl:{n}: not JSON"),
+        ("metrics.jsonl", '{"step": 1, "loss": 2}', r"metrics\.jsonl:{n}: lacks a stage"),
+        ("metrics.jsonl", '{"stage": "sft", "step": 1, "loss": "high"}', r"metrics\.jsonl:{n}: loss is 'high'"),
+        ("samples.jsonl", "[]", r"samples\.jsonl:{n}: holds a list"),
+        ("samples.jsonl", '{"context": ["hi"]}', r"samples\.jsonl:{n}: context"),
+        ("samples.jsonl", '{"ppo": "hello"}', r"samples\.jsonl:{n}: ppo is 'hello'"),
+        ("samples.jsonl", '{"ppo": {"top": 3}}', r"samples\.jsonl:{n}: ppo\.top"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path, name, line, message):
+    make_run(tmp_path, count=1)
+    with open(tmp_path / name, "a") as file:
+        file.write(line + "\n")
+    n = len((tmp_path / name).read_text().splitlines())
+    with pytest.raises(InputError, match=message.replace("{n}", str(n))) as error:
+        write_report(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("ranking", "sft", "all", "full", "hr@5"), "high", "ranking.sft.all.full.hr@5 is 'high'"),
+        (("ranking", "sft", "all"), [1], r"ranking.sft.all is '\[1\]', expected an object"),
+        (("run", "seconds_by_stage"), 3, "run.seconds_by_stage is '3'"),
+        (("text", "ppo", "bleu-4"), {"value": "x"}, "text.ppo.bleu-4"),
+    ],
+)
+def test_a_bad_field_of_metrics_is_named(tmp_path, path, value, message):
+    metrics = make_run(tmp_path, count=1)
+    at = metrics
+    for key in path[:-1]:
+        at = at[key]
+    at[path[-1]] = value
+    write_json(tmp_path / "metrics.json", metrics)
+    with pytest.raises(InputError, match=message):
+        write_report(tmp_path)
+
+
+def test_nan_and_odd_characters_do_not_break_the_page(tmp_path):
+    make_run(tmp_path, count=1)
+    context = '[{"role": "seeker", "text": "a\\ud800\\u0000b"}]'
+    sample = f'{{"dialogue_id": 1, "context": {context}, "sft": {{"text": "c\\u2028d", "reward": NaN}}}}'
+    (tmp_path / "samples.jsonl").write_text(sample)
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"stage": "sft", "step": 1, "loss": NaN}\n{"stage": "sft", "step": 2, "loss": 1}\n'
+    )
+    page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
+    assert "a\ufffd\ufffdb" in page.sections["samples"]
+
+
+@pytest.mark.parametrize(
+    ("value", "signed", "text"),
+    [(0.12345, False, "0.123"), (0.12345, True, "+0.123"), (-0.5, True, "−0.500"), (0.0, True, "0.000"),
+     (4198, False, "4,198"), (14.267, False, "14.27"), (1803.4, False, "1,803"), (123.46, False, "123.5"),
+     (0.00021, False, "0.0002"), (6.7e-06, False, "6.7e−6"), (None, False, "–"), (float("nan"), False, "–")],
+)  # fmt: skip
+def test_number(value, signed, text):
+    assert number(value, signed) == text
+
+
+def test_ticks_are_round_and_cover_the_range():
+    assert ticks(0, 1) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    assert ticks(2.18, 2.31) == pytest.approx([2.18, 2.2, 2.22, 2.24, 2.26, 2.28, 2.3]) or len(ticks(2.18, 2.31)) >= 3
+    assert ticks(5, 5) == [5]
+    assert [tick_label(value, 2e-4, 1e-3) for value in (2e-4, 1e-3)] == ["0.2e−3", "1e−3"]
+    assert [tick_label(value, 0.05, 0.1) for value in (0.05, 0.1)] == ["0.05", "0.10"]
+    assert tick_label(1500, 500, 1500) == "1,500"
+
+
+def test_moving_average_is_centred_and_leaves_gaps():
+    assert moving_average([1.0, 2.0, None, 4.0, 9.0], 3) == [1.5, 1.5, None, 6.5, 6.5]
+
+
+def test_thinning_keeps_peaks_and_order():
+    points = [(float(x), 1.0 if x == 777 else 0.0 if x == 778 else 0.5) for x in range(5000)]
+    kept = thinned(points, 100)
+    assert len(kept) <= 110
+    assert (777.0, 1.0) in kept
+    assert (778.0, 0.0) in kept
+    assert kept == sorted(kept)
+
+
+def test_a_chart_draws_its_points_where_they_belong():
+    """Two points, a gap, one point: x spans the plot's width (286), y its height (152), from zero."""
+    text = line_chart("Reward", "mean", "iteration", [Line("a", [(0, 0.0), (5, 1.0), (8, None), (10, 0.5)])])
+    (path,) = re.findall(r'<path d="([^"]*)" class="line"', text)
+    top = 152 * (1 - 1 / 1.05)
+    assert path == f"M0.0 152.0 L143.0 {top:.1f} M286.0 {(152 + top) / 2:.1f}"
+    Page(text)
+
+
+def test_strings_given_to_a_tag_are_text():
+    assert tag("b", "<i>", tag("i", "&"), title='"') == '<b title="&quot;">&lt;i&gt;<i>&amp;</i></b>'
