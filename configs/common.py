@@ -61,7 +61,7 @@ def get_config() -> ConfigDict:
 
     c.sft = ConfigDict()
     c.sft.epochs = 6.0
-    c.sft.rows = 16  # packed rows a step, over all devices
+    c.sft.rows = 16  # packed rows a step, over all devices; the reward stage's too
     c.sft.row_tokens = 256
     c.sft.learning_rate = 1e-3
     c.sft.warmup = 0.05  # share of the steps
@@ -85,7 +85,6 @@ def get_config() -> ConfigDict:
     c.reward.clip = 5.0  # of the normalised reward, both sides
     c.reward.relevance = "exact"  # exact (frozen embeddings) or learned (the reward model's head)
     c.reward.epochs = 3.0
-    c.reward.batch = 32
     c.reward.learning_rate = 3e-4
     c.reward.weight_decay = 0.05
     c.reward.clip_norm = 1.0

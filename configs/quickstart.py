@@ -30,9 +30,10 @@ def get_config() -> ConfigDict:
     c.model.heads = 4
     c.model.positions = 256
 
-    c.sft.epochs = 8.0
-    c.sft.rows = 16
+    c.sft.epochs = 10.0
+    c.sft.rows = 8
     c.sft.row_tokens = 192
+    c.sft.learning_rate = 2e-3
 
     c.ppo.iterations = 60
     c.ppo.contexts = 16

@@ -54,7 +54,6 @@ _AT_LEAST: dict[str, float] = {
     "signals.engagement.continuation": 0,
     "signals.engagement.uptake": 0,
     "reward.epochs": 0,
-    "reward.batch": 1,
     "reward.weight_decay": 0,
     "ppo.iterations": 0,
     "ppo.contexts": 1,
@@ -165,7 +164,7 @@ def derive(config: ConfigDict, devices: int) -> dict[str, Any]:
     Returns:
       mesh: {"data", "fsdp", "tensor"}, whose product is `devices`.
       shards: data x fsdp.
-      sft_rows_per_shard, sft_tokens_per_step (packed, padding included), reward_batch_per_shard,
+      sft_rows_per_shard, sft_tokens_per_step (packed, padding included),
       evaluation_batch_per_shard.
       contexts_per_shard; replies: contexts x group, sampled an iteration; replies_per_shard; minibatch_replies and
       minibatch_replies_per_shard; updates_per_iteration: epochs x minibatches; reply_row_tokens: the length of one
@@ -177,7 +176,7 @@ def derive(config: ConfigDict, devices: int) -> dict[str, Any]:
     mesh = _mesh(config, devices)
     shards = mesh["data"] * mesh["fsdp"]
     over = f"the {shards} shards of the mesh (data {mesh['data']} x fsdp {mesh['fsdp']})"
-    for path in ("sft.rows", "reward.batch", "evaluation.batch", "ppo.contexts"):
+    for path in ("sft.rows", "evaluation.batch", "ppo.contexts"):
         if _get(config, path) % shards:
             raise _error(path, _get(config, path), f"must be a multiple of {over}")
     for path in ("model.heads", "model.width"):
@@ -185,15 +184,15 @@ def derive(config: ConfigDict, devices: int) -> dict[str, Any]:
             raise _error(path, _get(config, path), f"must be a multiple of --config.mesh.tensor={mesh['tensor']}")
     replies = config.ppo.contexts * config.ppo.group
     minibatch = replies // config.ppo.minibatches
-    if minibatch % shards:
-        raise _error("ppo.minibatches", config.ppo.minibatches, f"its {minibatch} replies do not divide over {over}")
+    contexts = config.ppo.contexts // config.ppo.minibatches
+    if contexts % shards:
+        raise _error("ppo.minibatches", config.ppo.minibatches, f"its {contexts} contexts do not divide over {over}")
     return {
         "devices": devices,
         "mesh": mesh,
         "shards": shards,
         "sft_rows_per_shard": config.sft.rows // shards,
         "sft_tokens_per_step": config.sft.rows * config.sft.row_tokens,
-        "reward_batch_per_shard": config.reward.batch // shards,
         "evaluation_batch_per_shard": config.evaluation.batch // shards,
         "contexts_per_shard": config.ppo.contexts // shards,
         "replies": replies,
@@ -254,8 +253,8 @@ def _validate_model(config: ConfigDict) -> None:
 
 def _validate_ppo(config: ConfigDict) -> None:
     ppo = config.ppo
-    if ppo.contexts * ppo.group % ppo.minibatches:
-        rule = f"must divide the {ppo.contexts * ppo.group} replies of an iteration (contexts x group)"
+    if ppo.contexts % ppo.minibatches:
+        rule = f"must divide --config.ppo.contexts={ppo.contexts}: a context's replies stay in one minibatch"
         raise _error("ppo.minibatches", ppo.minibatches, rule)
     if ppo.clip >= 1:
         raise _error("ppo.clip", ppo.clip, "must be below 1: the ratio is kept between 1 - clip and 1 + clip")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import pathlib
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -21,11 +22,11 @@ from crs_jax.evaluation.stage import run_evaluate
 from crs_jax.metrics import MetricsWriter, read_json, read_json_lines, write_json, write_json_lines
 from crs_jax.models.heads import SIGNALS
 from crs_jax.prepare import prepare
-from crs_jax.progress import duration, print_summary, print_table, say
+from crs_jax.progress import duration, mute, print_summary, print_table, say
 from crs_jax.report import write_report
 from crs_jax.sharding import make_mesh
 from crs_jax.training.labels import label
-from crs_jax.training.ppo_stage import Aligned, Model, run_ppo
+from crs_jax.training.ppo_stage import Model, run_ppo
 from crs_jax.training.reward import predict_replies, run_reward, split_holdout
 from crs_jax.training.sft import run_sft
 from crs_jax.training.task import Task, count, new_policy, split_model
@@ -41,6 +42,8 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
     except OSError as error:
         raise InputError(f"--workdir={workdir}: cannot be made ({error.strerror}); choose another folder") from None
     first = jax.process_index() == 0
+    if not first:
+        mute()
     sizes = settings.derive(config, jax.device_count())
     mesh = make_mesh(config)
     started, seconds = time.monotonic(), {}
@@ -140,7 +143,7 @@ def _spent(seconds: dict[str, float]) -> dict[str, float]:
     return {stage: value for stage, value in seconds.items() if value > 5 or stage in ("prepare", "evaluate")}
 
 
-def held_out(task: Task, reward: Model) -> dict[str, dict[str, float]]:
+def held_out(task: Task, reward: Model) -> dict[str, Any]:
     """Correlation of predicted and observed signals on held-out training dialogues."""
     signal_DTS = label(task, "train").signal_DTS
     _, held = split_holdout(task)
@@ -150,15 +153,22 @@ def held_out(task: Task, reward: Model) -> dict[str, dict[str, float]]:
     observed_PS = np.array([signal_DTS[d, t] for d, t in where]).reshape(-1, len(SIGNALS))
     group_P = np.array([d for d, _ in where])
     bootstrap = task.config.evaluation.bootstrap
-    return {
+    found: dict[str, Any] = {
         name: correlation(predicted_PS[:, s], observed_PS[:, s], group_P, bootstrap) for s, name in enumerate(SIGNALS)
-    } | {"available": label(task, "train").available}
+    }
+    return found | {"available": label(task, "train").available}
 
 
 def print_held_out(found: dict[str, Any], enabled: bool) -> None:
     """The reward model's table on the console."""
     rows = [
-        [name, f"{v['pearson']:.3f}", f"{v['pearson-low']:.3f} .. {v['pearson-high']:.3f}", f"{v['spearman']:.3f}", v["n"]]
+        [
+            name,
+            f"{v['pearson']:.3f}",
+            f"{v['pearson-low']:.3f} .. {v['pearson-high']:.3f}",
+            f"{v['spearman']:.3f}",
+            v["n"],
+        ]
         for name, v in found.items()
         if name in SIGNALS
     ]
@@ -199,7 +209,7 @@ def _run_facts(config: ConfigDict) -> dict[str, Any]:
         "devices": jax.device_count(),
         "processes": jax.process_count(),
         "commit": _commit(),
-        "command": " ".join(["python", "-m", "crs_jax.main", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", "crs_jax.main", *sys.argv[1:]]),
         "seed": config.seed,
         "stages": config.stages,
         "versions": {"python": platform.python_version(), "jax": jax.__version__, "flax": flax.__version__},

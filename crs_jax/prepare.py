@@ -58,7 +58,9 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, mesh: Mesh) -> Task:
     for line in corpus.skipped[:20]:
         say(f"data: skipped {line}")
     if not corpus.train or not corpus.test:
-        raise InputError(f"{corpus.name}: {len(corpus.train)} training and {len(corpus.test)} test dialogues; need both")
+        raise InputError(
+            f"{corpus.name}: {len(corpus.train)} training and {len(corpus.test)} test dialogues; need both"
+        )
     tokenizer = make_tokenizer(config, corpus, workdir)
     encoded = {
         split: tokenizer.encode_dialogues(getattr(corpus, split), corpus.catalogue, config.data.act_items)

@@ -13,6 +13,13 @@ from types import TracebackType
 from typing import Any
 
 WIDTH = 80  # of plain output, columns
+_muted = False
+
+
+def mute() -> None:
+    """Shows nothing from now on: called by every process but the first."""
+    global _muted
+    _muted = True
 
 
 @functools.cache
@@ -74,7 +81,7 @@ class Progress:
     ):
         self.total, self.label, self.unit = total, label, unit
         self.done = self._first = done
-        self._enabled, self._every, self._clock = enabled, every, clock
+        self._enabled, self._every, self._clock = enabled and not _muted, every, clock
         self._values: dict[str, str] = {}
         self._task: Any = None
         self._owner = False
@@ -163,7 +170,7 @@ class Progress:
 
 def say(text: str, enabled: bool = True) -> None:
     """Prints a line, above the bars where some are on the terminal."""
-    if not enabled:
+    if not enabled or _muted:
         return
     if _on_terminal():
         _console().print(text, markup=False, soft_wrap=True)
@@ -194,7 +201,7 @@ def table_lines(columns: Sequence[str], rows: Sequence[Sequence[Any]], width: in
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], enabled: bool = True) -> None:
     """Prints a table; cells are strings as they shall appear, the first column names the rows."""
-    if not enabled:
+    if not enabled or _muted:
         return
     if not _on_terminal():
         print("\n".join(["", title, *table_lines(columns, rows), ""]), flush=True)
@@ -216,7 +223,7 @@ def print_summary(title: str, entries: Mapping[str, Any], enabled: bool = True) 
 
     A value that is a mapping prints as `a 1, b 2`, a sequence as `a, b`, a whole number with thousands separators.
     """
-    if not enabled or not entries:
+    if not enabled or _muted or not entries:
         return
     width = max(len(name) for name in entries)
     lines = [title] + [f"  {name.ljust(width)}  {_entry(value)}" for name, value in entries.items()]

@@ -30,7 +30,7 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"(words|items/residual)$", PartitionSpec("tensor", "fsdp")),
     (r"items/content$", PartitionSpec("tensor", None)),
     (r"items/bias$", PartitionSpec("tensor")),
-    (r"items/projection$", PartitionSpec(None, "fsdp")),
+    (r"(items/projection|query/\w+_kernel)$", PartitionSpec(None, "fsdp")),
     (r"trunk/positions$", PartitionSpec(None, "fsdp")),
 )
 

@@ -88,7 +88,7 @@ class Catalogue:
     def load(cls, path: pathlib.Path) -> Catalogue:
         """Reads what `save` wrote; `InputError` names the line that cannot be read."""
         items = []
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        for number, line in enumerate(path.read_text(encoding="utf-8").removesuffix("\n").split("\n"), 1):
             try:
                 record = json.loads(line)
                 record["genres"], record["people"] = tuple(record["genres"]), tuple(record["people"])

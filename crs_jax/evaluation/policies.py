@@ -16,7 +16,7 @@ from crs_jax.rl import ppo
 from crs_jax.rl.reward import score
 from crs_jax.rl.rollout import Replies, causal, positions, sample
 from crs_jax.sharding import shard_batch
-from crs_jax.training.ppo import Contexts, judge, policy_likelihood
+from crs_jax.training.ppo import Contexts, judge, policy_likelihood, query_of
 from crs_jax.training.ppo_stage import Aligned, Model, take
 from crs_jax.training.replies import reply_nll
 from crs_jax.training.task import Task
@@ -55,7 +55,7 @@ def batches(count: int, size: int, label: str) -> Iterator[tuple[np.ndarray, int
 
 
 def run_batched(task: Task, function: Callable, count: int, inputs: Any, label: str) -> Any:
-    """Applies `function(batch number, batch)` over rows of the host tree `inputs`; concatenates the trees it returns."""
+    """Applies `function(batch number, batch)` over rows of the host tree `inputs`; joins the trees it returns."""
     size = task.config.evaluation.batch
     out = []
     for number, (index, real) in enumerate(batches(count, size, label)):
@@ -70,15 +70,14 @@ def ranking_scores(task: Task, model: Model, contexts: Contexts, label: str) -> 
     graphdef, params, frozen = model
 
     @jax.jit
-    def run(params, frozen, prompt_BP, mask_BP):
+    def run(params, frozen, contexts):
         policy = nnx.merge(graphdef, params, frozen)
-        items_ND = policy.item_table()
-        hidden = policy.trunk(policy.embed(prompt_BP, items_ND), positions(mask_BP), causal(mask_BP))[:, -1]
-        return policy.item_logits(hidden, items_ND)[:, : task.layout.num_items]
+        items_ND, mask_BP = policy.item_table(), contexts.mask_CP
+        x_BPD = policy.embed(contexts.prompt_CP, items_ND)
+        hidden = policy.trunk(x_BPD, positions(mask_BP), causal(mask_BP))[:, -1]
+        return policy.item_logits(policy.wish(hidden, query_of(policy, contexts)), items_ND)[:, : task.layout.num_items]
 
-    return run_batched(
-        task, lambda _, c: run(params, frozen, c.prompt_CP, c.mask_CP), len(contexts.prompt_CP), contexts, label
-    )
+    return run_batched(task, lambda _, c: run(params, frozen, c), len(contexts.prompt_CP), contexts, label)
 
 
 def reference_nll(task: Task, model: Model, contexts: Contexts, replies: tuple, label: str) -> dict[str, float]:
@@ -90,7 +89,9 @@ def reference_nll(task: Task, model: Model, contexts: Contexts, replies: tuple, 
     for index, real in batches(count, size, label):
         part = take(contexts, index)
         mask_BR = replies[1][index] & (np.arange(size) < real)[:, None]
-        arrays = shard_batch((part.prompt_CP, part.mask_CP, replies[0][index], mask_BR), task.mesh)
+        arrays = shard_batch(
+            (part.prompt_CP, part.mask_CP, replies[0][index], mask_BR, part.text_CE, part.named_CE), task.mesh
+        )
         for name, value in run(params, frozen, *arrays).items():
             totals[name] = totals.get(name, 0.0) + float(value)
     return totals
@@ -103,16 +104,17 @@ def generate(
     graphdef, params, frozen = model
 
     @jax.jit
-    def run(params, frozen, prompt, mask, key):
+    def run(params, frozen, contexts, key):
+        policy = nnx.merge(graphdef, params, frozen)
         return sample(
-            nnx.merge(graphdef, params, frozen), prompt, mask, key, group=1,
+            policy, contexts.prompt_CP, contexts.mask_CP, key, group=1, query_CD=query_of(policy, contexts),
             reply_tokens=task.config.data.reply_tokens, temperature=temperature or 1.0, greedy=temperature == 0,
         )  # fmt: skip
 
     key = jax.random.key(seed)
     replies = run_batched(
         task,
-        lambda n, c: run(params, frozen, c.prompt_CP, c.mask_CP, jax.random.fold_in(key, n)),
+        lambda n, c: run(params, frozen, c, jax.random.fold_in(key, n)),
         len(contexts.prompt_CP), contexts, label,
     )  # fmt: skip
     return replies.tokens_BR, replies.mask_BR
@@ -142,8 +144,7 @@ def judge_replies(
         over = (split.act_BR, split.word_BR)
         kl = [jnp.where(part, k1_BR, 0.0).sum(-1) for part in over]
         entropy = [jnp.where(p, own.entropy_BR, 0.0).sum(-1) / jnp.maximum(p.sum(-1), 1) for p in over]
-        return Judged(tokens, mask, scores.total_B, scores.signal_BS, *kl, *entropy, split.ended_B)
+        return tokens, mask, scores.total_B, scores.signal_BS, *kl, *entropy, split.ended_B
 
-    return run_batched(
-        task, lambda _, b: run(params, judges, *b), len(tokens_BR), (contexts, tokens_BR, mask_BR), label
-    )
+    inputs = (contexts, tokens_BR, mask_BR)
+    return Judged(*run_batched(task, lambda _, b: run(params, judges, *b), len(tokens_BR), inputs, label))

@@ -13,7 +13,7 @@ from crs_jax.evaluation.baselines import Baselines
 from crs_jax.evaluation.bootstrap import interval, resample
 from crs_jax.evaluation.pairs import make_pairs
 from crs_jax.evaluation.policies import Judged, generate, judge_replies, ranking_scores, reference_nll
-from crs_jax.evaluation.published import published_ranking
+from crs_jax.evaluation.published import published_rows
 from crs_jax.evaluation.ranking import (
     paired_difference,
     protocol_dialogues,
@@ -76,7 +76,9 @@ def rank_all(task: Task, models: dict[str, Model]) -> tuple[Tree, Tree, Tree, Tr
             }
             for targets, both in ranks[row].items()
         }
-        success[row] = success_rate_and_rdl(scores_IN, pairs, corpus.test, corpus.catalogue, bootstrap=e.bootstrap)
+        success[row] = success_rate_and_rdl(
+            scores_IN, pairs, corpus.test, corpus.catalogue, bootstrap=e.bootstrap, seed=task.config.seed
+        )
 
     for row, model in models.items():
         add(row, ranking_scores(task, model, contexts, f"ranking, {row}"))
@@ -203,8 +205,8 @@ def run_evaluate(task: Task, models: dict[str, Model], aligned: Aligned | None) 
         out["rewards"] = rewards
     if task.corpus.name == "simulated":
         out["simulator"] = true_utility(task, models)
-    published = published_ranking(task.corpus.name)
+    published = published_rows(task.corpus.name)
     if published:
-        out["published"] = {p.system: {**p.metrics, "source": p.source} for p in published}
+        out["published"] = published
     say(f"evaluated {', '.join(models)} on {data['instances']} instances, {data['targets']} targets")
     return out, samples

@@ -15,13 +15,13 @@ from crs_jax.training.task import Task
 def true_utility(task: Task, models: dict[str, Model]) -> dict[str, float]:
     """Mean true utility, in [0, 1], of what each policy proposes on the test split.
 
-    `utility_<row>`: expectation under the policy's own distribution over items right after `<|rec|>`, at every recommender
-    turn (exact, no sampling noise). `proposed_<row>`: mean over the items of sampled replies that propose any.
-    `difference`: ppo - sft of the former, paired, with a 95 % interval over dialogues. `utility_human`, `utility_random`
-    and `utility_best` (of all items, for the dialogue's seeker) stand beside.
+    `utility_<row>`: expectation under the policy's own distribution over items right after `<|rec|>`, at every
+    recommender turn (exact, no sampling noise). `proposed_<row>`: mean over the items of sampled replies that propose
+    any. `difference`: ppo - sft of the former, paired, with a 95 % interval over dialogues. `utility_human`,
+    `utility_random` and `utility_best` (of all items, for the dialogue's seeker) stand beside.
     """
-    assert task.corpus.folder is not None
     corpus, where = task.corpus, task.replies("test")
+    assert corpus.folder is not None
     truth = Truth.load(corpus.folder).aligned(corpus.catalogue)
     utility_DN = np.stack([truth.utility(dialogue.dialogue_id) for dialogue in corpus.test])
     dialogue_B = np.array([d for d, _ in where])

@@ -1,9 +1,9 @@
 """GPT-2's trunk (Radford et al. 2019) in Flax NNX: embeddings in, hidden states out.
 
-Layers are one stacked module run by `lax.scan`, so that compile time does not grow with depth. Three ways through it,
-equal up to float reassociation: `__call__` (whole sequences), `prefill` (the same, keeping keys and values) and `decode`
-(one token a row against the cache). Layer norms, softmax and the residual stream's statistics are float32; matrix
-products run in `GPT2Config.dtype`.
+Layers are one stacked module run by `lax.scan`, so that compile time does not grow with depth. Three ways through
+it, equal up to float reassociation: `__call__` (whole sequences), `prefill` (the same, keeping keys and values) and
+`decode` (one token a row against the cache). Layer norms, softmax and the residual stream's statistics are float32;
+matrix products run in `GPT2Config.dtype`.
 """
 
 from __future__ import annotations
@@ -141,7 +141,9 @@ class Trunk(nnx.Module):
     def _run(self, x_BTD, position_BT, mask_BTS, key, keep_cache: bool, keep_hidden: bool):
         graphdef, layers = nnx.split(self.blocks)
         x_BTD = self._enter(x_BTD, position_BT)
-        x_BTD = dropout(x_BTD, self.config.dropout, None if key is None else jax.random.fold_in(key, self.config.layers))
+        x_BTD = dropout(
+            x_BTD, self.config.dropout, None if key is None else jax.random.fold_in(key, self.config.layers)
+        )
 
         def layer(x, indexed):
             index, state = indexed

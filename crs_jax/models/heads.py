@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 SIGNALS = ("engagement", "relevance", "sentiment")
+FEATURES = 3
 
 
 class ValueHead(nnx.Module):
@@ -22,16 +23,18 @@ class ValueHead(nnx.Module):
 
 
 class SignalHeads(nnx.Module):
-    """One linear head a signal; the kernel starts at standard deviation 1/sqrt(D+1) (Huang et al. 2024, N+ details).
+    """One linear head a signal, on a hidden state and `FEATURES` numbers of how the act fits (`act_features`).
 
-    Outputs are in units of the standardised labels; the reward's own normaliser (`rl/reward.py`) puts them at mean 0 and
-    standard deviation 1 on reference samples.
+    The kernel starts at standard deviation 1/sqrt(D+1) (Huang et al. 2024, N+ details), the features' at zero.
+    Outputs are in units of the standardised labels; the reward's own normaliser (`rl/reward.py`) puts them at mean 0
+    and standard deviation 1 on reference samples.
     """
 
     def __init__(self, width: int, *, rngs: nnx.Rngs):
         self.kernel = nnx.Param(jax.random.normal(rngs.params(), (width, len(SIGNALS))) * (width + 1) ** -0.5)
+        self.feature_kernel = nnx.Param(jnp.zeros((FEATURES, len(SIGNALS))))
         self.bias = nnx.Param(jnp.zeros(len(SIGNALS)))
 
-    def __call__(self, hidden: jax.Array) -> jax.Array:
-        """`[..., D]` to `[..., 3]` in the order of `SIGNALS`, float32."""
-        return hidden.astype(jnp.float32) @ self.kernel[...] + self.bias[...]
+    def __call__(self, hidden: jax.Array, features: jax.Array) -> jax.Array:
+        """`[..., D]` and `[..., FEATURES]` to `[..., 3]` in the order of `SIGNALS`, float32."""
+        return hidden.astype(jnp.float32) @ self.kernel[...] + features @ self.feature_kernel[...] + self.bias[...]

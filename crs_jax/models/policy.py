@@ -1,9 +1,9 @@
 """The recommender: GPT-2's trunk with a vocabulary of words and items, under the grammar of act and words.
 
-A reply is `<|recommender|> <|rec|> item* <|say|> words <|end|>`. In the act only items not yet proposed or `<|say|>` can
-follow (only `<|say|>` once M items stand); after it BPE words, `<|end|>` and the act's own items. The softmax factors
-accordingly: `act_logits` over items and `<|say|>`, `word_logits` over words and M pointers to the act's items. Each gives
-a pair (main, extra): the padded table's logits and the few logits beside it.
+A reply is `<|recommender|> <|rec|> item* <|say|> words <|end|>`. In the act only items not yet proposed or `<|say|>`
+can follow (only `<|say|>` once M items stand); after it BPE words, `<|end|>` and the act's own items. The softmax
+factors accordingly: `act_logits` over items and `<|say|>`, `word_logits` over words and M pointers to the act's items.
+Each gives a pair (main, extra): the padded table's logits and the few logits beside it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from flax import nnx
 
 from crs_jax.models.gpt2 import GPT2Config, Trunk
 from crs_jax.models.items import ItemTower, padded
+from crs_jax.models.query import Query
 
 MASKED = -1e9
 
@@ -31,6 +32,7 @@ class Layout:
       item_offset: id of item row 0; the controls stand between the words and it.
       num_items: N.
       act_items: M, most items in one act.
+      unused: word ids that no text has (GPT-2's `<|endoftext|>`); never sampled.
     """
 
     num_words: int
@@ -43,6 +45,7 @@ class Layout:
     rec: int
     say: int
     end: int
+    unused: tuple[int, ...] = ()
 
 
 class Logits(NamedTuple):
@@ -53,13 +56,14 @@ class Logits(NamedTuple):
 
 
 class Policy(nnx.Module):
-    """Words table, item tower and trunk.
+    """Words table, item tower, query and trunk.
 
     Args:
       config: the trunk's shape.
       layout: token ids.
       content_NE: frozen description embeddings of the catalogue.
       log_popularity_N: first item biases, or None.
+      scale: standard deviation of first word and item vectors.
       pad_to: tables are padded to a multiple of this (128 x the tensor axis).
     """
 
@@ -72,11 +76,13 @@ class Policy(nnx.Module):
         *,
         rngs: nnx.Rngs,
         pad_to: int = 128,
+        scale: float = 0.02,
     ):
         self.layout = layout
         self.word_rows = padded(layout.item_offset, pad_to)
-        self.words = nnx.Param(0.02 * jax.random.normal(rngs.params(), (self.word_rows, config.width)))
-        self.items = ItemTower(content_NE, log_popularity_N, config.width, rngs=rngs, pad_to=pad_to)
+        self.words = nnx.Param(scale * jax.random.normal(rngs.params(), (self.word_rows, config.width)))
+        self.items = ItemTower(content_NE, log_popularity_N, config.width, rngs=rngs, pad_to=pad_to, scale=scale)
+        self.query = Query(self.items.projection[...], scale)
         self.trunk = Trunk(config, rngs=rngs)
 
     @property
@@ -95,10 +101,14 @@ class Policy(nnx.Module):
         item = items_ND[jnp.clip(tokens - offset, 0, items_ND.shape[0] - 1)]
         return jnp.where((tokens >= offset)[..., None], item, word)
 
+    def wish(self, hidden: jax.Array, query: jax.Array | None) -> jax.Array:
+        """Hidden states of act slots with the context's query, both `[..., D]`; None adds nothing."""
+        return hidden if query is None else hidden + query.astype(hidden.dtype)
+
     def item_logits(self, hidden: jax.Array, items_ND: jax.Array) -> jax.Array:
         """Logits `[..., padded N]` of all items, float32, before the act's mask; padded rows are masked.
 
-        At the hidden state of `<|rec|>` this is the ranking.
+        At the hidden state of `<|rec|>`, with the query (`wish`), this is the ranking.
         """
         scores = jnp.einsum("...D,ND->...N", hidden, items_ND, preferred_element_type=jnp.float32)
         real_N = jnp.arange(items_ND.shape[0]) < self.layout.num_items
@@ -108,7 +118,7 @@ class Policy(nnx.Module):
         """Next token of an act: main `[..., padded N]` items, extra `[..., 1]` `<|say|>`.
 
         Args:
-          hidden: `[..., D]` at `<|rec|>` or at an item of the act.
+          hidden: `[..., D]` at `<|rec|>` or at an item of the act, the context's query added (`wish`).
           items_ND: from `item_table`.
           used_M: `[..., M]` rows proposed so far in this act, -1 where none.
         """
@@ -134,6 +144,8 @@ class Policy(nnx.Module):
         main = jnp.einsum("...D,VD->...V", hidden, words_VD, preferred_element_type=jnp.float32)
         ids_V = jnp.arange(main.shape[-1])
         legal_V = (ids_V < self.layout.num_words) | (ids_V == self.layout.end)
+        for unused in self.layout.unused:
+            legal_V = legal_V & (ids_V != unused)
         rows = jnp.maximum(own_M, 0)
         own = jnp.einsum("...D,...MD->...M", hidden, items_ND[rows], preferred_element_type=jnp.float32)
         own = own + self.items.bias[...][rows]

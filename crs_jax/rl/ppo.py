@@ -1,7 +1,8 @@
 """PPO's mathematics: pure functions of float arrays and plain scalars.
 
-Sources: Schulman et al. 2017 (PPO, arXiv 1707.06347), Schulman et al. 2016 (GAE, arXiv 1506.02438), Ziegler et al. 2019
-(KL-regularised fine-tuning, adaptive coefficient, arXiv 1909.08593), Schulman 2020 ("Approximating KL divergence": k1, k3).
+Sources: Schulman et al. 2017 (PPO, arXiv 1707.06347), Schulman et al. 2016 (GAE, arXiv 1506.02438), Ziegler et al.
+2019 (KL-regularised fine-tuning, adaptive coefficient, arXiv 1909.08593), Schulman 2020 ("Approximating KL divergence":
+k1, k3).
 Axes: B replies, R reply tokens. Masks are True on real tokens.
 """
 
@@ -45,9 +46,7 @@ def whiten(x: jax.Array, mask: jax.Array, shift_mean: bool = True, epsilon: floa
     return jnp.where(mask, white if shift_mean else white + mean, 0.0)
 
 
-def place_rewards(
-    act_score_B: jax.Array, word_score_B: jax.Array, say_BR: jax.Array, last_BR: jax.Array
-) -> jax.Array:
+def place_rewards(act_score_B: jax.Array, word_score_B: jax.Array, say_BR: jax.Array, last_BR: jax.Array) -> jax.Array:
     """Per-token scores `[B, R]`: the act's at `<|say|>`, the words' at the last real token.
 
     A reply that never said has no `<|say|>`: both fall on its last token.
@@ -75,7 +74,7 @@ def gae(
     """Generalised advantage estimates and returns of replies that end after their last real token.
 
     delta_r = reward_r + discount * value_{r+1} - value_r; advantage_r = delta_r + discount * lam * advantage_{r+1}
-    (Schulman et al. 2016, eq. 11 and 16), with value and advantage 0 after the end. Real tokens are a prefix of each row.
+    (Schulman et al. 2016, eq. 11 and 16), with value and advantage 0 after the end. Real tokens are a prefix of a row.
 
     Returns:
       advantage_BR and return_BR = advantage + value, both 0 on padding.
@@ -102,9 +101,7 @@ def policy_loss(logp: jax.Array, old_logp: jax.Array, advantage: jax.Array, clip
     return jnp.maximum(plain, clipped), clipped > plain
 
 
-def value_loss(
-    value: jax.Array, old_value: jax.Array, target: jax.Array, clip: float
-) -> tuple[jax.Array, jax.Array]:
+def value_loss(value: jax.Array, old_value: jax.Array, target: jax.Array, clip: float) -> tuple[jax.Array, jax.Array]:
     """Half squared error per token, the larger of the plain and the clipped, and whether the clip was active."""
     near = old_value + jnp.clip(value - old_value, -clip, clip)
     plain, clipped = jnp.square(value - target), jnp.square(near - target)
@@ -120,7 +117,7 @@ def approximate_kl(logp: jax.Array, old_logp: jax.Array) -> jax.Array:
 def adapt_kl_coefficient(
     coefficient: jax.Array, kl: jax.Array, target: float, replies: int, horizon: float, error_clip: float = 0.2
 ) -> jax.Array:
-    """The next KL coefficient (Ziegler et al. 2019, section 2.2): coefficient * (1 + clip(kl/target - 1) replies/horizon).
+    """The next KL coefficient (Ziegler et al. 2019, 2.2): coefficient * (1 + clip(kl/target - 1) replies/horizon).
 
     Args:
       coefficient: the present one.

@@ -1,7 +1,8 @@
 """The reward: three signals predicted from (context, reply), standardised, weighted, clipped; and where it is paid.
 
 R = alpha * engagement + beta * relevance + gamma * sentiment shift. The whole of R is read at the reply's last token;
-the part that the act alone explains is read at `<|say|>` and paid there, the rest at the end, so that a reply's total is R.
+the part that the act alone explains is read at `<|say|>` and paid there, the rest at the end, so that a reply's total
+is R.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from flax import nnx
 from crs_jax.models.heads import SIGNALS, SignalHeads
 from crs_jax.models.policy import Policy
 from crs_jax.rl.scoring import Hidden, Parts, parts, tree_hidden
+from crs_jax.signals.relevance import act_features
 
 
 class RewardModel(nnx.Module):
@@ -26,8 +28,8 @@ class RewardModel(nnx.Module):
 
 
 class Normaliser(NamedTuple):
-    """Of reference samples: mean and standard deviation of each signal, `[3]` in the order of `SIGNALS`, and the standard
-    deviation of their weighted sum. Fixed before PPO starts, so that the objective stays one and the same.
+    """Of reference samples: mean and standard deviation of each signal, `[3]` in the order of `SIGNALS`, and the
+    standard deviation of their weighted sum. Fixed before PPO starts, so that the objective stays one and the same.
     """
 
     mean_S: jax.Array
@@ -43,20 +45,21 @@ class Scores(NamedTuple):
     signal_BS: jax.Array
 
 
-def read_heads(heads: SignalHeads, hidden: Hidden, split: Parts) -> tuple[jax.Array, jax.Array]:
+def read_heads(heads: SignalHeads, hidden: Hidden, split: Parts, features_BF: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Predicted signals at `<|say|>` and at the last token, `[B, 3]` each."""
     C, G, R, D = hidden.at.shape
     at_BRD = hidden.at.reshape(C * G, R, D)
     say_BR = jnp.where(split.say_BR.any(-1, keepdims=True), split.say_BR, split.last_BR)
-    read = [heads(jnp.einsum("BR,BRD->BD", where.astype(at_BRD.dtype), at_BRD)) for where in (say_BR, split.last_BR)]
+    places = (say_BR, split.last_BR)
+    read = [heads(jnp.einsum("BR,BRD->BD", where.astype(at_BRD.dtype), at_BRD), features_BF) for where in places]
     return read[0], read[1]
 
 
 def combine(signal_BS: jax.Array, weight_S: jax.Array, clip: float) -> jax.Array:
     """Weighted sum of standardised signals, `[B]`.
 
-    Where a signal does not exist (NaN: an empty act has no relevance) the weights of the others are scaled up to the same
-    total; where none exists, or all weights are 0, the result is 0.
+    Where a signal does not exist (NaN: an empty act has no relevance) the weights of the others are scaled up to the
+    same total; where none exists, or all weights are 0, the result is 0.
     """
     exists = jnp.isfinite(signal_BS)
     weight_BS = jnp.where(exists, weight_S, 0.0)
@@ -83,9 +86,7 @@ def score(
       weight_S: alpha, beta, gamma.
       clip: bound of the total, both sides.
     """
-    say_BS, end_BS = (
-        (with_relevance(s, relevance_B) - normaliser.mean_S) / normaliser.std_S for s in (say_BS, end_BS)
-    )
+    say_BS, end_BS = ((with_relevance(s, relevance_B) - normaliser.mean_S) / normaliser.std_S for s in (say_BS, end_BS))
     weight_S = weight_S / normaliser.total_std
     return Scores(combine(say_BS, weight_S, clip), combine(end_BS, weight_S, clip), end_BS)
 
@@ -110,10 +111,21 @@ def predict(
     prompt_mask_CP: jax.Array,
     tokens_CGR: jax.Array,
     mask_CGR: jax.Array,
+    text_CE: jax.Array,
+    named_CE: jax.Array,
+    items_NE: jax.Array,
 ) -> tuple[jax.Array, jax.Array, Parts]:
-    """Predicted signals at `<|say|>` and at the end of each reply, `[C * G, 3]` each, and the replies' parts."""
+    """Predicted signals at `<|say|>` and at the end of each reply, `[C * G, 3]` each, and the replies' parts.
+
+    Args:
+      model: the reward model.
+      prompt_CP, prompt_mask_CP, tokens_CGR, mask_CGR: contexts and replies, as for `tree_hidden`.
+      text_CE, named_CE, items_NE: context vectors and description embeddings, as for `signals/relevance.py`.
+    """
     C, G, R = tokens_CGR.shape
     items_ND = model.policy.item_table()
     hidden = tree_hidden(model.policy, items_ND, prompt_CP, prompt_mask_CP, tokens_CGR, mask_CGR)
     split = parts(tokens_CGR.reshape(C * G, R), mask_CGR.reshape(C * G, R), model.policy.layout)
-    return *read_heads(model.heads, hidden, split), split
+    text_BE, named_BE = (jnp.repeat(a, G, axis=0) for a in (text_CE, named_CE))
+    features_BF = act_features(split.items_BM, text_BE, named_BE, items_NE)
+    return *read_heads(model.heads, hidden, split, features_BF), split

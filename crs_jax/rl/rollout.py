@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from crs_jax.models.gpt2 import KVCache
 from crs_jax.models.likelihood import log_normaliser
 from crs_jax.models.policy import Logits, Policy
 
@@ -73,9 +74,19 @@ def sample_logits(logits: Logits, key: jax.Array, greedy: bool = False) -> tuple
     return index_B, jnp.where(beyond_B >= 0, extra, main) - total
 
 
+def act_mode(logits: Logits) -> tuple[jax.Array, jax.Array]:
+    """The mode of an act's slot: the best item where proposing is likelier than `<|say|>`, for the mass of "propose" is
+    spread over thousands of items. Index into main followed by extra and log-probability, `[B]`.
+    """
+    total = log_normaliser(logits)
+    propose_B = jax.nn.logsumexp(logits.main, -1) > logits.extra[:, 0]
+    index_B = jnp.where(propose_B, logits.main.argmax(-1), logits.main.shape[-1])
+    return index_B, jnp.where(propose_B, logits.main.max(-1), logits.extra[:, 0]) - total
+
+
 class _State(NamedTuple):
     slot: jax.Array
-    cache: tuple
+    cache: KVCache
     hidden_BD: jax.Array
     in_act_B: jax.Array
     done_B: jax.Array
@@ -91,6 +102,7 @@ def sample(
     *,
     group: int,
     reply_tokens: int,
+    query_CD: jax.Array | None = None,
     temperature: float = 1.0,
     block: int = 8,
     greedy: bool = False,
@@ -104,9 +116,10 @@ def sample(
       key: a fresh key for this call; token r of all rows uses `fold_in(key, r)`.
       group: G.
       reply_tokens: R, the longest reply; rows that reach it have no `<|end|>`.
+      query_CD: of each context, added at act slots.
       temperature: divides the logits.
       block: decode steps between two checks whether all rows have ended.
-      greedy: take the mode of each step.
+      greedy: take the mode of each step; at an act's slot, first whether to propose at all, then what.
     """
     layout = policy.layout
     items_ND = policy.item_table()
@@ -116,14 +129,18 @@ def sample(
         policy.embed(prompt_CP, items_ND), positions(prompt_mask_CP), causal(prompt_mask_CP)
     )
     length_B = jnp.repeat(prompt_mask_CP.sum(-1), group)
+    query_BD = None if query_CD is None else jnp.repeat(query_CD, group, axis=0)
 
     def step(state: _State, _):
         r, key_r = state.slot, jax.random.fold_in(key, state.slot)
 
         def act(hidden_BD):
-            logits = policy.act_logits(hidden_BD, items_ND, state.act_BM)
+            logits = policy.act_logits(policy.wish(hidden_BD, query_BD), items_ND, state.act_BM)
             scaled = Logits(logits.main / temperature, logits.extra / temperature)
-            index_B, logp_B = sample_logits(scaled, jax.random.fold_in(key_r, 0), greedy)
+            if greedy:
+                index_B, logp_B = act_mode(scaled)
+            else:
+                index_B, logp_B = sample_logits(scaled, jax.random.fold_in(key_r, 0))
             item = index_B < logits.main.shape[-1]
             return jnp.where(item, layout.item_offset + index_B, layout.say), logp_B
 

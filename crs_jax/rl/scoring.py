@@ -99,6 +99,7 @@ def reply_likelihood(
     tokens_BR: jax.Array,
     mask_BR: jax.Array,
     temperature: float = 1.0,
+    query_BD: jax.Array | None = None,
     act_chunk: int = 16,
     word_chunk: int = 64,
 ) -> TokenLikelihood:
@@ -112,6 +113,7 @@ def reply_likelihood(
       hidden_BRD: states that predict each token (`Hidden.before`).
       tokens_BR, mask_BR: the replies.
       temperature: the sampler's; divides the logits here too.
+      query_BD: of each reply's context, added at act slots.
     """
     layout = policy.layout
     split = parts(tokens_BR, mask_BR, layout)
@@ -121,7 +123,8 @@ def reply_likelihood(
     used_BAM = jnp.where(before, split.items_BM[:, None], -1)
     row_BA = tokens_BR[:, :A] - layout.item_offset
     act_target_BA = jnp.where(tokens_BR[:, :A] == layout.say, layout.num_items, jnp.maximum(row_BA, 0))
-    act = act_likelihood(policy, items_ND, hidden_BRD[:, :A], used_BAM, act_target_BA, temperature, act_chunk)
+    acting_BAD = policy.wish(hidden_BRD[:, :A], None if query_BD is None else query_BD[:, None])
+    act = act_likelihood(policy, items_ND, acting_BAD, used_BAM, act_target_BA, temperature, act_chunk)
 
     match_BRM = (tokens_BR[..., None] - layout.item_offset) == split.items_BM[:, None]
     is_own = (match_BRM & (split.items_BM[:, None] >= 0)).any(-1)

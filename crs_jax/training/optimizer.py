@@ -9,7 +9,7 @@ import optax
 
 from crs_jax.sharding import path_name
 
-DECAYED = ("kernel", "words", "projection", "residual")
+DECAYED = ("kernel", "words", "projection", "residual")  # endings of names
 
 
 def decay_mask(params: Any) -> Any:

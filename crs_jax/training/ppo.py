@@ -1,8 +1,8 @@
 """The PPO stage: one jitted iteration of rollout, scores, advantages and clipped updates, over the mesh.
 
 Everything that learns or judges is an argument: the state (donated), the reference, the reward model and the batch of
-contexts. Rewards are paid where `rl/reward.py` says, less the k1 KL penalty of each token; acts and words have their own
-KL coefficients, entropies and whitening, since a reply has one or two act tokens and dozens of words.
+contexts. Rewards are paid where `rl/reward.py` says, less the k1 KL penalty of each token; acts and words have their
+own KL coefficients, entropies and whitening, since a reply has one or two act tokens and dozens of words.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from crs_jax.models.actor_critic import ActorCritic
 from crs_jax.models.heads import SIGNALS
+from crs_jax.models.policy import Policy
 from crs_jax.rl import ppo
 from crs_jax.rl.reward import Normaliser, Scores, predict, score, with_relevance
 from crs_jax.rl.rollout import Replies, sample
@@ -67,8 +68,7 @@ class Graphs(NamedTuple):
 class Experience(NamedTuple):
     """What the updates of one iteration train on; leading axis C contexts, then G replies."""
 
-    prompt_CP: jax.Array
-    mask_CP: jax.Array
+    contexts: Contexts
     tokens_CGR: jax.Array
     reply_mask_CGR: jax.Array
     act_CGR: jax.Array
@@ -79,28 +79,43 @@ class Experience(NamedTuple):
 
 
 def actor_pass(
-    actor: ActorCritic, prompt_CP, mask_CP, tokens_CGR, reply_mask_CGR, temperature: float
+    actor: ActorCritic, contexts: Contexts, tokens_CGR: jax.Array, reply_mask_CGR: jax.Array, temperature: float
 ) -> tuple[TokenLikelihood, jax.Array]:
     """Likelihoods and values of reply tokens, `[B, R]` each, B = C * G."""
     C, G, R = tokens_CGR.shape
-    args = (prompt_CP, mask_CP, tokens_CGR, reply_mask_CGR)
+    args = (contexts.prompt_CP, contexts.mask_CP, tokens_CGR, reply_mask_CGR)
     items_ND = actor.policy.item_table()
     hidden = tree_hidden(actor.policy, items_ND, *args).before.reshape(C * G, R, -1)
     seen = hidden
     if actor.critic is not None:
         seen = tree_hidden(actor.critic, actor.critic.item_table(), *args).before.reshape(C * G, R, -1)
     flat = tokens_CGR.reshape(C * G, R), reply_mask_CGR.reshape(C * G, R)
-    return reply_likelihood(actor.policy, items_ND, hidden, *flat, temperature), actor.values(seen)
+    query_BD = jnp.repeat(query_of(actor.policy, contexts), G, axis=0)
+    return reply_likelihood(actor.policy, items_ND, hidden, *flat, temperature, query_BD), actor.values(seen)
+
+
+def query_of(policy: Policy, contexts: Contexts) -> jax.Array:
+    """The policy's query vectors `[C, D]`."""
+    return policy.query(contexts.text_CE, contexts.named_CE)
 
 
 def judge(
     graphs: Graphs, judges: Judges, contexts: Contexts, replies: Replies, exact: bool
 ) -> tuple[jax.Array, jax.Array, jax.Array | None, Parts]:
-    """Predicted signals at `<|say|>` and at the end, the exact relevance (None where the head's is taken), the parts."""
+    """Predicted signals at `<|say|>` and at the end, exact relevance (None where the head's is taken), the parts."""
     C = contexts.prompt_CP.shape[0]
     model = nnx.merge(graphs.reward, judges.reward, judges.reward_frozen)
-    grouped = (a.reshape(C, -1, a.shape[-1]) for a in (replies.tokens_BR, replies.mask_BR))
-    say_BS, end_BS, split = predict(model, contexts.prompt_CP, contexts.mask_CP, *grouped)
+    tokens, mask = (a.reshape(C, -1, a.shape[-1]) for a in (replies.tokens_BR, replies.mask_BR))
+    say_BS, end_BS, split = predict(
+        model,
+        contexts.prompt_CP,
+        contexts.mask_CP,
+        tokens,
+        mask,
+        contexts.text_CE,
+        contexts.named_CE,
+        judges.items_NE,
+    )
     if not exact:
         return say_BS, end_BS, None, split
     G = replies.tokens_BR.shape[0] // C
@@ -118,7 +133,8 @@ def policy_likelihood(
     tokens, mask = (a.reshape(C, B // C, R) for a in (replies.tokens_BR, replies.mask_BR))
     hidden = tree_hidden(policy, items_ND, contexts.prompt_CP, contexts.mask_CP, tokens, mask)
     before_BRD = hidden.before.reshape(B, R, -1)
-    return reply_likelihood(policy, items_ND, before_BRD, replies.tokens_BR, replies.mask_BR, temperature)
+    query_BD = jnp.repeat(query_of(policy, contexts), B // C, axis=0)
+    return reply_likelihood(policy, items_ND, before_BRD, replies.tokens_BR, replies.mask_BR, temperature, query_BD)
 
 
 def make_sampler(graphs: Graphs, config: ConfigDict):
@@ -129,7 +145,7 @@ def make_sampler(graphs: Graphs, config: ConfigDict):
         policy = nnx.merge(graphs.policy, judges.reference, judges.frozen)
         replies = sample(
             policy, contexts.prompt_CP, contexts.mask_CP, key, group=c.group, reply_tokens=config.data.reply_tokens,
-            temperature=c.temperature, block=c.decode_block,
+            query_CD=query_of(policy, contexts), temperature=c.temperature, block=c.decode_block,
         )  # fmt: skip
         _, end_BS, relevance_B, _ = judge(graphs, judges, contexts, replies, config.reward.relevance == "exact")
         return with_relevance(end_BS, relevance_B)
@@ -164,9 +180,7 @@ def make_iteration(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mes
     def loss_of(params, frozen, mini: Experience):
         actor = nnx.merge(graphs.actor, params, frozen)
         shape = mini.tokens_CGR.shape
-        likelihood, value_BR = actor_pass(
-            actor, mini.prompt_CP, mini.mask_CP, mini.tokens_CGR, mini.reply_mask_CGR, c.temperature
-        )
+        likelihood, value_BR = actor_pass(actor, mini.contexts, mini.tokens_CGR, mini.reply_mask_CGR, c.temperature)
         logp, entropy, value = (a.reshape(shape) for a in (likelihood.logp_BR, likelihood.entropy_BR, value_BR))
         act, word = mini.act_CGR, mini.reply_mask_CGR & ~mini.act_CGR
         surrogate, clipped = ppo.policy_loss(logp, mini.logp_CGR, mini.advantage_CGR, c.clip)
@@ -203,13 +217,11 @@ def make_iteration(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mes
         actor = nnx.merge(graphs.actor, state.params, frozen)
         replies = sample(
             actor.policy, contexts.prompt_CP, contexts.mask_CP, sample_key, group=c.group, reply_tokens=R,
-            temperature=c.temperature, block=c.decode_block,
+            query_CD=query_of(actor.policy, contexts), temperature=c.temperature, block=c.decode_block,
         )  # fmt: skip
-        grouped = tuple(a.reshape(C, c.group, R) for a in (replies.tokens_BR, replies.mask_BR))
-        old, value_BR = actor_pass(actor, contexts.prompt_CP, contexts.mask_CP, *grouped, c.temperature)
-        reference = policy_likelihood(
-            graphs.policy, judges.reference, judges.frozen, contexts, replies, c.temperature
-        )
+        tokens_CGR, mask_CGR = (a.reshape(C, c.group, R) for a in (replies.tokens_BR, replies.mask_BR))
+        old, value_BR = actor_pass(actor, contexts, tokens_CGR, mask_CGR, c.temperature)
+        reference = policy_likelihood(graphs.policy, judges.reference, judges.frozen, contexts, replies, c.temperature)
         say_BS, end_BS, relevance_B, split = judge(
             graphs, judges, contexts, replies, config.reward.relevance == "exact"
         )
@@ -224,7 +236,7 @@ def make_iteration(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mes
             return a_BR.reshape(C, c.group, R)
 
         experience = Experience(
-            contexts.prompt_CP, contexts.mask_CP, *grouped, by_context(split.act_BR), by_context(old.logp_BR),
+            contexts, tokens_CGR, mask_CGR, by_context(split.act_BR), by_context(old.logp_BR),
             by_context(value_BR), by_context(white_BR), by_context(return_BR),
         )  # fmt: skip
 

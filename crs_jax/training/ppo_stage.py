@@ -49,7 +49,8 @@ def contexts_at(task: Task, split: str, where: list[tuple[int, int]]) -> Context
     vectors = context_vectors(
         task.dialogues(split), where, task.corpus.catalogue, task.content_NE, task.embed, task.config.data.window
     )
-    return Contexts(windows.tokens_BP, windows.mask_BP, vectors["text_BE"], vectors["named_BE"])
+    arrays: Any = (windows.tokens_BP, windows.mask_BP, vectors["text_BE"], vectors["named_BE"])
+    return Contexts(*arrays)
 
 
 def chosen(seed: int, iteration: int, total: int, count: int) -> np.ndarray:

@@ -13,11 +13,12 @@ from flax import nnx
 from crs_jax.models.policy import Policy
 from crs_jax.rl.ppo import masked_sum
 from crs_jax.rl.scoring import parts, reply_likelihood, tree_hidden
+from crs_jax.signals.relevance import act_features, context_vectors
 from crs_jax.training.task import Task
 
 
 def reply_arrays(task: Task, split: str, where: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens `[B, R]` after `<|rec|>` and their mask; a reply longer than R = `config.data.reply_tokens` is cut at its end."""
+    """Tokens `[B, R]` after `<|rec|>` and their mask; a reply longer than R = `config.data.reply_tokens` is cut."""
     R = task.config.data.reply_tokens
     tokens_BR = np.full((len(where), R), task.tokenizer.pad, np.int32)
     mask_BR = np.zeros((len(where), R), bool)
@@ -28,6 +29,35 @@ def reply_arrays(task: Task, split: str, where: Sequence[tuple[int, int]]) -> tu
     return tokens_BR, mask_BR
 
 
+class Wishes:
+    """Context vectors of all replies of a split, looked up by dialogue and turn; zero where a reply has no context."""
+
+    def __init__(self, task: Task, split: str):
+        where = task.replies(split)
+        vectors = context_vectors(
+            task.dialogues(split), where, task.corpus.catalogue, task.content_NE, task.embed, task.config.data.window
+        )
+        self._text, self._named = (np.pad(vectors[name], ((1, 0), (0, 0))) for name in ("text_BE", "named_BE"))
+        longest = max((len(dialogue.turns) for dialogue in task.dialogues(split)), default=0)
+        self._row_DT = np.zeros((len(task.dialogues(split)), longest), np.int32)
+        act_BM = np.full((len(where) + 1, task.config.data.act_items), -1, np.int32)
+        for row, (d, t) in enumerate(where, 1):
+            self._row_DT[d, t] = row
+            items = task.corpus.catalogue.rows(task.dialogues(split)[d].turns[t].distinct_items)[: act_BM.shape[1]]
+            act_BM[row, : len(items)] = items
+        arrays = (jnp.asarray(a) for a in (act_BM, self._text, self._named, task.content_NE))
+        self._features = np.asarray(act_features(*arrays))
+
+    def at(self, dialogue: np.ndarray, turn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(text `[..., E]`, named `[..., E]`) of the replies at the given dialogues and turns."""
+        row = self._row_DT[dialogue, turn]
+        return self._text[row], self._named[row]
+
+    def features(self, dialogue: np.ndarray, turn: np.ndarray) -> np.ndarray:
+        """`act_features` `[..., 3]` of what the humans proposed there."""
+        return self._features[self._row_DT[dialogue, turn]]
+
+
 def reply_nll(
     graphdef: Any,
     params: Any,
@@ -36,6 +66,8 @@ def reply_nll(
     prompt_mask_BP: jax.Array,
     tokens_BR: jax.Array,
     mask_BR: jax.Array,
+    text_BE: jax.Array,
+    named_BE: jax.Array,
 ) -> dict[str, jax.Array]:
     """Summed negative log-likelihoods (nats) of replies given windowed prompts, with what to divide them by.
 
@@ -45,10 +77,11 @@ def reply_nll(
     items_ND = policy.item_table()
     hidden = tree_hidden(policy, items_ND, prompt_BP, prompt_mask_BP, tokens_BR[:, None], mask_BR[:, None])
     before_BRD = hidden.before[:, 0]
-    logp_BR = reply_likelihood(policy, items_ND, before_BRD, tokens_BR, mask_BR).logp_BR
+    query_BD = policy.query(text_BE, named_BE)
+    logp_BR = reply_likelihood(policy, items_ND, before_BRD, tokens_BR, mask_BR, query_BD=query_BD).logp_BR
     split = parts(tokens_BR, mask_BR, policy.layout)
     first_B = split.items_BM[:, 0]
-    logits_BN = policy.item_logits(before_BRD[:, 0], items_ND)
+    logits_BN = policy.item_logits(policy.wish(before_BRD[:, 0], query_BD), items_ND)
     target_B1 = jnp.take_along_axis(logits_BN, jnp.maximum(first_B, 0)[:, None], -1)
     recommending_B = first_B >= 0
     return {

@@ -24,8 +24,8 @@ from crs_jax.rl.reward import RewardModel, predict
 from crs_jax.sharding import place, shard_batch
 from crs_jax.training.labels import label
 from crs_jax.training.optimizer import make_optimizer
-from crs_jax.training.replies import reply_arrays
-from crs_jax.training.sft import at_slots, batches, epoch_seed, make_packer, packed_hidden
+from crs_jax.training.replies import Wishes, reply_arrays
+from crs_jax.training.sft import DeviceRows, at_slots, batches, epoch_seed, make_packer, packed_hidden
 from crs_jax.training.state import TrainState, apply_gradients, fresh_state, raise_if_halted
 from crs_jax.training.task import Task, copy_tree, split_model
 
@@ -39,19 +39,23 @@ def split_holdout(task: Task) -> tuple[np.ndarray, np.ndarray]:
 
 
 def reward_loss(
-    model: RewardModel, rows: Rows, say_RAS: jax.Array, end_RWS: jax.Array, window: int, key: jax.Array | None
+    model: RewardModel, rows: DeviceRows, window: int, key: jax.Array | None
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Mean squared error over the labels that exist, signals weighing alike, `<|say|>` and `<|end|>` alike.
 
-    `say_RAS` and `end_RWS` are the labels beside the act and word slots whose target is `<|say|>` or `<|end|>`, NaN at all
-    other slots.
+    `rows` are packed rows with `slot_labels`.
     """
     policy = model.policy
     hidden_RTD = packed_hidden(policy, policy.item_table(), rows, window, key)
-    metrics, loss = {}, jnp.float32(0)
-    for where, label_RXS in (("act_at_RA", say_RAS), ("word_at_RW", end_RWS)):
-        last = rows["tokens_RT"].shape[1] - 1
-        read = model.heads(at_slots(hidden_RTD, jnp.minimum(rows[where] + 1, last)))
+    metrics: dict[str, jax.Array] = {}
+    loss = jnp.float32(0)
+    last = rows["tokens_RT"].shape[1] - 1
+    for where, labels, features in (
+        ("act_at_RA", "say_label_RAS", "say_features_RAF"),
+        ("word_at_RW", "end_label_RWS", "end_features_RWF"),
+    ):
+        label_RXS = rows[labels]
+        read = model.heads(at_slots(hidden_RTD, jnp.minimum(rows[where] + 1, last)), rows[features])
         for s, name in enumerate(SIGNALS):
             known = jnp.isfinite(label_RXS[..., s])
             error = masked_mean(jnp.square(read[..., s] - jnp.where(known, label_RXS[..., s], 0.0)), known)
@@ -60,28 +64,32 @@ def reward_loss(
     return loss, {"loss": loss, **metrics}
 
 
-def slot_labels(task: Task, rows: Rows, signal_DTS: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`say_RAS` and `end_RWS` of `reward_loss` for packed rows."""
-    out = []
-    for at, target, mask, stop in (
-        ("act_at_RA", "act_target_RA", "act_mask_RA", task.layout.num_items),
-        ("word_at_RW", "word_target_RW", "word_mask_RW", task.layout.end),
+def slot_labels(task: Task, rows: Rows, numbers: np.ndarray, signal_DTS: np.ndarray, wishes: Wishes) -> Rows:
+    """The rows with the labels and features of the slots whose target is `<|say|>` or `<|end|>`; labels NaN elsewhere.
+
+    `numbers` are the dialogues the packer had.
+    """
+    out = dict(rows)
+    for at, target, mask, stop, labels, features in (
+        ("act_at_RA", "act_target_RA", "act_mask_RA", task.layout.num_items, "say_label_RAS", "say_features_RAF"),
+        ("word_at_RW", "word_target_RW", "word_mask_RW", task.layout.end, "end_label_RWS", "end_features_RWF"),
     ):
-        dialogue = np.take_along_axis(rows["dialogue_RT"], rows[at], 1)
+        dialogue = numbers[np.take_along_axis(rows["dialogue_RT"], rows[at], 1)]
         turn = np.take_along_axis(rows["utterance_RT"], rows[at], 1)
         here = rows[mask] & (rows[target] == stop)
-        out.append(np.where(here[..., None], signal_DTS[dialogue, turn], np.nan).astype(np.float32))
-    return out[0], out[1]
+        out[labels] = np.where(here[..., None], signal_DTS[dialogue, turn], np.nan).astype(np.float32)
+        out[features] = wishes.features(dialogue, turn)
+    return out
 
 
 def make_step(graphdef: Any, optimizer: Any, task: Task):
-    """Jitted (state, frozen, rows, labels, key) -> (state, metrics)."""
+    """Jitted (state, frozen, rows, key) -> (state, metrics)."""
 
-    def step(state: TrainState, frozen: Any, rows: Rows, say_RAS, end_RWS, key: jax.Array):
+    def step(state: TrainState, frozen: Any, rows: DeviceRows, key: jax.Array):
         def loss(params):
             model = nnx.merge(graphdef, params, frozen)
             step_key = jax.random.fold_in(key, state.step)
-            return reward_loss(model, rows, say_RAS, end_RWS, task.config.data.window, step_key)
+            return reward_loss(model, rows, task.config.data.window, step_key)
 
         (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
         healthy = jnp.isfinite(value) & ~state.halted
@@ -101,16 +109,19 @@ def predict_replies(
     tokens_BR, mask_BR = reply_arrays(task, split, where)
 
     @jax.jit
-    def run(params, frozen, prompt, prompt_mask, tokens, mask):
+    def run(params, frozen, items_NE, prompt, prompt_mask, tokens, mask, text, named):
         model = nnx.merge(graphdef, params, frozen)
-        return predict(model, prompt, prompt_mask, tokens[:, None], mask[:, None])[1]
+        return predict(model, prompt, prompt_mask, tokens[:, None], mask[:, None], text, named, items_NE)[1]
+
+    wishes = Wishes(task, split).at(*np.array(where).T) if where else ()
+    items_NE = jnp.asarray(task.content_NE)
 
     size = min(task.config.evaluation.batch, max(len(where), 1))
     out = []
     for start in range(0, len(where), size):
         index = np.minimum(np.arange(start, start + size), len(where) - 1)
-        batch = [a[index] for a in (contexts.tokens_BP, contexts.mask_BP, tokens_BR, mask_BR)]
-        out.append(np.asarray(run(params, frozen, *shard_batch(batch, task.mesh))))
+        batch = [a[index] for a in (contexts.tokens_BP, contexts.mask_BP, tokens_BR, mask_BR, *wishes)]
+        out.append(np.asarray(run(params, frozen, items_NE, *shard_batch(batch, task.mesh))))
     return np.concatenate(out)[: len(where)] if out else np.zeros((0, len(SIGNALS)), np.float32)
 
 
@@ -127,7 +138,7 @@ def run_reward(task: Task, writer: MetricsWriter, sft: tuple[Any, Any, Any]) -> 
         say(f"reward: done before, {done} steps, held-out loss {meta['best']:.4f}")
         checkpoints.close()
         return graphdef, params, frozen
-    signal_DTS = label(task, "train").signal_DTS
+    signal_DTS, wishes = label(task, "train").signal_DTS, Wishes(task, "train")
     fitted, held = split_holdout(task)
     packer, held_packer = make_packer(task, "train", fitted), make_packer(task, "train", held)
     held_rows = held_packer.epoch(rows=c.sft.rows, crop=0.0, rng=epoch_seed(task, "held", 0))
@@ -142,16 +153,14 @@ def run_reward(task: Task, writer: MetricsWriter, sft: tuple[Any, Any, Any]) -> 
         writer.drop_after("reward", done)
     step = make_step(graphdef, optimizer, task)
     held_loss = jax.jit(
-        lambda params, frozen, rows, say_RAS, end_RWS: reward_loss(
-            nnx.merge(graphdef, params, frozen), rows, say_RAS, end_RWS, c.data.window, None
-        )[1]
+        lambda params, frozen, rows: reward_loss(nnx.merge(graphdef, params, frozen), rows, c.data.window, None)[1]
     )
 
     def with_labels(rows: Rows, numbers: np.ndarray) -> Any:
-        return shard_batch((rows, *slot_labels(task, rows, signal_DTS[numbers])), task.mesh)
+        return shard_batch(slot_labels(task, rows, numbers, signal_DTS, wishes), task.mesh)
 
     def validate(params) -> dict[str, float]:
-        sums = [held_loss(params, frozen, *with_labels(rows, held)) for rows in held_rows]
+        sums = [held_loss(params, frozen, with_labels(rows, held)) for rows in held_rows]
         return {name: float(np.mean([float(s[name]) for s in sums])) for name in sums[0]}
 
     key, first, pending = jax.random.key(c.seed + 3), done or 0, None
@@ -170,8 +179,7 @@ def run_reward(task: Task, writer: MetricsWriter, sft: tuple[Any, Any, Any]) -> 
                 break
             if number <= first:
                 continue
-            arrays = with_labels(rows, fitted)
-            state, metrics = step(state, frozen, *arrays, key)
+            state, metrics = step(state, frozen, with_labels(rows, fitted), key)
             if pending is not None:
                 progress.update(loss=report(*pending, c.log_every))
             pending = (number, metrics)

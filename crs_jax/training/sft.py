@@ -23,15 +23,18 @@ from crs_jax.data.packing import Packer, Rows
 from crs_jax.data.windows import make_windows
 from crs_jax.errors import InputError
 from crs_jax.metrics import MetricsWriter
+from crs_jax.models.gpt2 import dropout
 from crs_jax.models.likelihood import act_likelihood, word_likelihood
 from crs_jax.models.policy import Policy
 from crs_jax.progress import Progress, say
 from crs_jax.rl.ppo import masked_mean
 from crs_jax.sharding import place, shard_batch
 from crs_jax.training.optimizer import make_optimizer, schedule
-from crs_jax.training.replies import reply_arrays, reply_nll
+from crs_jax.training.replies import Wishes, reply_arrays, reply_nll
 from crs_jax.training.state import TrainState, apply_gradients, fresh_state, raise_if_halted
 from crs_jax.training.task import Task, copy_tree, new_policy, split_model
+
+DeviceRows = dict[str, jax.Array]  # packed rows and what goes with them, on the mesh
 
 
 def banded_mask(segment_RT: jax.Array, utterance_RT: jax.Array, window: int) -> jax.Array:
@@ -42,7 +45,9 @@ def banded_mask(segment_RT: jax.Array, utterance_RT: jax.Array, window: int) -> 
     return same & near & jnp.tril(jnp.ones((T, T), bool))
 
 
-def packed_hidden(policy: Policy, items_ND: jax.Array, rows: Rows, window: int, key: jax.Array | None) -> jax.Array:
+def packed_hidden(
+    policy: Policy, items_ND: jax.Array, rows: DeviceRows, window: int, key: jax.Array | None
+) -> jax.Array:
     """Hidden states `[R, T, D]` of packed rows."""
     mask = banded_mask(rows["segment_RT"], rows["utterance_RT"], window)
     return policy.trunk(policy.embed(rows["tokens_RT"], items_ND), rows["position_RT"], mask, key)
@@ -54,14 +59,19 @@ def at_slots(hidden_RTD: jax.Array, slot_RA: jax.Array) -> jax.Array:
 
 
 def sft_loss(
-    policy: Policy, rows: Rows, window: int, act_weight: float, key: jax.Array | None
+    policy: Policy, rows: DeviceRows, window: int, act_weight: float, key: jax.Array | None
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Mean loss of words plus `act_weight` times that of acts, nats a token, over the global batch."""
+    """Mean loss of words plus `act_weight` times that of acts, nats a token, over the global batch.
+
+    `rows` are packed rows with the context vectors of their act slots, `text_RAE` and `named_RAE`.
+    """
     items_ND = policy.item_table()
     hidden_RTD = packed_hidden(policy, items_ND, rows, window, key)
-    act = act_likelihood(
-        policy, items_ND, at_slots(hidden_RTD, rows["act_at_RA"]), rows["act_used_RAM"], rows["act_target_RA"]
-    )
+    query_RAD = policy.query(rows["text_RAE"], rows["named_RAE"])
+    if key is not None:
+        query_RAD = dropout(query_RAD, policy.trunk.config.dropout, jax.random.fold_in(key, 1))
+    acting_RAD = policy.wish(at_slots(hidden_RTD, rows["act_at_RA"]), query_RAD)
+    act = act_likelihood(policy, items_ND, acting_RAD, rows["act_used_RAM"], rows["act_target_RA"])
     word = word_likelihood(
         policy, items_ND, at_slots(hidden_RTD, rows["word_at_RW"]), rows["word_items_RWM"], rows["word_target_RW"]
     )
@@ -71,7 +81,15 @@ def sft_loss(
     return loss, {"loss": loss, "act_loss": act_loss, "word_loss": word_loss}
 
 
-def make_packer(task: Task, split: str, numbers: Sequence[int] | None = None) -> Packer:
+def with_wishes(rows: Rows, wishes: Wishes) -> Rows:
+    """The rows and the context vectors of their act slots; the packer had the whole split."""
+    dialogue_RA = np.take_along_axis(rows["dialogue_RT"], rows["act_at_RA"], 1)
+    turn_RA = np.take_along_axis(rows["utterance_RT"], rows["act_at_RA"], 1)
+    text_RAE, named_RAE = wishes.at(dialogue_RA, turn_RA)
+    return {**rows, "text_RAE": text_RAE, "named_RAE": named_RAE}
+
+
+def make_packer(task: Task, split: str, numbers: Sequence[int] | np.ndarray | None = None) -> Packer:
     """Packer of a split, or of its dialogues of the given `numbers` (its `dialogue_RT` then counts among those).
 
     A row has room for loss on two thirds of its tokens and for an act every six.
@@ -107,7 +125,7 @@ def make_step(graphdef: Any, optimizer: Any, task: Task):
     """Jitted (state, frozen, rows, key) -> (state, metrics)."""
     c = task.config
 
-    def step(state: TrainState, frozen: Any, rows: Rows, key: jax.Array):
+    def step(state: TrainState, frozen: Any, rows: DeviceRows, key: jax.Array):
         def loss(params):
             policy = nnx.merge(graphdef, params, frozen)
             return sft_loss(policy, rows, c.data.window, c.sft.act_weight, jax.random.fold_in(key, state.step))
@@ -133,8 +151,9 @@ class Validation:
         where = [where[i] for i in sorted(chosen)]
         contexts = make_windows(task.config, task.encoded["validation"], where, task.tokenizer)
         replies = reply_arrays(task, "validation", where)
+        wishes = Wishes(task, "validation").at(*np.array(where).T)
         self._size = min(task.config.evaluation.batch, len(where))
-        self._arrays = (contexts.tokens_BP, contexts.mask_BP, *replies)
+        self._arrays = (contexts.tokens_BP, contexts.mask_BP, *replies, *wishes)
         self._mesh = task.mesh
         self._nll = jax.jit(functools.partial(reply_nll, graphdef))
 
@@ -188,7 +207,7 @@ def run_sft(task: Task, writer: MetricsWriter) -> tuple[Any, Any, Any]:
         writer.drop_after("sft", done)
     step = make_step(graphdef, optimizer, task)
     rate = schedule(c.sft.learning_rate, c.sft.warmup, steps)
-    validation = Validation(task, graphdef)
+    validation, wishes = Validation(task, graphdef), Wishes(task, "train")
     key = jax.random.key(c.seed + 1)
     first = done or 0
     pending, clock = None, time.monotonic()
@@ -198,7 +217,7 @@ def run_sft(task: Task, writer: MetricsWriter) -> tuple[Any, Any, Any]:
                 break
             if number <= first:
                 continue
-            state, metrics = step(state, frozen, shard_batch(rows, task.mesh), key)
+            state, metrics = step(state, frozen, shard_batch(with_wishes(rows, wishes), task.mesh), key)
             if pending is not None:
                 progress.update(loss=report(writer, *pending, c.log_every, clock))
                 clock = time.monotonic()
@@ -216,9 +235,7 @@ def run_sft(task: Task, writer: MetricsWriter) -> tuple[Any, Any, Any]:
     return graphdef, best, frozen
 
 
-def report(
-    writer: MetricsWriter, number: int, metrics: dict[str, Any], tokens: int, every: int, clock: float
-) -> float:
+def report(writer: MetricsWriter, number: int, metrics: dict[str, Any], tokens: int, every: int, clock: float) -> float:
     """Writes the metrics of a step that has run; returns its loss."""
     values = {name: float(value) for name, value in metrics.items()}
     raise_if_halted("sft", number, values)

@@ -81,6 +81,7 @@ class Task:
             rec=t.rec,
             say=t.say,
             end=t.end,
+            unused=tuple(t.unused),
         )
 
 
@@ -101,7 +102,9 @@ def log_popularity(task: Task) -> np.ndarray:
 
 def new_policy(task: Task) -> Policy:
     """A policy at its initial values (a Hugging Face GPT-2 where `config.model.init` names one)."""
-    config = task.config
+    config, given = task.config, None
+    if config.model.init != "scratch":
+        given = load_gpt2(config.model.init)
     policy = Policy(
         model_config(config),
         task.layout,
@@ -109,15 +112,17 @@ def new_policy(task: Task) -> Policy:
         log_popularity(task),
         rngs=nnx.Rngs(params=jax.random.key(config.seed)),
         pad_to=128 * config.mesh.tensor,
+        scale=0.02 if given is None else float(np.std(given.words)),
     )
-    if config.model.init != "scratch":
-        fill(policy, load_gpt2(config.model.init))
+    if given is not None:
+        fill(policy, given)
     return policy
 
 
 def split_model(model: nnx.Module) -> tuple[Any, Any, Any]:
     """(graphdef, trained arrays, frozen arrays) as nested dicts; `nnx.merge` takes them back."""
-    graphdef, params, frozen = nnx.split(model, nnx.Param, Frozen)
+    graphdef, *states = nnx.split(model, nnx.Param, Frozen)
+    params, frozen = states
     return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(frozen)
 
 

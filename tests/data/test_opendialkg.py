@@ -275,7 +275,7 @@ def test_fuzz(field, value, column, number):
 
     parsed = opendialkg._parse_turns(raw(OTHER, {**SECOND, field: value}), [], dict(items), records.Faults("skip"))
     assert len(parsed.skipped) + sum(len(d.turns) > 2 for d in parsed.train) >= 1
-    assert any(len(d.turns) == 2 for d in parsed.train) or value == 9
+    assert any(len(d.turns) == 2 for d in parsed.train) or str(value) == "9"
     cell = messages()
     cell[number] = {**cell[number], column: value}
     parsed = opendialkg._parse_messages(raw(messages(), cell), {}, None, "movies", records.Faults("skip"))

@@ -79,6 +79,14 @@ def test_a_record_by_hand(tmp_path):
     assert [d.dialogue_id for d in parsed.test] == ["c2"]
 
 
+def test_lone_surrogates_are_replaced():
+    """JSON can escape half a character, which is no Unicode and no Arrow text."""
+    messages = [{"text": "a \ud83d b @11", "senderWorkerId": "w\ud83d"}]
+    parsed = parse_records([record(messages=messages, initiatorWorkerId="w\ud83d")])
+    assert parsed.train[0].turns[0].text == f"a \ufffd b {MENTION}"
+    assert parsed.train[0].seeker_id == "w\ufffd"
+
+
 def test_metadata_completes_the_items(tmp_path):
     write(tmp_path)
     known = {
