@@ -28,7 +28,7 @@ def get_config() -> ConfigDict:
     c.data.act_items = 4  # most items one reply proposes
     c.data.pipeline = "numpy"  # numpy, or tftext (the same windows by tf.data and tensorflow-text)
     c.data.on_error = "raise"  # a malformed record: raise, or skip (counted and listed)
-    c.data.validation_dialogues = 400  # cut from train by recommender (redial), by dialogue elsewhere
+    c.data.validation_dialogues = 300  # cut from train by recommender (redial), by dialogue elsewhere
     c.data.max_train_dialogues = 0  # 0: all
     c.data.max_eval_dialogues = 0  # 0: all; of validation and of test each
     c.data.cache_dir = ""  # prepared data; empty: <workdir>/cache
@@ -108,7 +108,8 @@ def get_config() -> ConfigDict:
     c.ppo.word_entropy = 0.0  # coefficient, words
     c.ppo.act_kl = 0.05  # first KL coefficient, acts
     c.ppo.word_kl = 0.05  # first KL coefficient, words
-    c.ppo.kl_target = 0.0  # nats a reply for the adaptive controller; 0: coefficients stay fixed
+    c.ppo.act_kl_target = 0.0  # nats a reply for the adaptive controller of act_kl; 0: it stays fixed
+    c.ppo.word_kl_target = 0.0  # the same for word_kl
     c.ppo.kl_horizon = 10_000  # replies
     c.ppo.kl_stop = 0.0  # an iteration's updates stop above this approximate KL to the old policy; 0: never
     c.ppo.discount = 1.0

@@ -28,6 +28,7 @@ def get_config() -> ConfigDict:
     c.model.layers = 3
     c.model.width = 128
     c.model.heads = 4
+    c.model.dropout = 0.2
     c.model.positions = 256
 
     c.sft.epochs = 10.0
@@ -36,8 +37,9 @@ def get_config() -> ConfigDict:
     c.sft.learning_rate = 2e-3
 
     c.ppo.iterations = 60
+    c.ppo.learning_rate = 3e-4
     c.ppo.contexts = 16
-    c.ppo.group = 4
+    c.ppo.group = 8
 
     c.evaluation.generate = 150
     c.lock()

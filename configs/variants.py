@@ -68,16 +68,25 @@ def _scratch(c: ConfigDict) -> None:
     c.model.layers = 4
     c.model.width = 192
     c.model.heads = 4
-    c.sft.epochs = 7.0
-    c.ppo.iterations = 100
+    c.model.dropout = 0.2
+    c.data.context_tokens = 128
+    c.data.reply_tokens = 40
+    c.sft.epochs = 8.0
+    c.sft.rows = 10
+    c.sft.row_tokens = 384
+    c.sft.weight_decay = 0.1
+    c.ppo.iterations = 120
     c.ppo.contexts = 16
-    c.ppo.group = 4
+    c.ppo.group = 8
+    c.ppo.learning_rate = 2e-4
+    c.evaluation.batch = 64
 
 
 def _tiny(c: ConfigDict) -> None:
     """Every stage on a sample: shows that all works on this data, says nothing of quality."""
     _scratch(c)
     c.tokenizer.vocab_size = 2042
+    c.encoder.max_tokens = 32  # title, genres and people; the plot is cut
     c.data.max_train_dialogues = 300
     c.data.max_eval_dialogues = 60
     c.model.layers = 2
@@ -86,6 +95,7 @@ def _tiny(c: ConfigDict) -> None:
     c.reward.epochs = 2.0
     c.ppo.iterations = 5
     c.ppo.contexts = 8
+    c.ppo.group = 4
     c.evaluation.bootstrap = 200
     c.evaluation.generate = 40
     c.evaluation.samples = 20

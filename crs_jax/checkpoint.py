@@ -5,10 +5,13 @@ Each carries the part of the config it depends on; a checkpoint made with anothe
 
 from __future__ import annotations
 
+import hashlib
+import json
 import pathlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
@@ -16,13 +19,16 @@ from crs_jax.errors import InputError
 
 # What decides a stage's result: its own sections and those of the stages before it.
 SECTIONS = {
-    "sft": ("seed", "data", "simulator", "tokenizer", "encoder", "model", "sft"),
+    "sft": ("seed", "data", "simulator", "tokenizer", "encoder", "model", "mesh", "sft"),
     "reward": ("signals", "reward"),
     "ppo": ("ppo",),
 }
 # Settings that may change without touching a stage's result.
 FREE = {
-    "sft": ("data.cache_dir", "data.dir", "data.max_eval_dialogues", "data.pipeline"),
+    "sft": (
+        *("data.cache_dir", "data.dir", "data.pipeline", "data.on_error", "encoder.batch_tokens"),
+        *("model.value", "model.remat", "mesh.data", "mesh.fsdp"),  # mesh.tensor sets how far tables are padded
+    ),
     "reward": ("reward.alpha", "reward.beta", "reward.gamma", "reward.clip", "reward.relevance"),
     "ppo": (),
 }
@@ -45,11 +51,32 @@ def identity(config: ConfigDict, stage: str) -> dict[str, Any]:
     flat = flatten(config.to_dict())
     kept: dict[str, Any] = {}
     for earlier in order[: order.index(stage) + 1]:
-        free = () if stage == "ppo" and earlier == "reward" else FREE[earlier]
+        free = FREE[earlier]
+        if stage == "ppo":  # where the reward's weights and the value function count after all
+            free = tuple(name for name in free if not name.startswith("reward.") and name != "model.value")
         for name, value in flat.items():
             if name.split(".")[0] in SECTIONS[earlier] and name not in free:
                 kept[name] = value
     return kept
+
+
+def digest(tree: Any) -> str:
+    """Short fingerprint of a tree of arrays, by the absolute sum of each leaf."""
+    sums = [float(jnp.abs(leaf.astype(jnp.float32)).sum()) for leaf in jax.tree.leaves(tree)]
+    return hashlib.sha256(json.dumps(sums).encode()).hexdigest()[:16]
+
+
+def done_meta(workdir: pathlib.Path, stage: str) -> dict[str, Any]:
+    """Meta of a stage that a workdir holds whole; empty where it holds none or a part."""
+    folder = (workdir / "checkpoints" / stage).absolute()
+    if not folder.is_dir():
+        return {}
+    with ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
+        step = manager.latest_step()
+        if step is None:
+            return {}
+        meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+    return meta if meta["done"] else {}
 
 
 class Checkpoints:
@@ -59,13 +86,22 @@ class Checkpoints:
       workdir: the run's folder.
       stage: sft, reward or ppo.
       config: the whole config.
+      inputs: name to fingerprint of what else the result depends on: the data, the models of earlier stages.
       keep: how many training states to keep.
     """
 
-    def __init__(self, workdir: pathlib.Path, stage: str, config: ConfigDict, keep: int = 2):
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        stage: str,
+        config: ConfigDict,
+        inputs: dict[str, str] | None = None,
+        keep: int = 2,
+    ):
         self.stage = stage
         self.folder = (workdir / "checkpoints" / stage).absolute()
         self.identity = identity(config, stage)
+        self.inputs = inputs or {}
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
         self.manager = ocp.CheckpointManager(self.folder, options=options)
         self._check()
@@ -74,7 +110,14 @@ class Checkpoints:
         step = self.manager.latest_step()
         if step is None:
             return
-        made = self.meta(step)["config"]
+        meta = self.meta(step)
+        made = meta["config"]
+        for name in sorted(self.inputs.keys() & meta["inputs"].keys()):
+            if meta["inputs"][name] != self.inputs[name]:
+                raise InputError(
+                    f"{self.folder}: made from another {name} than this run's; use another --workdir, or delete that "
+                    "folder to train again"
+                )
         for name in sorted(made.keys() | self.identity.keys()):
             if made.get(name) != self.identity.get(name):
                 raise InputError(
@@ -98,7 +141,7 @@ class Checkpoints:
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(state),
                 result=ocp.args.StandardSave(result),
-                meta=ocp.args.JsonSave({"config": self.identity, **meta}),
+                meta=ocp.args.JsonSave({"config": self.identity, "inputs": self.inputs, **meta}),
             ),
             force=True,
         )

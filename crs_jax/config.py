@@ -66,7 +66,8 @@ _AT_LEAST: dict[str, float] = {
     "ppo.word_entropy": 0,
     "ppo.act_kl": 0,
     "ppo.word_kl": 0,
-    "ppo.kl_target": 0,
+    "ppo.act_kl_target": 0,
+    "ppo.word_kl_target": 0,
     "ppo.kl_stop": 0,
     "ppo.missing_end_penalty": 0,
     "ppo.decode_block": 1,
@@ -256,6 +257,10 @@ def _validate_ppo(config: ConfigDict) -> None:
     if ppo.contexts % ppo.minibatches:
         rule = f"must divide --config.ppo.contexts={ppo.contexts}: a context's replies stay in one minibatch"
         raise _error("ppo.minibatches", ppo.minibatches, rule)
+    for part in ("act", "word"):
+        if ppo[f"{part}_kl_target"] > 0 and ppo[f"{part}_kl"] == 0:
+            rule = f"a coefficient of 0 never moves: give --config.ppo.{part}_kl a first value above 0"
+            raise _error(f"ppo.{part}_kl_target", ppo[f"{part}_kl_target"], rule)
     if ppo.clip >= 1:
         raise _error("ppo.clip", ppo.clip, "must be below 1: the ratio is kept between 1 - clip and 1 + clip")
     weights = (config.reward.alpha, config.reward.beta, config.reward.gamma)

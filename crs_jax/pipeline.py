@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
+import json
 import pathlib
 import platform
 import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,20 +19,24 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from crs_jax import config as settings
+from crs_jax.checkpoint import digest, done_meta, flatten
 from crs_jax.errors import InputError
-from crs_jax.evaluation.signals import correlation
+from crs_jax.evaluation.signals import auc, correlation
 from crs_jax.evaluation.stage import run_evaluate
 from crs_jax.metrics import MetricsWriter, read_json, read_json_lines, write_json, write_json_lines
 from crs_jax.models.heads import SIGNALS
-from crs_jax.prepare import prepare
+from crs_jax.prepare import fingerprint, prepare
 from crs_jax.progress import duration, mute, print_summary, print_table, say
 from crs_jax.report import write_report
 from crs_jax.sharding import make_mesh
 from crs_jax.training.labels import label
-from crs_jax.training.ppo_stage import Model, run_ppo
-from crs_jax.training.reward import predict_replies, run_reward, split_holdout
+from crs_jax.training.ppo_stage import Aligned, Model, run_ppo
+from crs_jax.training.reward import predict_replies, run_reward
 from crs_jax.training.sft import run_sft
-from crs_jax.training.task import Task, count, new_policy, split_model
+from crs_jax.training.task import SPLITS, Task, count, new_policy, split_model
+
+# Sections of metrics.json that an evaluation owns: they go when a model they speak of is trained anew.
+EVALUATED = ("data", "ranking", "paired", "success", "text", "rewards", "simulator", "published", "evaluated")
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
@@ -46,85 +53,111 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
         mute()
     sizes = settings.derive(config, jax.device_count())
     mesh = make_mesh(config)
-    started, seconds = time.monotonic(), {}
-    write_json(workdir / "config.json", config.to_dict(), enabled=first)
-
-    clock = time.monotonic()
-    task = prepare(config, workdir, mesh)
-    seconds["prepare"] = time.monotonic() - clock
-    parameters = count(split_model(new_policy(task))[1])
+    started, facts = time.monotonic(), run_facts(config)
     print_summary(
         f"crs_jax, {config.data.dataset}",
         {
             "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
             "mesh": ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items()),
-            "parameters": f"{parameters:,}",
+            "stages": ", ".join(stages),
+            "workdir": str(workdir),
+            **{name: value for name, value in sizes.items() if name not in ("devices", "mesh")},
+        },
+    )
+    task = prepare(config, workdir, mesh)
+    seconds = {"prepare": time.monotonic() - started}
+    parameters = count(split_model(new_policy(task))[1])
+    print_summary(
+        "data and model",
+        {
             "dialogues": f"{len(task.corpus.train)} train, {len(task.corpus.validation)} validation, "
             f"{len(task.corpus.test)} test",
             "items": len(task.corpus.catalogue),
             "vocabulary": f"{task.layout.num_words} words, {task.layout.num_items} items",
-            "stages": ", ".join(stages),
-            "workdir": str(workdir),
-            **sizes,
+            "parameters": f"{parameters:,}",
         },
-        enabled=first,
     )
-    metrics: dict[str, Any] = _previous(workdir)
-    run_stages(task, stages, metrics, seconds, first)
-    metrics["run"] = {
-        **_run_facts(config),
-        "parameters": parameters,
-        "seconds_by_stage": {**metrics.get("run", {}).get("seconds_by_stage", {}), **_spent(seconds)},
-        "seconds": time.monotonic() - started,
-    }
+    path = workdir / "metrics.json"
+    metrics: dict[str, Any] = read_json(path) if path.exists() else {}
+    worked = run_stages(task, stages, metrics, seconds, first)
+    if worked or "run" not in metrics:
+        before = metrics.get("run", {}).get("seconds_by_stage", {})
+        metrics["run"] = {
+            **facts,
+            "parameters": parameters,
+            "seconds_by_stage": {**seconds, **before, **{s: v for s, v in seconds.items() if s in worked}},
+            "seconds": time.monotonic() - started,
+            "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        }
     report = workdir / "report.html"
     if first:
-        write_json(workdir / "metrics.json", metrics)
+        write_json(workdir / "config.json", config.to_dict())
+        write_json(path, metrics)
         report = write_report(workdir)
         headline(metrics)
         say(f"done in {duration(time.monotonic() - started)}: {report}")
     return report
 
 
-def run_stages(task: Task, stages: tuple[str, ...], metrics: dict, seconds: dict, first: bool) -> None:
-    """Runs the stages, filling `metrics` and `seconds` as each ends."""
-    config, workdir = task.config, task.workdir
+def run_stages(task: Task, stages: tuple[str, ...], metrics: dict, seconds: dict[str, float], first: bool) -> list[str]:
+    """Runs the stages, filling `metrics` and `seconds` as each ends; returns those that had work to do.
+
+    A stage that is not asked for is loaded where this workdir holds it whole and one that is asked for can use it.
+    """
+    workdir = task.workdir
+    known = {stage: done_meta(workdir, stage) for stage in ("sft", "reward", "ppo")}
+    worked: list[str] = []
     with MetricsWriter(workdir, enabled=first) as writer:
 
-        def timed(stage: str, function, *arguments):
-            clock = time.monotonic()
-            result = function(*arguments)
-            seconds[stage] = time.monotonic() - clock
+        def model(stage: str, function: Callable, *inputs: Any) -> Any:
+            later = settings.STAGES[settings.STAGES.index(stage) + 1 :]
+            if stage not in stages and not (known[stage] and any(s in stages for s in later)):
+                return None
+            result = function(task, writer, *(_have(i, need, stage) for need, i in inputs))
+            if not known[stage]:
+                worked.append(stage)
+                for name in (*EVALUATED, *(("reward_model",) if stage != "ppo" else ()), "ppo"):
+                    metrics.pop(name, None)
+            seconds[stage] = done_meta(workdir, stage)["seconds"]
             return result
 
-        sft = timed("sft", run_sft, task, writer) if _needed("sft", stages, workdir) else None
-        reward = aligned = None
-        if _needed("reward", stages, workdir):
-            reward = timed("reward", run_reward, task, writer, _have(sft, "sft", "reward"))
-            if "reward" in stages:
-                metrics["reward_model"] = held_out(task, reward)
-                print_held_out(metrics["reward_model"], first)
-        if _needed("ppo", stages, workdir):
-            aligned = timed("ppo", run_ppo, task, writer, _have(sft, "sft", "ppo"), _have(reward, "reward", "ppo"))
-        if aligned is not None:
+        sft = model("sft", run_sft)
+        reward = model("reward", run_reward, ("sft", sft))
+        if reward is not None and "reward_model" not in metrics:
+            metrics["reward_model"], metrics["labels"] = held_out(task, reward)
+            print_held_out(metrics["reward_model"])
+        aligned: Aligned | None = model("ppo", run_ppo, ("sft", sft), ("reward", reward))
+        if aligned is not None and "ppo" not in metrics:
             metrics["ppo"] = last_ppo(workdir)
         if "evaluate" in stages:
             models: dict[str, Model] = {"sft": _have(sft, "sft", "evaluate")}
             if aligned is not None:
                 models["ppo"] = aligned.policy
-            found, samples = timed("evaluate", run_evaluate, task, models, aligned)
-            metrics.update(found)
+            of, clock = evaluation_key(task, models), time.monotonic()
+            if metrics.get("evaluated") == of:
+                say("evaluate: done before, with the same models and settings")
+                return worked
+            found, samples = run_evaluate(task, models, aligned)
+            seconds["evaluate"] = time.monotonic() - clock
+            worked.append("evaluate")
+            for name in EVALUATED:
+                metrics.pop(name, None)
+            metrics.update(found, evaluated=of)
             if aligned is not None:
-                ppo = found["rewards"]["ppo"]
-                metrics["ppo"] |= {name: ppo[name] for name in ("reward", "kl", *SIGNALS)}
-                metrics["ppo"]["entropy"] = ppo["entropy-act"] + ppo["entropy-word"]
+                after = found["rewards"]["ppo"]
+                metrics["ppo"] |= {name: after[name]["value"] for name in ("reward", "kl", *SIGNALS)}
+                metrics["ppo"] |= {"entropy": after["entropy"]}
             write_json_lines(workdir / "samples.jsonl", samples, enabled=first)
-    del config
+    return worked
 
 
-def _needed(stage: str, stages: tuple[str, ...], workdir: pathlib.Path) -> bool:
-    """A stage is run or loaded where it is asked for, or where it was done and a later one wants it."""
-    return stage in stages or (workdir / "checkpoints" / stage).is_dir()
+def evaluation_key(task: Task, models: dict[str, Model]) -> str:
+    """Of what an evaluation depends on: settings, data, and the models' parameters."""
+    free = ("stages", "log_every", "data.cache_dir", "data.dir", "data.pipeline")
+    flat = {name: value for name, value in flatten(task.config.to_dict()).items() if name not in free}
+    data = fingerprint(task.config, task.corpus, SPLITS)
+    key = [flat, data, {row: digest(params) for row, (_, params, _) in models.items()}]
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _have(model: Any, stage: str, wanted_by: str) -> Any:
@@ -133,47 +166,52 @@ def _have(model: Any, stage: str, wanted_by: str) -> Any:
     return model
 
 
-def _previous(workdir: pathlib.Path) -> dict[str, Any]:
-    path = workdir / "metrics.json"
-    return read_json(path) if path.exists() else {}
+def held_out(task: Task, reward: Model) -> tuple[dict[str, Any], dict[str, Any]]:
+    """How well the reward model predicts the signals of replies it was neither fitted on nor chosen by.
 
+    The validation split shares no recommender and no seeker with train where the corpus names them. Beside each signal's
+    correlation stand AUCs against what the seeker later said they liked, of the observed label and of the prediction.
 
-def _spent(seconds: dict[str, float]) -> dict[str, float]:
-    """Stages loaded from a checkpoint took no time worth reporting: their first figure stays."""
-    return {stage: value for stage, value in seconds.items() if value > 5 or stage in ("prepare", "evaluate")}
-
-
-def held_out(task: Task, reward: Model) -> dict[str, Any]:
-    """Correlation of predicted and observed signals on held-out training dialogues."""
-    signal_DTS = label(task, "train").signal_DTS
-    _, held = split_holdout(task)
-    chosen = set(held.tolist())
-    where = [(d, t) for d, t in task.replies("train") if d in chosen and np.isfinite(signal_DTS[d, t]).any()]
-    predicted_PS = predict_replies(task, *reward, "train", where)
-    observed_PS = np.array([signal_DTS[d, t] for d, t in where]).reshape(-1, len(SIGNALS))
+    Returns:
+      The section `reward_model` of metrics.json, and `labels`: how many replies each part of engagement is known for.
+    """
+    split, bootstrap = "validation", task.config.evaluation.bootstrap
+    labels = label(task, split)
+    where = [(d, t) for d, t in task.replies(split) if np.isfinite(labels.signal_DTS[d, t]).any()]
+    predicted_PS = predict_replies(task, *reward, split, where)
+    observed_PS = np.array([labels.signal_DTS[d, t] for d, t in where]).reshape(-1, len(SIGNALS))
     group_P = np.array([d for d, _ in where])
-    bootstrap = task.config.evaluation.bootstrap
-    found: dict[str, Any] = {
-        name: correlation(predicted_PS[:, s], observed_PS[:, s], group_P, bootstrap) for s, name in enumerate(SIGNALS)
-    }
-    return found | {"available": label(task, "train").available}
+    dialogues = task.dialogues(split)
+    liked_P = np.full(len(where), np.nan)
+    for p, (d, t) in enumerate(where):
+        said = [dialogues[d].feedback[i].liked for i in dialogues[d].turns[t].items if i in dialogues[d].feedback]
+        if any(liked is not None for liked in said):
+            liked_P[p] = float(any(liked == 1 for liked in said))
+    found: dict[str, Any] = {}
+    for s, name in enumerate(SIGNALS):
+        found[name] = correlation(predicted_PS[:, s], observed_PS[:, s], group_P, bootstrap)
+        for side, values_P in (("observed", observed_PS[:, s]), ("predicted", predicted_PS[:, s])):
+            keep = np.isfinite(values_P) & np.isfinite(liked_P)
+            if len(np.unique(liked_P[keep])) == 2:
+                against = auc(values_P[keep], liked_P[keep], group_P[keep], bootstrap)
+                found[name] |= {k.replace("auc", f"auc-liked-{side}"): v for k, v in against.items() if "auc" in k}
+    return found, {"split": split, **labels.available}
 
 
-def print_held_out(found: dict[str, Any], enabled: bool) -> None:
+def print_held_out(found: dict[str, Any]) -> None:
     """The reward model's table on the console."""
-    rows = [
-        [
-            name,
-            f"{v['pearson']:.3f}",
-            f"{v['pearson-low']:.3f} .. {v['pearson-high']:.3f}",
-            f"{v['spearman']:.3f}",
-            v["n"],
-        ]
-        for name, v in found.items()
-        if name in SIGNALS
-    ]
     columns = ["signal", "pearson", "95 %", "spearman", "n"]
-    print_table("reward model, held-out replies", columns, rows, enabled=enabled)
+    rows = []
+    for name, v in found.items():
+        interval = " .. ".join(_shown(v, f"pearson-{end}") for end in ("low", "high"))
+        rows.append([name, _shown(v, "pearson"), interval, _shown(v, "spearman"), v["n"]])
+    print_table("reward model, validation replies", columns, rows)
+
+
+def _shown(figures: dict[str, Any], name: str, digits: int = 3) -> str:
+    value = figures.get(name)
+    value = value.get("value") if isinstance(value, dict) else value
+    return "-" if value is None or not np.isfinite(value) else f"{value:.{digits}f}"
 
 
 def last_ppo(workdir: pathlib.Path) -> dict[str, Any]:
@@ -188,20 +226,21 @@ def headline(metrics: dict[str, Any]) -> None:
     columns = ["row", "hr@1", "hr@10", "hr@50", "ndcg@10", "mrr@10"]
     for targets in ("fresh", "all"):
         rows = [
-            [row, *(f"{found[targets]['full'].get(c, {}).get('value', float('nan')):.4f}" for c in columns[1:])]
+            [row, *(_shown(found[targets]["full"], column, 4) for column in columns[1:])]
             for row, found in ranking.items()
         ]
         if rows:
             print_table(f"{targets} targets, full catalogue", columns, rows)
-    if "simulator" in metrics and "difference" in metrics["simulator"]:
-        s = metrics["simulator"]
+    s = metrics.get("simulator", {})
+    if s.get("difference") is not None:
         say(
-            f"true utility: sft {s['utility_sft']:.4f}, ppo {s['utility_ppo']:.4f}, "
-            f"difference {s['difference']:+.4f} (95 % {s['low']:+.4f} .. {s['high']:+.4f})"
+            f"true utility: sft {_shown(s, 'utility_sft', 4)}, ppo {_shown(s, 'utility_ppo', 4)}, difference "
+            f"{_shown(s, 'difference', 4)} (95 % {_shown(s, 'low', 4)} .. {_shown(s, 'high', 4)})"
         )
 
 
-def _run_facts(config: ConfigDict) -> dict[str, Any]:
+def run_facts(config: ConfigDict) -> dict[str, Any]:
+    """Who made the figures: taken at the start, so that the commit is that of the code that ran."""
     import flax
 
     return {
@@ -213,7 +252,6 @@ def _run_facts(config: ConfigDict) -> dict[str, Any]:
         "seed": config.seed,
         "stages": config.stages,
         "versions": {"python": platform.python_version(), "jax": jax.__version__, "flax": flax.__version__},
-        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
 

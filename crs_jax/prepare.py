@@ -6,11 +6,13 @@ import functools
 import hashlib
 import json
 import pathlib
+from collections.abc import Sequence
 
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from crs_jax.data.corpus import Corpus, load
+from crs_jax.data.dialogue import RECOMMENDER, Dialogue
 from crs_jax.data.tokenizer import DialogueTokenizer, training_texts
 from crs_jax.errors import InputError
 from crs_jax.models.encoder import embed, find_encoder
@@ -22,28 +24,32 @@ from crs_jax.training.task import SPLITS, Task
 def make_tokenizer(config: ConfigDict, corpus: Corpus, workdir: pathlib.Path) -> DialogueTokenizer:
     """The tokenizer in `workdir/tokenizer`, made first where there is none: BPE of the training split, or GPT-2's."""
     folder = workdir / "tokenizer"
-    if (folder / "dialogue_tokenizer.json").exists():
-        tokenizer = DialogueTokenizer.load(folder)
-        if tokenizer.num_items != len(corpus.catalogue):
+    texts = list(training_texts(corpus.train, corpus.catalogue))
+    wanted = hashlib.sha256(json.dumps([config.tokenizer.to_dict(), len(corpus.catalogue), texts]).encode()).hexdigest()
+    made_from = folder / "made_from.txt"
+    if made_from.exists():
+        if made_from.read_text(encoding="utf-8") == wanted:
+            return DialogueTokenizer.load(folder)
+        if (workdir / "checkpoints").is_dir():
             raise InputError(
-                f"{folder}: made for {tokenizer.num_items} items, the catalogue has {len(corpus.catalogue)}; "
-                "use another --workdir"
+                f"{folder}: made with another --config.tokenizer or from other training data, and {workdir} holds "
+                "models that use it; choose another --workdir"
             )
-        return tokenizer
     if config.tokenizer.kind == "gpt2":
         tokenizer = DialogueTokenizer.gpt2(config.tokenizer.path, len(corpus.catalogue))
     else:
-        texts = training_texts(corpus.train, corpus.catalogue)
         tokenizer = DialogueTokenizer.train(texts, config.tokenizer.vocab_size, len(corpus.catalogue))
     tokenizer.save(folder)
+    made_from.write_text(wanted, encoding="utf-8")
     return tokenizer
 
 
-def fingerprint(config: ConfigDict, corpus: Corpus) -> str:
-    """Of the dialogues, the catalogue and the encoder's settings."""
-    digest = hashlib.sha256(json.dumps(config.encoder.to_dict()).encode())
+def fingerprint(config: ConfigDict, corpus: Corpus, splits: Sequence[str]) -> str:
+    """Of the splits' dialogues, the catalogue and the sentence encoder."""
+    encoder = [str(find_encoder(config.encoder).name), config.encoder.max_tokens]
+    digest = hashlib.sha256(json.dumps(encoder).encode())
     digest.update(repr(corpus.catalogue.items).encode())
-    for split in SPLITS:
+    for split in splits:
         digest.update(split.encode())
         for dialogue in getattr(corpus, split):
             digest.update(repr((dialogue.dialogue_id, dialogue.turns)).encode())
@@ -60,6 +66,11 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, mesh: Mesh) -> Task:
     if not corpus.train or not corpus.test:
         raise InputError(
             f"{corpus.name}: {len(corpus.train)} training and {len(corpus.test)} test dialogues; need both"
+        )
+    if "sft" in config.stages and not any(_replies(dialogue) for dialogue in corpus.validation):
+        raise InputError(
+            f"--config.data.validation_dialogues={config.data.validation_dialogues}: none of the "
+            f"{len(corpus.validation)} validation dialogues has a reply to choose a model by; set it higher"
         )
     tokenizer = make_tokenizer(config, corpus, workdir)
     encoded = {
@@ -92,8 +103,12 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, mesh: Mesh) -> Task:
         content_NE=content_NE,
         embed=with_cache,
         cache=cache,
-        fingerprint=fingerprint(config, corpus),
+        fingerprint=fingerprint(config, corpus, ("train", "validation")),
     )
+
+
+def _replies(dialogue: Dialogue) -> bool:
+    return any(t > 0 and turn.role == RECOMMENDER for t, turn in enumerate(dialogue.turns))
 
 
 def _advance(progress: Progress, done: int, total: int) -> None:

@@ -79,6 +79,11 @@ def place(tree: Any, mesh: Mesh) -> Any:
     return jax.device_put(tree, shardings(tree, mesh))
 
 
+def everywhere(mesh: Mesh) -> NamedSharding:
+    """Whole on every device, so that every process can read it."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
 def shard_batch(batch: Any, mesh: Mesh) -> Any:
     """Puts host arrays onto the mesh, cut along their first axis; every process holds the whole batch."""
 

@@ -43,6 +43,11 @@ def by_recommender(train: Sequence[Dialogue], count: int, seed: int) -> tuple[li
     that drops fewest for each dialogue it brings, and the best of `STARTS` such draws is taken.
     """
     _check_count(count)
+    if len({d.recommender_id or d.dialogue_id for d in train}) < 2:  # a bot's logs: persons are on the other side
+        drawn = _draw(train, [d.seeker_id or d.dialogue_id for d in train], count, seed)
+        kept = [d for i, d in enumerate(train) if i not in drawn]
+        _check_train(len(kept), count, len(train))
+        return kept, [train[i] for i in sorted(drawn)], 0
     names = [d.recommender_id or d.dialogue_id for d in train]
     order = {name: row for row, name in enumerate(dict.fromkeys(names))}
     met = [d.seeker_id or f"?{d.dialogue_id}" for d in train]

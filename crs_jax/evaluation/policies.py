@@ -10,13 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from crs_jax.progress import Progress
 from crs_jax.rl import ppo
 from crs_jax.rl.reward import score
 from crs_jax.rl.rollout import Replies, causal, positions, sample
-from crs_jax.sharding import shard_batch
-from crs_jax.training.ppo import Contexts, judge, policy_likelihood, query_of
+from crs_jax.sharding import everywhere, shard_batch
+from crs_jax.training.ppo import Contexts, Graphs, judge, policy_likelihood, query_of
 from crs_jax.training.ppo_stage import Aligned, Model, take
 from crs_jax.training.replies import reply_nll
 from crs_jax.training.task import Task
@@ -29,7 +30,8 @@ class Judged(NamedTuple):
       tokens_BR, mask_BR: the replies after `<|rec|>`.
       reward_B: total; signal_BS: its standardised parts, NaN where one does not exist.
       act_kl_B, word_kl_B: k1 against the SFT policy, nats a reply.
-      act_entropy_B, word_entropy_B: mean over the reply's act and word tokens, nats.
+      act_entropy_B, word_entropy_B: summed over the reply's act and word tokens, nats.
+      act_tokens_B, word_tokens_B: how many these are.
       ended_B: has `<|end|>`.
     """
 
@@ -41,6 +43,8 @@ class Judged(NamedTuple):
     word_kl_B: np.ndarray
     act_entropy_B: np.ndarray
     word_entropy_B: np.ndarray
+    act_tokens_B: np.ndarray
+    word_tokens_B: np.ndarray
     ended_B: np.ndarray
 
 
@@ -65,25 +69,73 @@ def run_batched(task: Task, function: Callable, count: int, inputs: Any, label: 
     return jax.tree.map(lambda *parts: np.concatenate(parts), *out)
 
 
-def ranking_scores(task: Task, model: Model, contexts: Contexts, label: str) -> np.ndarray:
-    """Logits of all N items right after `<|rec|>`, `[I, N]` float32: they see the context alone."""
-    graphdef, params, frozen = model
-
-    @jax.jit
+@functools.cache
+def _ranker(graphdef: Any, mesh: Mesh):
     def run(params, frozen, contexts):
         policy = nnx.merge(graphdef, params, frozen)
         items_ND, mask_BP = policy.item_table(), contexts.mask_CP
         x_BPD = policy.embed(contexts.prompt_CP, items_ND)
         hidden = policy.trunk(x_BPD, positions(mask_BP), causal(mask_BP))[:, -1]
-        return policy.item_logits(policy.wish(hidden, query_of(policy, contexts)), items_ND)[:, : task.layout.num_items]
+        logits_BN = policy.item_logits(policy.wish(hidden, query_of(policy, contexts)), items_ND)
+        return logits_BN[:, : policy.layout.num_items]
 
+    return jax.jit(run, out_shardings=everywhere(mesh))
+
+
+@functools.cache
+def _likelihood(graphdef: Any, mesh: Mesh):
+    return jax.jit(functools.partial(reply_nll, graphdef), out_shardings=everywhere(mesh))
+
+
+@functools.cache
+def _generator(graphdef: Any, mesh: Mesh, reply_tokens: int, temperature: float):
+    def run(params, frozen, contexts, key):
+        policy = nnx.merge(graphdef, params, frozen)
+        replies = sample(
+            policy,
+            contexts.prompt_CP,
+            contexts.mask_CP,
+            key,
+            group=1,
+            query_CD=query_of(policy, contexts),
+            reply_tokens=reply_tokens,
+            temperature=temperature or 1.0,
+            greedy=temperature == 0,
+        )
+        return replies.tokens_BR, replies.mask_BR
+
+    return jax.jit(run, out_shardings=everywhere(mesh))
+
+
+@functools.cache
+def _judge(graphs: Graphs, mesh: Mesh, exact: bool, clip: float, temperature: float):
+    def run(params, judges, normaliser, contexts, tokens, mask):
+        replies = Replies(tokens, mask, jnp.zeros(tokens.shape))
+        say_BS, end_BS, relevance_B, split = judge(graphs, judges, contexts, replies, exact)
+        scores = score(say_BS, end_BS, relevance_B, normaliser, judges.weight_S, clip)
+        own = policy_likelihood(graphs.policy, params, judges.frozen, contexts, replies, temperature)
+        reference = policy_likelihood(graphs.policy, judges.reference, judges.frozen, contexts, replies, temperature)
+        k1_BR = ppo.kl_k1(own.logp_BR, reference.logp_BR)
+        over = (split.act_BR, split.word_BR)
+        kl = [jnp.where(part, k1_BR, 0.0).sum(-1) for part in over]
+        entropy = [jnp.where(p, own.entropy_BR, 0.0).sum(-1) for p in over]
+        tokens_of = [p.sum(-1) for p in over]
+        return tokens, mask, scores.total_B, scores.signal_BS, *kl, *entropy, *tokens_of, split.ended_B
+
+    return jax.jit(run, out_shardings=everywhere(mesh))
+
+
+def ranking_scores(task: Task, model: Model, contexts: Contexts, label: str) -> np.ndarray:
+    """Logits of all N items right after `<|rec|>`, `[I, N]` float32: they see the context alone."""
+    graphdef, params, frozen = model
+    run = _ranker(graphdef, task.mesh)
     return run_batched(task, lambda _, c: run(params, frozen, c), len(contexts.prompt_CP), contexts, label)
 
 
 def reference_nll(task: Task, model: Model, contexts: Contexts, replies: tuple, label: str) -> dict[str, float]:
     """Summed likelihood of the human replies (see `reply_nll`)."""
     graphdef, params, frozen = model
-    run = jax.jit(functools.partial(reply_nll, graphdef))
+    run = _likelihood(graphdef, task.mesh)
     count, size = len(contexts.prompt_CP), task.config.evaluation.batch
     totals: dict[str, float] = {}
     for index, real in batches(count, size, label):
@@ -102,22 +154,14 @@ def generate(
 ) -> tuple[np.ndarray, np.ndarray]:
     """One reply a context, tokens `[B, R]` and mask; the mode of each step at temperature 0."""
     graphdef, params, frozen = model
-
-    @jax.jit
-    def run(params, frozen, contexts, key):
-        policy = nnx.merge(graphdef, params, frozen)
-        return sample(
-            policy, contexts.prompt_CP, contexts.mask_CP, key, group=1, query_CD=query_of(policy, contexts),
-            reply_tokens=task.config.data.reply_tokens, temperature=temperature or 1.0, greedy=temperature == 0,
-        )  # fmt: skip
-
-    key = jax.random.key(seed)
-    replies = run_batched(
+    run, key = _generator(graphdef, task.mesh, task.config.data.reply_tokens, temperature), jax.random.key(seed)
+    return run_batched(
         task,
-        lambda n, c: run(params, frozen, c, jax.random.fold_in(key, n)),
-        len(contexts.prompt_CP), contexts, label,
-    )  # fmt: skip
-    return replies.tokens_BR, replies.mask_BR
+        lambda number, c: run(params, frozen, c, jax.random.fold_in(key, number)),
+        len(contexts.prompt_CP),
+        contexts,
+        label,
+    )
 
 
 def judge_replies(
@@ -130,21 +174,15 @@ def judge_replies(
     label: str,
 ) -> Judged:
     """Scores replies as in training; KL and entropy are those of the policy `params` that wrote them."""
-    graphs, judges, normaliser = aligned.graphs, aligned.judges, aligned.normaliser
     c, temperature = task.config.reward, task.config.ppo.temperature
-
-    @jax.jit
-    def run(params, judges, contexts, tokens, mask):
-        replies = Replies(tokens, mask, jnp.zeros(tokens.shape))
-        say_BS, end_BS, relevance_B, split = judge(graphs, judges, contexts, replies, c.relevance == "exact")
-        scores = score(say_BS, end_BS, relevance_B, normaliser, judges.weight_S, c.clip)
-        own = policy_likelihood(graphs.policy, params, judges.frozen, contexts, replies, temperature)
-        reference = policy_likelihood(graphs.policy, judges.reference, judges.frozen, contexts, replies, temperature)
-        k1_BR = ppo.kl_k1(own.logp_BR, reference.logp_BR)
-        over = (split.act_BR, split.word_BR)
-        kl = [jnp.where(part, k1_BR, 0.0).sum(-1) for part in over]
-        entropy = [jnp.where(p, own.entropy_BR, 0.0).sum(-1) / jnp.maximum(p.sum(-1), 1) for p in over]
-        return tokens, mask, scores.total_B, scores.signal_BS, *kl, *entropy, split.ended_B
-
+    run = _judge(aligned.graphs, task.mesh, c.relevance == "exact", c.clip, temperature)
     inputs = (contexts, tokens_BR, mask_BR)
-    return Judged(*run_batched(task, lambda _, b: run(params, judges, *b), len(tokens_BR), inputs, label))
+    return Judged(
+        *run_batched(
+            task,
+            lambda _, batch: run(params, aligned.judges, aligned.normaliser, *batch),
+            len(tokens_BR),
+            inputs,
+            label,
+        )
+    )

@@ -18,9 +18,14 @@ def sample_lines(
     where: list[tuple[int, int]],
     contexts: Contexts,
     models: dict[str, Model],
+    greedy: dict[str, np.ndarray],
     judged: dict[str, Judged],
 ) -> list[dict[str, Any]]:
-    """One record a context, as `samples.jsonl` holds it; without `judged`, rankings alone."""
+    """One record a context, as `samples.jsonl` holds it.
+
+    Where replies were judged, `text` is the sampled reply that the rewards are of (at `config.ppo.temperature`) and
+    `greedy` the one of the text metrics; elsewhere `text` is the greedy one.
+    """
     catalogue = task.corpus.catalogue
     top = {}
     if where:
@@ -44,11 +49,17 @@ def sample_lines(
             },
         }
         for row in models:
-            line[row] = {"top": [catalogue.items[i].name for i in top[row][n]]}
+            items, text = task.tokenizer.decode_reply(greedy[row][n], catalogue)
+            line[row] = {
+                "top": [catalogue.items[i].name for i in top[row][n]],
+                "text": text,
+                "items": [catalogue.items[i].name for i in items],
+            }
             if row in judged:
                 j = judged[row]
                 items, text = task.tokenizer.decode_reply(j.tokens_BR[n][j.mask_BR[n]], catalogue)
                 line[row] |= {
+                    "greedy": line[row]["text"],
                     "text": text,
                     "items": [catalogue.items[i].name for i in items],
                     "reward": float(j.reward_B[n]),

@@ -125,8 +125,10 @@ def mean_with_interval(values: np.ndarray, groups: np.ndarray, bootstrap: int) -
     return interval(kept.mean(), means_R)
 
 
-def reply_rows(task: Task, models: dict[str, Model], aligned: Aligned | None) -> tuple[Tree, Tree, list[Tree]]:
-    """Text metrics, mean rewards and health of replies, and samples, on one seeded choice of test replies."""
+def reply_rows(task: Task, models: dict[str, Model], aligned: Aligned | None) -> tuple[Tree, Tree, Tree, list[Tree]]:
+    """Text metrics, mean rewards and health of replies, their paired difference, and samples, on one seeded choice of
+    test replies.
+    """
     e, seed = task.config.evaluation, task.config.seed
     where = task.replies("test")
     if e.generate:
@@ -141,8 +143,10 @@ def reply_rows(task: Task, models: dict[str, Model], aligned: Aligned | None) ->
     text: Tree = {}
     rewards: Tree = {}
     judged: dict[str, Judged] = {}
+    greedy: dict[str, np.ndarray] = {}
     for row, model in models.items():
         tokens_BR, _ = generate(task, model, contexts, e.temperature, seed + 21, f"replies, {row}")
+        greedy[row] = tokens_BR
         decoded = [task.tokenizer.decode_reply(tokens, catalogue) for tokens in tokens_BR]
         nll = reference_nll(task, model, contexts, human, f"likelihood, {row}")
         proposes = np.array([bool(items) for items, _ in decoded])
@@ -167,20 +171,27 @@ def reply_rows(task: Task, models: dict[str, Model], aligned: Aligned | None) ->
                 "kl": mean_with_interval(kl_B, group_B, e.bootstrap),
                 "kl-act": float(j.act_kl_B.mean()),
                 "kl-word": float(j.word_kl_B.mean()),
-                "entropy-act": float(j.act_entropy_B.mean()),
-                "entropy-word": float(j.word_entropy_B.mean()),
+                "entropy-act": float(j.act_entropy_B.sum() / max(j.act_tokens_B.sum(), 1)),
+                "entropy-word": float(j.word_entropy_B.sum() / max(j.word_tokens_B.sum(), 1)),
+                "entropy": float((j.act_entropy_B + j.word_entropy_B).sum() / max(j.mask_BR.sum(), 1)),
                 "length": float(j.mask_BR.sum(-1).mean()),
                 "ended": float(j.ended_B.mean()),
             }
-    if {"sft", "ppo"} <= judged.keys():
-        gap_B = (judged["ppo"].reward_B - judged["sft"].reward_B).astype(np.float64)
-        rewards["ppo-sft"] = {"reward": mean_with_interval(gap_B, group_B, e.bootstrap)}
     shown = np.random.default_rng([seed, 17]).permutation(len(where))[: e.samples]
     shown = np.sort(shown)
     lines = sample_lines(
-        task, [where[i] for i in shown], take(contexts, shown), models, {r: _rows(j, shown) for r, j in judged.items()}
+        task,
+        [where[i] for i in shown],
+        take(contexts, shown),
+        models,
+        {row: tokens[shown] for row, tokens in greedy.items()},
+        {row: _rows(j, shown) for row, j in judged.items()},
     )
-    return text, rewards, lines
+    paired: Tree = {}
+    if {"sft", "ppo"} <= judged.keys():
+        gap_B = (judged["ppo"].reward_B - judged["sft"].reward_B).astype(np.float64)
+        paired = {"reward": mean_with_interval(gap_B, group_B, e.bootstrap)}
+    return text, rewards, paired, lines
 
 
 def _rows(judged: Judged, index: np.ndarray) -> Judged:
@@ -199,7 +210,9 @@ def run_evaluate(task: Task, models: dict[str, Model], aligned: Aligned | None) 
       The tree of `metrics.json` less what the pipeline adds, and the lines of `samples.jsonl`.
     """
     ranking, paired, success, data = rank_all(task, models)
-    text, rewards, samples = reply_rows(task, models, aligned)
+    text, rewards, gap, samples = reply_rows(task, models, aligned)
+    if gap:
+        paired["ppo-sft"]["rewards"] = gap
     out: Tree = {"data": data, "ranking": ranking, "paired": paired, "success": success, "text": text}
     if rewards:
         out["rewards"] = rewards

@@ -15,10 +15,11 @@ from crs_jax.training.task import Task
 def true_utility(task: Task, models: dict[str, Model]) -> dict[str, float]:
     """Mean true utility, in [0, 1], of what each policy proposes on the test split.
 
-    `utility_<row>`: expectation under the policy's own distribution over items right after `<|rec|>`, at every
-    recommender turn (exact, no sampling noise). `proposed_<row>`: mean over the items of sampled replies that propose
-    any. `difference`: ppo - sft of the former, paired, with a 95 % interval over dialogues. `utility_human`,
-    `utility_random` and `utility_best` (of all items, for the dialogue's seeker) stand beside.
+    Items that were named before do not count: repeating what the seeker said they love is no recommendation.
+    `utility_<row>`: expectation under the policy's own distribution over the other items right after `<|rec|>`, at
+    every recommender turn (exact, no sampling noise). `proposed_<row>`: mean over the new items of sampled replies that
+    propose any; `recommends_<row>`: the share of those. `difference`: ppo - sft of the first, paired, with a 95 %
+    interval over dialogues. `utility_human`, `utility_random` and `utility_best` (the dialogue's best) stand beside.
     """
     corpus, where = task.corpus, task.replies("test")
     assert corpus.folder is not None
@@ -27,10 +28,15 @@ def true_utility(task: Task, models: dict[str, Model]) -> dict[str, float]:
     dialogue_B = np.array([d for d, _ in where])
     utility_BN = utility_DN[dialogue_B].astype(np.float64)
     contexts = contexts_at(task, "test", where)
+    row_BX, column_BX = np.nonzero(contexts.named_CX >= 0)
+    named = (row_BX, np.asarray(contexts.named_CX)[row_BX, column_BX])
+    new_BN = np.ones(utility_BN.shape, bool)
+    new_BN[named] = False
     out: dict[str, float] = {"n": len(where)}
     expected: dict[str, np.ndarray] = {}
     for row, model in models.items():
         scores_BN = ranking_scores(task, model, contexts, f"true utility, {row}").astype(np.float64)
+        scores_BN[named] = -np.inf
         probability_BN = scipy.special.softmax(scores_BN / task.config.ppo.temperature, axis=1)
         expected[row] = (probability_BN * utility_BN).sum(1)
         out[f"utility_{row}"] = float(expected[row].mean())
@@ -38,18 +44,17 @@ def true_utility(task: Task, models: dict[str, Model]) -> dict[str, float]:
             task, model, contexts, task.config.ppo.temperature, task.config.seed + 23, f"proposals, {row}"
         )
         acts = [task.tokenizer.decode_reply(tokens, corpus.catalogue)[0] for tokens in tokens_BR]
-        proposed = [utility_BN[b, items].mean() for b, items in enumerate(acts) if items]
+        fresh = [[i for i in items if new_BN[b, i]] for b, items in enumerate(acts)]
+        proposed = [utility_BN[b, items].mean() for b, items in enumerate(fresh) if items]
         out[f"proposed_{row}"] = float(np.mean(proposed)) if proposed else float("nan")
         out[f"recommends_{row}"] = len(proposed) / len(acts)
-    human = [
-        utility_DN[d, corpus.catalogue.rows(corpus.test[d].turns[t].distinct_items)].mean()
-        for d, t in where
-        if corpus.test[d].turns[t].items
-    ]
+    spoken = [corpus.catalogue.rows(corpus.test[d].turns[t].distinct_items) for d, t in where]
+    human = [utility_BN[b, [i for i in items if new_BN[b, i]]] for b, items in enumerate(spoken)]
+    human = [values.mean() for values in human if len(values)]
     out |= {
         "utility_human": float(np.mean(human)),
-        "utility_random": float(utility_BN.mean()),
-        "utility_best": float(utility_BN.max(1).mean()),
+        "utility_random": float(utility_BN[new_BN].mean()),
+        "utility_best": float(np.where(new_BN, utility_BN, -1.0).max(1).mean()),
     }
     if {"sft", "ppo"} <= expected.keys():
         gap_B = expected["ppo"] - expected["sft"]

@@ -16,7 +16,7 @@ from flax import nnx
 from crs_jax.models.heads import SIGNALS, SignalHeads
 from crs_jax.models.policy import Policy
 from crs_jax.rl.scoring import Hidden, Parts, parts, tree_hidden
-from crs_jax.signals.relevance import act_features
+from crs_jax.signals.relevance import act_features, new_items
 
 
 class RewardModel(nnx.Module):
@@ -72,7 +72,7 @@ def combine(signal_BS: jax.Array, weight_S: jax.Array, clip: float) -> jax.Array
 def score(
     say_BS: jax.Array,
     end_BS: jax.Array,
-    relevance_B: jax.Array | None,
+    relevance_B: jax.Array,
     normaliser: Normaliser,
     weight_S: jax.Array,
     clip: float,
@@ -81,7 +81,7 @@ def score(
 
     Args:
       say_BS, end_BS: predicted signals at `<|say|>` and at the end, label units.
-      relevance_B: exact relevance of the act (NaN for an empty act), or None to use the learned head's.
+      relevance_B: of the act, exact or the learned head's; NaN for an act that proposes nothing new.
       normaliser: standardises each signal and the total.
       weight_S: alpha, beta, gamma.
       clip: bound of the total, both sides.
@@ -91,9 +91,9 @@ def score(
     return Scores(combine(say_BS, weight_S, clip), combine(end_BS, weight_S, clip), end_BS)
 
 
-def with_relevance(signal_BS: jax.Array, relevance_B: jax.Array | None) -> jax.Array:
-    """The signals with the exact relevance in its column, if there is one."""
-    return signal_BS if relevance_B is None else signal_BS.at[:, SIGNALS.index("relevance")].set(relevance_B)
+def with_relevance(signal_BS: jax.Array, relevance_B: jax.Array) -> jax.Array:
+    """The signals with the given relevance in its column."""
+    return signal_BS.at[:, SIGNALS.index("relevance")].set(relevance_B)
 
 
 def fit_normaliser(signal_BS: jax.Array, weight_S: jax.Array) -> Normaliser:
@@ -113,6 +113,7 @@ def predict(
     mask_CGR: jax.Array,
     text_CE: jax.Array,
     named_CE: jax.Array,
+    named_CX: jax.Array,
     items_NE: jax.Array,
 ) -> tuple[jax.Array, jax.Array, Parts]:
     """Predicted signals at `<|say|>` and at the end of each reply, `[C * G, 3]` each, and the replies' parts.
@@ -120,12 +121,13 @@ def predict(
     Args:
       model: the reward model.
       prompt_CP, prompt_mask_CP, tokens_CGR, mask_CGR: contexts and replies, as for `tree_hidden`.
-      text_CE, named_CE, items_NE: context vectors and description embeddings, as for `signals/relevance.py`.
+      text_CE, named_CE, named_CX, items_NE: context vectors, rows named before and description embeddings, as for
+        `signals/relevance.py`.
     """
     C, G, R = tokens_CGR.shape
     items_ND = model.policy.item_table()
     hidden = tree_hidden(model.policy, items_ND, prompt_CP, prompt_mask_CP, tokens_CGR, mask_CGR)
     split = parts(tokens_CGR.reshape(C * G, R), mask_CGR.reshape(C * G, R), model.policy.layout)
-    text_BE, named_BE = (jnp.repeat(a, G, axis=0) for a in (text_CE, named_CE))
-    features_BF = act_features(split.items_BM, text_BE, named_BE, items_NE)
+    text_BE, named_BE, named_BX = (jnp.repeat(a, G, axis=0) for a in (text_CE, named_CE, named_CX))
+    features_BF = act_features(new_items(split.items_BM, named_BX), text_BE, named_BE, items_NE)
     return *read_heads(model.heads, hidden, split, features_BF), split

@@ -70,6 +70,23 @@ def context_vectors(
     return {"text_BE": _unit(text_BE), "named_BE": _unit(named_BE)}
 
 
+def named_rows(
+    dialogues: Sequence[Dialogue], where: Sequence[tuple[int, int]], catalogue: Catalogue, most: int = 32
+) -> np.ndarray:
+    """Rows of the items either side named before each turn, int32 `[B, X]`, the `most` latest ones, -1 padded."""
+    out = np.full((len(where), most), -1, np.int32)
+    for b, (d, t) in enumerate(where):
+        items = dict.fromkeys(item for turn in reversed(dialogues[d].turns[:t]) for item in reversed(turn.items))
+        rows = catalogue.rows(list(items)[:most])
+        out[b, : len(rows)] = rows
+    return out
+
+
+def new_items(act_BM: jax.Array, named_BX: jax.Array) -> jax.Array:
+    """Acts without what was named before (-1 there): proposing it again is no proposal, and fits too easily."""
+    return jnp.where((act_BM[:, :, None] == named_BX[:, None, :]).any(-1), -1, act_BM)
+
+
 def query(text: jax.Array, named: jax.Array) -> jax.Array:
     """The vector whose dot product with an item is its relevance: the mean of the two parts that are there.
 
@@ -121,7 +138,7 @@ def turn_relevance(
 ) -> list[np.ndarray]:
     """Relevance of what people proposed: one float32 array a dialogue, a value a turn.
 
-    Defined for recommender turns that name an item; NaN elsewhere.
+    Defined for recommender turns that name an item nobody named before; NaN elsewhere.
     """
     turns = [(d, t) for d, dialogue in enumerate(dialogues) for t in range(len(dialogue.turns))]
     where = [(d, t) for d, t in turns if dialogues[d].turns[t].role == RECOMMENDER and dialogues[d].turns[t].items]
@@ -133,6 +150,7 @@ def turn_relevance(
     act_BM = np.full((len(acts), max(map(len, acts))), -1, np.int32)
     for act_M, rows in zip(act_BM, acts, strict=True):
         act_M[: len(rows)] = rows
+    act_BM = np.asarray(new_items(jnp.asarray(act_BM), jnp.asarray(named_rows(dialogues, where, catalogue))))
     for start in range(0, len(where), 4096):  # bounds the gather of [B, M, E]
         part = slice(start, start + 4096)
         act, text, named = (jnp.asarray(x[part]) for x in (act_BM, vectors["text_BE"], vectors["named_BE"]))

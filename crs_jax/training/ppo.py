@@ -22,19 +22,20 @@ from crs_jax.models.policy import Policy
 from crs_jax.rl import ppo
 from crs_jax.rl.reward import Normaliser, Scores, predict, score, with_relevance
 from crs_jax.rl.rollout import Replies, sample
-from crs_jax.rl.scoring import Parts, TokenLikelihood, reply_likelihood, tree_hidden
+from crs_jax.rl.scoring import Parts, TokenLikelihood, parts, reply_likelihood, tree_hidden
 from crs_jax.sharding import BATCH
-from crs_jax.signals.relevance import relevance
-from crs_jax.training.state import TrainState, apply_gradients
+from crs_jax.signals.relevance import new_items, relevance
+from crs_jax.training.state import TrainState, apply_gradients, keep_layout
 
 
 class Contexts(NamedTuple):
-    """Prompts of an iteration and what relevance compares with, C rows."""
+    """Prompts of an iteration and what relevance compares with, C rows; `named_CX` are rows of items named before."""
 
     prompt_CP: jax.Array
     mask_CP: jax.Array
     text_CE: jax.Array
     named_CE: jax.Array
+    named_CX: jax.Array
 
 
 class Judges(NamedTuple):
@@ -86,11 +87,12 @@ def actor_pass(
     args = (contexts.prompt_CP, contexts.mask_CP, tokens_CGR, reply_mask_CGR)
     items_ND = actor.policy.item_table()
     hidden = tree_hidden(actor.policy, items_ND, *args).before.reshape(C * G, R, -1)
-    seen = hidden
-    if actor.critic is not None:
-        seen = tree_hidden(actor.critic, actor.critic.item_table(), *args).before.reshape(C * G, R, -1)
     flat = tokens_CGR.reshape(C * G, R), reply_mask_CGR.reshape(C * G, R)
     query_BD = jnp.repeat(query_of(actor.policy, contexts), G, axis=0)
+    act_BR = parts(*flat, actor.policy.layout).act_BR
+    seen = jnp.where(act_BR[..., None], actor.policy.wish(hidden, query_BD[:, None]), hidden)
+    if actor.critic is not None:
+        seen = tree_hidden(actor.critic, actor.critic.item_table(), *args).before.reshape(C * G, R, -1)
     return reply_likelihood(actor.policy, items_ND, hidden, *flat, temperature, query_BD), actor.values(seen)
 
 
@@ -101,8 +103,11 @@ def query_of(policy: Policy, contexts: Contexts) -> jax.Array:
 
 def judge(
     graphs: Graphs, judges: Judges, contexts: Contexts, replies: Replies, exact: bool
-) -> tuple[jax.Array, jax.Array, jax.Array | None, Parts]:
-    """Predicted signals at `<|say|>` and at the end, exact relevance (None where the head's is taken), the parts."""
+) -> tuple[jax.Array, jax.Array, jax.Array, Parts]:
+    """Predicted signals at `<|say|>` and at the end, the relevance (exact, or the head's), the replies' parts.
+
+    Relevance is NaN for acts that propose nothing new: there is none.
+    """
     C = contexts.prompt_CP.shape[0]
     model = nnx.merge(graphs.reward, judges.reward, judges.reward_frozen)
     tokens, mask = (a.reshape(C, -1, a.shape[-1]) for a in (replies.tokens_BR, replies.mask_BR))
@@ -114,13 +119,17 @@ def judge(
         mask,
         contexts.text_CE,
         contexts.named_CE,
+        contexts.named_CX,
         judges.items_NE,
     )
-    if not exact:
-        return say_BS, end_BS, None, split
     G = replies.tokens_BR.shape[0] // C
-    text_BE, named_BE = (jnp.repeat(a, G, axis=0) for a in (contexts.text_CE, contexts.named_CE))
-    return say_BS, end_BS, relevance(split.items_BM, text_BE, named_BE, judges.items_NE), split
+    wishes = (contexts.text_CE, contexts.named_CE, contexts.named_CX)
+    text_BE, named_BE, named_BX = (jnp.repeat(a, G, axis=0) for a in wishes)
+    new_BM = new_items(split.items_BM, named_BX)
+    if exact:
+        return say_BS, end_BS, relevance(new_BM, text_BE, named_BE, judges.items_NE), split
+    learned_B = end_BS[:, SIGNALS.index("relevance")]
+    return say_BS, end_BS, jnp.where((new_BM >= 0).any(-1), learned_B, jnp.nan), split
 
 
 def policy_likelihood(
@@ -251,15 +260,16 @@ def make_iteration(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mes
             return lax.scan(update, carry, jax.tree.map(cut, experience))
 
         finite = jnp.isfinite(reward_BR).all() & jnp.isfinite(old.logp_BR).all()
+        finite = finite & jnp.isfinite(say_BS).all() & jnp.isfinite(end_BS).all()
         carry = (state.params, state.opt_state, state.halted | ~finite, jnp.asarray(False), frozen)
         (params, opt_state, halted, _, _), updates = lax.scan(epoch, carry, jax.random.split(order_key, c.epochs))
 
         mask = replies.mask_BR
         kl_act, kl_word = (ppo.masked_sum(k1_BR, part) / B for part in (split.act_BR, split.word_BR))
         extra = dict(state.extra)
-        if c.kl_target > 0:
-            for name in ("act_kl", "word_kl"):
-                extra[name] = ppo.adapt_kl_coefficient(extra[name], kl_act + kl_word, c.kl_target, B, c.kl_horizon)
+        for name, measured, target in (("act_kl", kl_act, c.act_kl_target), ("word_kl", kl_word, c.word_kl_target)):
+            if target > 0:
+                extra[name] = ppo.adapt_kl_coefficient(extra[name], measured, target, B, c.kl_horizon)
         proposed_B = (split.items_BM >= 0).sum(-1)
         signals = {
             f"reward/{name}": ppo.masked_mean(column, jnp.isfinite(column))
@@ -290,6 +300,6 @@ def make_iteration(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mes
             "noise": jax.random.key_data(sample_key).astype(jnp.uint32).sum(),
         }
         metrics |= {name: value.mean() for name, value in updates.items()}
-        return TrainState(state.step + 1, params, opt_state, halted, extra), metrics
+        return keep_layout(TrainState(state.step + 1, params, opt_state, halted, extra), mesh), metrics
 
     return jax.jit(iteration, donate_argnums=0)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from crs_jax.checkpoint import Checkpoints
+from crs_jax.checkpoint import Checkpoints, digest
 from crs_jax.data.windows import make_windows
 from crs_jax.errors import InputError
 from crs_jax.metrics import MetricsWriter
@@ -18,11 +18,11 @@ from crs_jax.models.actor_critic import ActorCritic
 from crs_jax.progress import Progress, say
 from crs_jax.rl.reward import Normaliser, fit_normaliser
 from crs_jax.sharding import place, shard_batch
-from crs_jax.signals.relevance import context_vectors
+from crs_jax.signals.relevance import context_vectors, named_rows
 from crs_jax.training.checks import check_first, check_noise
 from crs_jax.training.optimizer import make_optimizer, schedule
 from crs_jax.training.ppo import Contexts, Graphs, Judges, make_iteration, make_sampler
-from crs_jax.training.state import fresh_state, raise_if_halted
+from crs_jax.training.state import Stopwatch, fresh_state, raise_if_halted
 from crs_jax.training.task import Task, copy_tree, split_model
 
 Model = tuple[Any, Any, Any]  # graphdef, params, frozen
@@ -49,7 +49,8 @@ def contexts_at(task: Task, split: str, where: list[tuple[int, int]]) -> Context
     vectors = context_vectors(
         task.dialogues(split), where, task.corpus.catalogue, task.content_NE, task.embed, task.config.data.window
     )
-    arrays: Any = (windows.tokens_BP, windows.mask_BP, vectors["text_BE"], vectors["named_BE"])
+    named = named_rows(task.dialogues(split), where, task.corpus.catalogue)
+    arrays: Any = (windows.tokens_BP, windows.mask_BP, vectors["text_BE"], vectors["named_BE"], named)
     return Contexts(*arrays)
 
 
@@ -98,7 +99,8 @@ def build(task: Task, sft: Model, reward: Model) -> tuple[Graphs, Any, Judges]:
 def run_ppo(task: Task, writer: MetricsWriter, sft: Model, reward: Model) -> Aligned:
     """Aligns the SFT policy, or loads what was aligned before."""
     c = task.config.ppo
-    checkpoints = Checkpoints(task.workdir, "ppo", task.config)
+    inputs = {"data": task.fingerprint, "SFT model": digest(sft[1]), "reward model": digest(reward[1])}
+    checkpoints, spent = Checkpoints(task.workdir, "ppo", task.config, inputs), Stopwatch()
     graphs, params, judges = build(task, sft, reward)
     blank = Normaliser(jnp.zeros(3), jnp.ones(3), jnp.float32(1))
     result = {"policy": params["policy"], "normaliser": blank._asdict()}
@@ -110,20 +112,18 @@ def run_ppo(task: Task, writer: MetricsWriter, sft: Model, reward: Model) -> Ali
         return Aligned((sft[0], result["policy"], sft[2]), graphs, judges, Normaliser(**result["normaliser"]))
 
     where = task.replies("train")
-    if len(where) < c.contexts:
-        raise InputError(f"config.ppo.contexts={c.contexts}, but the training split has {len(where)} replies")
     contexts = contexts_at(task, "train", where)
     updates = c.iterations * c.epochs * c.minibatches
     optimizer = make_optimizer(c.learning_rate, c.warmup, updates, c.weight_decay, c.clip_norm)
     rate = schedule(c.learning_rate, c.warmup, updates)
     coefficients = {"act_kl": jnp.float32(c.act_kl), "word_kl": jnp.float32(c.word_kl)}
-    state = fresh_state(params, optimizer, coefficients)
+    state = fresh_state(params, optimizer, task.mesh, coefficients)
     if done is not None:
         state = checkpoints.restore(done, "state", state)
         normaliser = Normaliser(**checkpoints.restore(done, "result", result)["normaliser"])
-        writer.drop_after("ppo", done)
     else:
         normaliser = reference_normaliser(task, graphs, judges, contexts)
+    writer.drop_after("ppo", done or 0)
     iteration = make_iteration(graphs, optimizer, task.config, task.mesh)
     key = jax.random.key(task.config.seed + 4)
     first, pending, noise = done or 0, None, None
@@ -163,6 +163,6 @@ def run_ppo(task: Task, writer: MetricsWriter, sft: Model, reward: Model) -> Ali
                     report(*pending)
                     pending = None
                 result = {"policy": state.params["policy"], "normaliser": normaliser._asdict()}
-                checkpoints.save(number, state, result, done=number == c.iterations)
+                checkpoints.save(number, state, result, done=number == c.iterations, seconds=spent.since(meta))
     checkpoints.close()
     return Aligned((sft[0], state.params["policy"], sft[2]), graphs, judges, normaliser)

@@ -13,7 +13,7 @@ from flax import nnx
 from crs_jax.models.policy import Policy
 from crs_jax.rl.ppo import masked_sum
 from crs_jax.rl.scoring import parts, reply_likelihood, tree_hidden
-from crs_jax.signals.relevance import act_features, context_vectors
+from crs_jax.signals.relevance import act_features, context_vectors, named_rows, new_items
 from crs_jax.training.task import Task
 
 
@@ -37,6 +37,9 @@ class Wishes:
         vectors = context_vectors(
             task.dialogues(split), where, task.corpus.catalogue, task.content_NE, task.embed, task.config.data.window
         )
+        self._rows = np.pad(
+            named_rows(task.dialogues(split), where, task.corpus.catalogue), ((1, 0), (0, 0)), constant_values=-1
+        )
         self._text, self._named = (np.pad(vectors[name], ((1, 0), (0, 0))) for name in ("text_BE", "named_BE"))
         longest = max((len(dialogue.turns) for dialogue in task.dialogues(split)), default=0)
         self._row_DT = np.zeros((len(task.dialogues(split)), longest), np.int32)
@@ -45,7 +48,8 @@ class Wishes:
             self._row_DT[d, t] = row
             items = task.corpus.catalogue.rows(task.dialogues(split)[d].turns[t].distinct_items)[: act_BM.shape[1]]
             act_BM[row, : len(items)] = items
-        arrays = (jnp.asarray(a) for a in (act_BM, self._text, self._named, task.content_NE))
+        new_BM = new_items(jnp.asarray(act_BM), jnp.asarray(self._rows))
+        arrays = (new_BM, *(jnp.asarray(a) for a in (self._text, self._named, task.content_NE)))
         self._features = np.asarray(act_features(*arrays))
 
     def at(self, dialogue: np.ndarray, turn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -53,8 +57,12 @@ class Wishes:
         row = self._row_DT[dialogue, turn]
         return self._text[row], self._named[row]
 
+    def named(self, dialogue: np.ndarray, turn: np.ndarray) -> np.ndarray:
+        """Rows `[..., X]` of the items named before, -1 padded."""
+        return self._rows[self._row_DT[dialogue, turn]]
+
     def features(self, dialogue: np.ndarray, turn: np.ndarray) -> np.ndarray:
-        """`act_features` `[..., 3]` of what the humans proposed there."""
+        """`act_features` `[..., 3]` of what the humans newly proposed there."""
         return self._features[self._row_DT[dialogue, turn]]
 
 

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from crs_jax.checkpoint import Checkpoints
+from crs_jax.checkpoint import Checkpoints, digest
 from crs_jax.data.packing import Rows
 from crs_jax.data.windows import make_windows
+from crs_jax.errors import InputError
 from crs_jax.metrics import MetricsWriter
 from crs_jax.models.heads import SIGNALS
 from crs_jax.progress import Progress, say
@@ -26,14 +27,20 @@ from crs_jax.training.labels import label
 from crs_jax.training.optimizer import make_optimizer
 from crs_jax.training.replies import Wishes, reply_arrays
 from crs_jax.training.sft import DeviceRows, at_slots, batches, epoch_seed, make_packer, packed_hidden
-from crs_jax.training.state import TrainState, apply_gradients, fresh_state, raise_if_halted
+from crs_jax.training.state import Stopwatch, TrainState, apply_gradients, fresh_state, keep_layout, raise_if_halted
 from crs_jax.training.task import Task, copy_tree, split_model
 
 
 def split_holdout(task: Task) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of the training dialogues the reward model is fitted on, and of those held out, cut by the seed."""
-    count = len(task.dialogues("train"))
-    order = np.random.default_rng([task.config.seed, 7]).permutation(count)
+    """Numbers of the training dialogues the reward model is fitted on, and of those held out, cut by the seed.
+
+    Of dialogues with a reply alone; `InputError` where fewer than two have one.
+    """
+    with_reply = np.unique([d for d, _ in task.replies("train")])
+    count = len(with_reply)
+    if count < 2:
+        raise InputError(f"{task.corpus.name}: {count} training dialogue(s) with a reply; the reward stage needs two")
+    order = np.random.default_rng([task.config.seed, 7]).permutation(with_reply)
     held = max(round(task.config.reward.holdout * count), 1)
     return np.sort(order[held:]), np.sort(order[:held])
 
@@ -96,7 +103,8 @@ def make_step(graphdef: Any, optimizer: Any, task: Task):
         params, opt_state, norm, made = apply_gradients(optimizer, grads, state.params, state.opt_state, healthy)
         halted = state.halted | ~made
         metrics |= {"grad_norm": norm, "halted": halted}
-        return TrainState(state.step + 1, params, opt_state, halted, state.extra), metrics
+        new_state = TrainState(state.step + 1, params, opt_state, halted, state.extra)
+        return keep_layout(new_state, task.mesh), metrics
 
     return jax.jit(step, donate_argnums=0)
 
@@ -109,26 +117,31 @@ def predict_replies(
     tokens_BR, mask_BR = reply_arrays(task, split, where)
 
     @jax.jit
-    def run(params, frozen, items_NE, prompt, prompt_mask, tokens, mask, text, named):
+    def run(params, frozen, items_NE, prompt, prompt_mask, tokens, mask, text, named, named_rows):
         model = nnx.merge(graphdef, params, frozen)
-        return predict(model, prompt, prompt_mask, tokens[:, None], mask[:, None], text, named, items_NE)[1]
+        wishes = (text, named, named_rows, items_NE)
+        return predict(model, prompt, prompt_mask, tokens[:, None], mask[:, None], *wishes)[1]
 
-    wishes = Wishes(task, split).at(*np.array(where).T) if where else ()
+    if not where:
+        return np.zeros((0, len(SIGNALS)), np.float32)
+    index_of, known = np.array(where).T, Wishes(task, split)
+    wishes = (*known.at(*index_of), known.named(*index_of))
     items_NE = jnp.asarray(task.content_NE)
 
-    size = min(task.config.evaluation.batch, max(len(where), 1))
+    size = task.config.evaluation.batch
     out = []
     for start in range(0, len(where), size):
         index = np.minimum(np.arange(start, start + size), len(where) - 1)
         batch = [a[index] for a in (contexts.tokens_BP, contexts.mask_BP, tokens_BR, mask_BR, *wishes)]
         out.append(np.asarray(run(params, frozen, items_NE, *shard_batch(batch, task.mesh))))
-    return np.concatenate(out)[: len(where)] if out else np.zeros((0, len(SIGNALS)), np.float32)
+    return np.concatenate(out)[: len(where)]
 
 
 def run_reward(task: Task, writer: MetricsWriter, sft: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
     """Trains or loads the reward model; returns its graphdef, params (lowest held-out loss) and frozen arrays."""
     c = task.config
-    checkpoints = Checkpoints(task.workdir, "reward", c)
+    inputs, spent = {"data": task.fingerprint, "SFT model": digest(sft[1])}, Stopwatch()
+    checkpoints = Checkpoints(task.workdir, "reward", c, inputs)
     model = RewardModel(nnx.merge(*sft), rngs=nnx.Rngs(params=jax.random.key(c.seed + 2)))
     graphdef, params, frozen = split_model(model)
     params, frozen = place(copy_tree(params), task.mesh), place(frozen, task.mesh)
@@ -145,12 +158,12 @@ def run_reward(task: Task, writer: MetricsWriter, sft: tuple[Any, Any, Any]) -> 
     per_epoch = len(packer.epoch(rows=c.sft.rows, crop=c.sft.crop, rng=epoch_seed(task, "reward", 0)))
     steps = max(round(c.reward.epochs * per_epoch), 1)
     optimizer = make_optimizer(c.reward.learning_rate, 0.05, steps, c.reward.weight_decay, c.reward.clip_norm)
-    state = fresh_state(params, optimizer)
+    state = fresh_state(params, optimizer, task.mesh)
     best, best_loss = copy_tree(params), float("inf")
     if done is not None:
         best, best_loss = checkpoints.restore(done, "result", best), meta["best"]
         state = checkpoints.restore(done, "state", state)
-        writer.drop_after("reward", done)
+    writer.drop_after("reward", done or 0)
     step = make_step(graphdef, optimizer, task)
     held_loss = jax.jit(
         lambda params, frozen, rows: reward_loss(nnx.merge(graphdef, params, frozen), rows, c.data.window, None)[1]
@@ -184,12 +197,12 @@ def run_reward(task: Task, writer: MetricsWriter, sft: tuple[Any, Any, Any]) -> 
                 progress.update(loss=report(*pending, c.log_every))
             pending = (number, metrics)
             if number % max(per_epoch // 2, 1) == 0 or number == steps:
+                progress.update(loss=report(*pending, 1))  # a bad step stops here, before anything is saved
+                pending = None
                 scores = validate(state.params)
                 writer.write("reward", number, {f"validation/{name}": value for name, value in scores.items()})
                 if scores["loss"] < best_loss:
                     best, best_loss = copy_tree(state.params), scores["loss"]
-                checkpoints.save(number, state, best, best=best_loss, done=number == steps)
-        if pending is not None:
-            progress.update(loss=report(*pending, 1))
+                checkpoints.save(number, state, best, best=best_loss, done=number == steps, seconds=spent.since(meta))
     checkpoints.close()
     return graphdef, best, frozen

@@ -31,7 +31,7 @@ from crs_jax.rl.ppo import masked_mean
 from crs_jax.sharding import place, shard_batch
 from crs_jax.training.optimizer import make_optimizer, schedule
 from crs_jax.training.replies import Wishes, reply_arrays, reply_nll
-from crs_jax.training.state import TrainState, apply_gradients, fresh_state, raise_if_halted
+from crs_jax.training.state import Stopwatch, TrainState, apply_gradients, fresh_state, keep_layout, raise_if_halted
 from crs_jax.training.task import Task, copy_tree, new_policy, split_model
 
 DeviceRows = dict[str, jax.Array]  # packed rows and what goes with them, on the mesh
@@ -115,10 +115,11 @@ def epoch_seed(task: Task, stage: str, epoch: int) -> np.random.Generator:
 def batches(packer: Packer, task: Task, stage: str, rows: int, crop: float) -> Iterator[tuple[int, Rows]]:
     """Endless (epoch, batch), the same sequence on every run."""
     epoch = 0
-    while True:
-        for batch in packer.epoch(rows=rows, crop=crop, rng=epoch_seed(task, stage, epoch)):
+    while found := packer.epoch(rows=rows, crop=crop, rng=epoch_seed(task, stage, epoch)):
+        for batch in found:
             yield epoch, batch
         epoch += 1
+    raise InputError(f"{task.corpus.name}: no training dialogue of the {stage} stage has a recommender's reply")
 
 
 def make_step(graphdef: Any, optimizer: Any, task: Task):
@@ -135,7 +136,8 @@ def make_step(graphdef: Any, optimizer: Any, task: Task):
         params, opt_state, norm, made = apply_gradients(optimizer, grads, state.params, state.opt_state, healthy)
         halted = state.halted | ~made
         metrics |= {"grad_norm": norm, "halted": halted}
-        return TrainState(state.step + 1, params, opt_state, halted, state.extra), metrics
+        new_state = TrainState(state.step + 1, params, opt_state, halted, state.extra)
+        return keep_layout(new_state, task.mesh), metrics
 
     return jax.jit(step, donate_argnums=0)
 
@@ -152,7 +154,7 @@ class Validation:
         contexts = make_windows(task.config, task.encoded["validation"], where, task.tokenizer)
         replies = reply_arrays(task, "validation", where)
         wishes = Wishes(task, "validation").at(*np.array(where).T)
-        self._size = min(task.config.evaluation.batch, len(where))
+        self._size = task.config.evaluation.batch
         self._arrays = (contexts.tokens_BP, contexts.mask_BP, *replies, *wishes)
         self._mesh = task.mesh
         self._nll = jax.jit(functools.partial(reply_nll, graphdef))
@@ -184,7 +186,7 @@ def run_sft(task: Task, writer: MetricsWriter) -> tuple[Any, Any, Any]:
       graphdef, params of the epoch with the lowest validation loss, frozen arrays.
     """
     c = task.config
-    checkpoints = Checkpoints(task.workdir, "sft", c)
+    checkpoints, spent = Checkpoints(task.workdir, "sft", c, {"data": task.fingerprint}), Stopwatch()
     policy = new_policy(task)
     graphdef, params, frozen = split_model(policy)
     params, frozen = place(params, task.mesh), place(frozen, task.mesh)
@@ -195,7 +197,7 @@ def run_sft(task: Task, writer: MetricsWriter) -> tuple[Any, Any, Any]:
     steps = max(round(c.sft.epochs * per_epoch), 1)
     optimizer = make_optimizer(c.sft.learning_rate, c.sft.warmup, steps, c.sft.weight_decay, c.sft.clip_norm)
     best, best_loss = params, float("inf")
-    state = fresh_state(copy_tree(params), optimizer)
+    state = fresh_state(copy_tree(params), optimizer, task.mesh)
     done, meta = checkpoints.latest()
     if done is not None:
         best, best_loss = checkpoints.restore(done, "result", params), meta["best"]
@@ -204,7 +206,7 @@ def run_sft(task: Task, writer: MetricsWriter) -> tuple[Any, Any, Any]:
             checkpoints.close()
             return graphdef, best, frozen
         state = checkpoints.restore(done, "state", state)
-        writer.drop_after("sft", done)
+    writer.drop_after("sft", done or 0)
     step = make_step(graphdef, optimizer, task)
     rate = schedule(c.sft.learning_rate, c.sft.warmup, steps)
     validation, wishes = Validation(task, graphdef), Wishes(task, "train")
@@ -224,13 +226,13 @@ def run_sft(task: Task, writer: MetricsWriter) -> tuple[Any, Any, Any]:
             metrics |= {"learning_rate": rate(number - 1), "epoch": epoch}
             pending = (number, metrics, int((rows["segment_RT"] > 0).sum()))
             if number % per_epoch == 0 or number == steps:
+                progress.update(loss=report(writer, *pending, 1, clock))  # a bad step stops here, before a save
+                pending = None
                 scores = validation(state.params, frozen)
                 writer.write("sft", number, {f"validation/{name}": value for name, value in scores.items()})
                 if scores["loss"] < best_loss:
                     best, best_loss = copy_tree(state.params), scores["loss"]
-                checkpoints.save(number, state, best, best=best_loss, done=number == steps)
-        if pending is not None:
-            progress.update(loss=report(writer, *pending, 1, clock))
+                checkpoints.save(number, state, best, best=best_loss, done=number == steps, seconds=spent.since(meta))
     checkpoints.close()
     return graphdef, best, frozen
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
+from jax.sharding import Mesh
+
+from crs_jax.sharding import place, shardings
 
 
 class TrainState(NamedTuple):
@@ -27,9 +32,29 @@ class TrainState(NamedTuple):
     extra: dict[str, jax.Array]
 
 
-def fresh_state(params: Any, optimizer: optax.GradientTransformation, extra: dict | None = None) -> TrainState:
-    """State before the first step."""
-    return TrainState(jnp.int32(0), params, optimizer.init(params), jnp.asarray(False), extra or {})
+def fresh_state(
+    params: Any, optimizer: optax.GradientTransformation, mesh: Mesh, extra: dict[str, Any] | None = None
+) -> TrainState:
+    """State before the first step, laid over the mesh: moments like their parameters, the rest on every device."""
+    layout = shardings(jax.eval_shape(optimizer.init, params), mesh)
+    opt_state = jax.jit(optimizer.init, out_shardings=layout)(params)
+    return place(TrainState(jnp.int32(0), params, opt_state, jnp.asarray(False), extra or {}), mesh)
+
+
+def keep_layout(state: TrainState, mesh: Mesh) -> TrainState:
+    """For the end of a jitted step: what comes out lies as what went in, so that the step is compiled once."""
+    return lax.with_sharding_constraint(state, shardings(state, mesh))
+
+
+class Stopwatch:
+    """Seconds a stage has taken, over all its resumes."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+
+    def since(self, meta: dict[str, Any]) -> float:
+        """Those of this process and those a checkpoint's meta brought along."""
+        return meta.get("seconds", 0.0) + time.monotonic() - self._start
 
 
 def select(keep_new: jax.Array, new: Any, old: Any) -> Any:
