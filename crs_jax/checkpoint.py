@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from jax import lax
 from ml_collections import ConfigDict
 
 from crs_jax.errors import InputError
@@ -61,8 +62,12 @@ def identity(config: ConfigDict, stage: str) -> dict[str, Any]:
 
 
 def digest(tree: Any) -> str:
-    """Short fingerprint of a tree of arrays, by the absolute sum of each leaf."""
-    sums = [float(jnp.abs(leaf.astype(jnp.float32)).sum()) for leaf in jax.tree.leaves(tree)]
+    """Short fingerprint of a tree of arrays: sums of their bits as integers, so the same on every mesh."""
+
+    def bits(leaf: jax.Array) -> jax.Array:
+        return lax.bitcast_convert_type(leaf.astype(jnp.float32), jnp.uint32).sum(dtype=jnp.uint32)
+
+    sums = [int(total) for total in jax.tree.leaves(jax.jit(lambda tree: jax.tree.map(bits, tree))(tree))]
     return hashlib.sha256(json.dumps(sums).encode()).hexdigest()[:16]
 
 

@@ -136,8 +136,9 @@ class MetricsWriter:
     """
 
     def __init__(self, workdir: pathlib.Path, enabled: bool = True, tensorboard: bool = True):
-        self.path = pathlib.Path(workdir) / METRICS_LINES
-        self._board = pathlib.Path(workdir) / "tensorboard"
+        self.workdir = pathlib.Path(workdir)
+        self.path = self.workdir / METRICS_LINES
+        self._board = self.workdir / "tensorboard"
         self._enabled, self._tensorboard = enabled, enabled and tensorboard
         self._boards: dict[str, Any] = {}
         self._file = None

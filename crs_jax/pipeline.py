@@ -169,8 +169,8 @@ def _have(model: Any, stage: str, wanted_by: str) -> Any:
 def held_out(task: Task, reward: Model) -> tuple[dict[str, Any], dict[str, Any]]:
     """How well the reward model predicts the signals of replies it was neither fitted on nor chosen by.
 
-    The validation split shares no recommender and no seeker with train where the corpus names them. Beside each signal's
-    correlation stand AUCs against what the seeker later said they liked, of the observed label and of the prediction.
+    The validation split shares no recommender and no seeker with train where the corpus names them. Beside each
+    signal's correlation stand AUCs against what the seeker later said they liked, of the label and of the prediction.
 
     Returns:
       The section `reward_model` of metrics.json, and `labels`: how many replies each part of engagement is known for.

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import jax
+import jax.numpy as jnp
+
 # A reply's log-probability is a sum over tens of tokens of float32 or bfloat16 numbers.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.15, "float16": 0.05}
 
@@ -27,6 +30,19 @@ def check_first(metrics: Mapping[str, float], dtype: str, value: str) -> None:
     _expect("largest gap between sampler and scorer log-probs", 0.0, metrics["sampler_gap"], tolerance)
     _expect("rewards and log-probs finite", 1.0, metrics["rewards_finite"], 0.0)
     _expect(f"explained variance of the fresh {value} value head", 0.0, metrics["explained_variance"], 1e-4)
+
+
+def check_draws(one: jax.Array, other: jax.Array) -> None:
+    """Two samplings of the same contexts, each with a key of its own, must differ in what is read off the replies.
+
+    Raises:
+      SelfCheckError: they do not.
+    """
+    if bool(jnp.array_equal(one, other, equal_nan=True)):
+        raise SelfCheckError(
+            "self-check before ppo iteration 0: expected two keys to draw different replies to the same contexts, "
+            f"found the same {len(one)} replies; the sampler does not use its key"
+        )
 
 
 def check_noise(before: float, now: float) -> None:

@@ -25,7 +25,7 @@ from crs_jax.rl.rollout import Replies, sample
 from crs_jax.rl.scoring import Parts, TokenLikelihood, parts, reply_likelihood, tree_hidden
 from crs_jax.sharding import BATCH
 from crs_jax.signals.relevance import new_items, relevance
-from crs_jax.training.state import TrainState, apply_gradients, keep_layout
+from crs_jax.training.state import TrainState, apply_gradients, keep_layout, select
 
 
 class Contexts(NamedTuple):
@@ -270,6 +270,7 @@ def make_iteration(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mes
         for name, measured, target in (("act_kl", kl_act, c.act_kl_target), ("word_kl", kl_word, c.word_kl_target)):
             if target > 0:
                 extra[name] = ppo.adapt_kl_coefficient(extra[name], measured, target, B, c.kl_horizon)
+        extra = select(~halted, extra, state.extra)
         proposed_B = (split.items_BM >= 0).sum(-1)
         signals = {
             f"reward/{name}": ppo.masked_mean(column, jnp.isfinite(column))

@@ -19,10 +19,11 @@ from crs_jax.progress import Progress, say
 from crs_jax.rl.reward import Normaliser, fit_normaliser
 from crs_jax.sharding import place, shard_batch
 from crs_jax.signals.relevance import context_vectors, named_rows
-from crs_jax.training.checks import check_first, check_noise
+from crs_jax.training.checks import check_draws, check_first, check_noise
+from crs_jax.training.halt import stop_if_halted
 from crs_jax.training.optimizer import make_optimizer, schedule
 from crs_jax.training.ppo import Contexts, Graphs, Judges, make_iteration, make_sampler
-from crs_jax.training.state import Stopwatch, fresh_state, raise_if_halted
+from crs_jax.training.state import Stopwatch, fresh_state
 from crs_jax.training.task import Task, copy_tree, split_model
 
 Model = tuple[Any, Any, Any]  # graphdef, params, frozen
@@ -83,6 +84,8 @@ def reference_normaliser(task: Task, graphs: Graphs, judges: Judges, contexts: C
         index = chosen(task.config.seed + 5, i, total, c.contexts)
         batch = shard_batch(take(contexts, index), task.mesh)
         signals.append(sampler(judges, batch, jax.random.fold_in(jax.random.key(task.config.seed + 5), i)))
+        if i == 0 and c.checks:
+            check_draws(signals[0], sampler(judges, batch, jax.random.key(0)))
     return fit_normaliser(jnp.concatenate(signals), judges.weight_S)
 
 
@@ -130,10 +133,10 @@ def run_ppo(task: Task, writer: MetricsWriter, sft: Model, reward: Model) -> Ali
     save_every = max(c.iterations // 5, 1)
     clock = time.monotonic()
 
-    def report(number: int, metrics: dict[str, Any]) -> None:
+    def report(number: int, metrics: dict[str, Any], batch: Contexts) -> None:
         nonlocal noise, clock
         values = {name: float(value) for name, value in metrics.items()}
-        raise_if_halted("ppo", number, values)
+        stop_if_halted(task.workdir, "ppo", number, values, state, batch)
         if c.checks:
             if number == 1:
                 check_first(values, task.config.model.dtype, task.config.model.value)
@@ -149,12 +152,12 @@ def run_ppo(task: Task, writer: MetricsWriter, sft: Model, reward: Model) -> Ali
     with Progress(c.iterations, "PPO", "iterations", done=first) as progress:
         for number in range(first + 1, c.iterations + 1):
             index = chosen(task.config.seed, number - 1, len(where), c.contexts)
-            batch = shard_batch(take(contexts, index), task.mesh)
-            state, metrics = iteration(state, judges, normaliser, batch, key)
+            batch = take(contexts, index)
+            state, metrics = iteration(state, judges, normaliser, shard_batch(batch, task.mesh), key)
             if pending is not None:
                 report(*pending)
             metrics["learning_rate"] = rate((number - 1) * c.epochs * c.minibatches)
-            pending = (number, metrics)
+            pending = (number, metrics, batch)
             if number == 1 or number == first + 1:
                 report(*pending)  # the checks of the first iteration come before the second
                 pending = None

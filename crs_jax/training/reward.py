@@ -23,11 +23,12 @@ from crs_jax.progress import Progress, say
 from crs_jax.rl.ppo import masked_mean
 from crs_jax.rl.reward import RewardModel, predict
 from crs_jax.sharding import place, shard_batch
+from crs_jax.training.halt import stop_if_halted
 from crs_jax.training.labels import label
 from crs_jax.training.optimizer import make_optimizer
 from crs_jax.training.replies import Wishes, reply_arrays
 from crs_jax.training.sft import DeviceRows, at_slots, batches, epoch_seed, make_packer, packed_hidden
-from crs_jax.training.state import Stopwatch, TrainState, apply_gradients, fresh_state, keep_layout, raise_if_halted
+from crs_jax.training.state import Stopwatch, TrainState, apply_gradients, fresh_state, keep_layout
 from crs_jax.training.task import Task, copy_tree, split_model
 
 
@@ -169,18 +170,18 @@ def run_reward(task: Task, writer: MetricsWriter, sft: tuple[Any, Any, Any]) -> 
         lambda params, frozen, rows: reward_loss(nnx.merge(graphdef, params, frozen), rows, c.data.window, None)[1]
     )
 
-    def with_labels(rows: Rows, numbers: np.ndarray) -> Any:
-        return shard_batch(slot_labels(task, rows, numbers, signal_DTS, wishes), task.mesh)
+    def with_labels(rows: Rows, numbers: np.ndarray) -> Rows:
+        return slot_labels(task, rows, numbers, signal_DTS, wishes)
 
     def validate(params) -> dict[str, float]:
-        sums = [held_loss(params, frozen, with_labels(rows, held)) for rows in held_rows]
+        sums = [held_loss(params, frozen, shard_batch(with_labels(rows, held), task.mesh)) for rows in held_rows]
         return {name: float(np.mean([float(s[name]) for s in sums])) for name in sums[0]}
 
     key, first, pending = jax.random.key(c.seed + 3), done or 0, None
 
-    def report(number: int, metrics: dict[str, Any], every: int) -> float:
+    def report(number: int, metrics: dict[str, Any], batch: Rows, every: int) -> float:
         values = {name: float(value) for name, value in metrics.items()}
-        raise_if_halted("reward", number, values)
+        stop_if_halted(task.workdir, "reward", number, values, state, batch)
         del values["halted"]
         if number % every == 0 or number == 1:
             writer.write("reward", number, values)
@@ -192,10 +193,11 @@ def run_reward(task: Task, writer: MetricsWriter, sft: tuple[Any, Any, Any]) -> 
                 break
             if number <= first:
                 continue
-            state, metrics = step(state, frozen, with_labels(rows, fitted), key)
+            batch = with_labels(rows, fitted)
+            state, metrics = step(state, frozen, shard_batch(batch, task.mesh), key)
             if pending is not None:
                 progress.update(loss=report(*pending, c.log_every))
-            pending = (number, metrics)
+            pending = (number, metrics, batch)
             if number % max(per_epoch // 2, 1) == 0 or number == steps:
                 progress.update(loss=report(*pending, 1))  # a bad step stops here, before anything is saved
                 pending = None

@@ -29,9 +29,10 @@ from crs_jax.models.policy import Policy
 from crs_jax.progress import Progress, say
 from crs_jax.rl.ppo import masked_mean
 from crs_jax.sharding import place, shard_batch
+from crs_jax.training.halt import stop_if_halted
 from crs_jax.training.optimizer import make_optimizer, schedule
 from crs_jax.training.replies import Wishes, reply_arrays, reply_nll
-from crs_jax.training.state import Stopwatch, TrainState, apply_gradients, fresh_state, keep_layout, raise_if_halted
+from crs_jax.training.state import Stopwatch, TrainState, apply_gradients, fresh_state, keep_layout
 from crs_jax.training.task import Task, copy_tree, new_policy, split_model
 
 DeviceRows = dict[str, jax.Array]  # packed rows and what goes with them, on the mesh
@@ -219,14 +220,15 @@ def run_sft(task: Task, writer: MetricsWriter) -> tuple[Any, Any, Any]:
                 break
             if number <= first:
                 continue
-            state, metrics = step(state, frozen, shard_batch(with_wishes(rows, wishes), task.mesh), key)
+            batch = with_wishes(rows, wishes)
+            state, metrics = step(state, frozen, shard_batch(batch, task.mesh), key)
             if pending is not None:
-                progress.update(loss=report(writer, *pending, c.log_every, clock))
+                progress.update(loss=report(writer, state, *pending, c.log_every, clock))
                 clock = time.monotonic()
             metrics |= {"learning_rate": rate(number - 1), "epoch": epoch}
-            pending = (number, metrics, int((rows["segment_RT"] > 0).sum()))
+            pending = (number, metrics, batch)
             if number % per_epoch == 0 or number == steps:
-                progress.update(loss=report(writer, *pending, 1, clock))  # a bad step stops here, before a save
+                progress.update(loss=report(writer, state, *pending, 1, clock))  # a bad step stops here, before a save
                 pending = None
                 scores = validation(state.params, frozen)
                 writer.write("sft", number, {f"validation/{name}": value for name, value in scores.items()})
@@ -237,12 +239,21 @@ def run_sft(task: Task, writer: MetricsWriter) -> tuple[Any, Any, Any]:
     return graphdef, best, frozen
 
 
-def report(writer: MetricsWriter, number: int, metrics: dict[str, Any], tokens: int, every: int, clock: float) -> float:
-    """Writes the metrics of a step that has run; returns its loss."""
+def report(
+    writer: MetricsWriter,
+    state: TrainState,
+    number: int,
+    metrics: dict[str, Any],
+    batch: Rows,
+    every: int,
+    clock: float,
+) -> float:
+    """Writes the metrics of a step that has run; returns its loss. Stops where the step was bad."""
     values = {name: float(value) for name, value in metrics.items()}
-    raise_if_halted("sft", number, values)
+    stop_if_halted(writer.workdir, "sft", number, values, state, batch)
     del values["halted"]
     if number % every == 0 or number == 1:
+        tokens = int((batch["segment_RT"] > 0).sum())
         values["tokens_per_second"] = tokens / max(time.monotonic() - clock, 1e-9)
         writer.write("sft", number, values)
     return values["loss"]

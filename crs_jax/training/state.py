@@ -79,17 +79,3 @@ def apply_gradients(
         norm,
         healthy,
     )
-
-
-class TrainingHaltedError(RuntimeError):
-    """Training met a NaN or an infinity; the message says where and what was kept."""
-
-
-def raise_if_halted(stage: str, step: int, metrics: dict[str, Any]) -> None:
-    """`TrainingHaltedError` where the step's metrics carry the flag."""
-    if bool(metrics.get("halted", False)):
-        bad = [name for name, value in metrics.items() if not bool(jnp.isfinite(jnp.asarray(value, float)).all())]
-        raise TrainingHaltedError(
-            f"{stage}: step {step} met a NaN or an infinity ({', '.join(bad) or 'in the gradient'}); parameters are as "
-            f"before that step. Lower --config.{stage}.learning_rate or look at the data."
-        )

@@ -120,11 +120,34 @@ def test_scores_of_all_items_equal_plain_loops():
 def test_turn_relevance_by_hand():
     (got,) = relevance.turn_relevance([DIALOGUE], CATALOGUE, ITEMS_NE, embed, 3)
     assert got.dtype == np.float32
+    # Turn 1 proposes what is orthogonal to "hello"; turn 5 only repeats what the seeker named: no proposal.
+    assert np.flatnonzero(~np.isnan(got)).tolist() == [1]
+    assert got[1] == pytest.approx(0.0, abs=1e-6)
+
+    more = Catalogue((*CATALOGUE.items, Item("d", "Delta")))
+    items = np.vstack([ITEMS_NE, [0.8, 0.6, 0, 0]]).astype(np.float32)
+    turns = list(DIALOGUE.turns)
+    turns[5] = Turn(RECOMMENDER, f"{MENTION} or {MENTION} then", ("a", "d"))
+    (got,) = relevance.turn_relevance([Dialogue("e", tuple(turns))], more, items, embed, 3)
     g = relevance.DECAY
-    defined = {1: 0.0, 5: (unit([g**2, g])[0] + np.sqrt(0.5)) / 2}
-    assert set(np.flatnonzero(~np.isnan(got))) == set(defined)
-    for turn, value in defined.items():
-        assert got[turn] == pytest.approx(value, abs=1e-6)
+    # Of a and d only d is new: cosines with what turns 2 to 4 said and with the mean of a and b.
+    want = (unit([g**2, g]) @ [0.8, 0.6] + unit([1, 1]) @ [0.8, 0.6]) / 2
+    assert np.flatnonzero(~np.isnan(got)).tolist() == [1, 5]
+    assert got[5] == pytest.approx(want, abs=1e-6)
+
+
+def test_named_rows_and_new_items_equal_a_loop():
+    where = [(0, t) for t in range(len(DIALOGUE.turns) + 1)]
+    rows = relevance.named_rows([DIALOGUE], where, CATALOGUE, most=4)
+    for b, (_, t) in enumerate(where):
+        said = {CATALOGUE.index[item] for turn in DIALOGUE.turns[:t] for item in turn.items}
+        assert {row for row in rows[b].tolist() if row >= 0} == said
+    latest = relevance.named_rows([DIALOGUE], [(0, 4)], CATALOGUE, most=2)
+    assert latest.tolist() == [[1, 0]]  # b in turn 3, a in turn 2; c of turn 1 no longer fits
+    acts = np.array([[0, 2, -1]] * len(where), np.int32)
+    got = np.asarray(relevance.new_items(jnp.asarray(acts), jnp.asarray(rows)))
+    for b in range(len(where)):
+        assert got[b].tolist() == [-1 if row in rows[b].tolist() else row for row in acts[b].tolist()]
 
 
 def test_no_proposals_and_unknown_items():
