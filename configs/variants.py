@@ -75,7 +75,8 @@ def _scratch(c: ConfigDict) -> None:
     c.sft.rows = 10
     c.sft.row_tokens = 384
     c.sft.weight_decay = 0.1
-    c.ppo.iterations = 120
+    c.reward.epochs = 2.0
+    c.ppo.iterations = 60
     c.ppo.contexts = 16
     c.ppo.group = 8
     c.ppo.learning_rate = 2e-4

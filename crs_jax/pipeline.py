@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental.multihost_utils import sync_global_devices
 from ml_collections import ConfigDict
 
 from crs_jax import config as settings
@@ -64,7 +65,11 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
             **{name: value for name, value in sizes.items() if name not in ("devices", "mesh")},
         },
     )
+    if not first:
+        sync_global_devices("prepared")  # process 0 fills the shared workdir's caches, the others read them
     task = prepare(config, workdir, mesh)
+    if first and jax.process_count() > 1:
+        sync_global_devices("prepared")
     seconds = {"prepare": time.monotonic() - started}
     parameters = count(split_model(new_policy(task))[1])
     print_summary(
