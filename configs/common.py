@@ -112,6 +112,7 @@ def get_config() -> ConfigDict:
     c.ppo.word_kl_target = 0.0  # the same for word_kl
     c.ppo.kl_horizon = 10_000  # replies
     c.ppo.kl_stop = 0.0  # an iteration's updates stop above this approximate KL to the old policy; 0: never
+    c.ppo.group_baseline = True  # scores less the mean of the context's other replies, beside the value function
     c.ppo.discount = 1.0
     c.ppo.gae_lambda = 0.95
     c.ppo.missing_end_penalty = 1.0  # taken from the reward of a reply that ran out of tokens

@@ -16,6 +16,8 @@ from configs import common
 def get_config() -> ConfigDict:
     c = common.get_config()
     c.data.dataset = "simulated"
+    c.simulator.train_dialogues = 1400
+    c.simulator.test_dialogues = 200
     c.data.window = 6
     c.data.context_tokens = 96
     c.data.reply_tokens = 32
@@ -31,12 +33,16 @@ def get_config() -> ConfigDict:
     c.model.dropout = 0.2
     c.model.positions = 256
 
-    c.sft.epochs = 10.0
+    c.sft.epochs = 5.0
     c.sft.rows = 8
     c.sft.row_tokens = 192
     c.sft.learning_rate = 2e-3
 
-    c.ppo.iterations = 60
+    c.reward.epochs = 2.5
+
+    c.ppo.iterations = 40
+    c.ppo.act_kl = 0.1
+    c.ppo.word_kl = 0.1
     c.ppo.learning_rate = 3e-4
     c.ppo.contexts = 16
     c.ppo.group = 8

@@ -76,7 +76,7 @@ def done_meta(workdir: pathlib.Path, stage: str) -> dict[str, Any]:
     folder = (workdir / "checkpoints" / stage).absolute()
     if not folder.is_dir():
         return {}
-    with ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
+    with ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(create=False)) as manager:
         step = manager.latest_step()
         if step is None:
             return {}

@@ -57,6 +57,18 @@ def place_rewards(act_score_B: jax.Array, word_score_B: jax.Array, say_BR: jax.A
     return act_score_B[:, None] * act_BR + word_score_B[:, None] * last_BR
 
 
+def leave_one_out(score_CG: jax.Array) -> jax.Array:
+    """Scores less the mean of the other replies to the same context (RLOO, Ahmadian et al. 2024, arXiv 2402.14740).
+
+    The other replies were drawn independently, so that no gradient is biased; what the context alone explains, most of
+    a score's variance, is gone. One reply a context has no others and keeps its score.
+    """
+    G = score_CG.shape[1]
+    if G == 1:
+        return score_CG
+    return score_CG - (score_CG.sum(1, keepdims=True) - score_CG) / (G - 1)
+
+
 def kl_k1(logp: jax.Array, reference_logp: jax.Array) -> jax.Array:
     """Log-ratio log pi/pi_ref of each sampled token: unbiased, the one that belongs in the reward."""
     return logp - reference_logp

@@ -44,7 +44,9 @@ def stop_if_halted(
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         leaves = jax.tree_util.tree_leaves_with_path(batch)
-        named = {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
+        named: dict[str, Any] = {
+            jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves
+        }
         np.savez(folder / "batch.npz", **named)
         write_json(folder / "metrics.json", metrics)
     with ocp.StandardCheckpointer() as checkpointer:

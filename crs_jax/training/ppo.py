@@ -237,7 +237,12 @@ def make_iteration(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mes
         scores = score(say_BS, end_BS, relevance_B, normaliser, judges.weight_S, config.reward.clip)
         k1_BR = ppo.kl_k1(old.logp_BR, reference.logp_BR)
         act_kl, word_kl = state.extra["act_kl"], state.extra["word_kl"]
-        reward_BR = token_rewards(scores, split, k1_BR, act_kl, word_kl, c.missing_end_penalty)
+        if c.group_baseline:
+            act_B, total_B = (ppo.leave_one_out(a.reshape(C, c.group)).reshape(B) for a in scores[:2])
+            learned = Scores(act_B, total_B, scores.signal_BS)
+        else:
+            learned = scores
+        reward_BR = token_rewards(learned, split, k1_BR, act_kl, word_kl, c.missing_end_penalty)
         advantage_BR, return_BR = ppo.gae(reward_BR, value_BR, replies.mask_BR, c.discount, c.gae_lambda)
         white_BR = ppo.whiten(advantage_BR, split.act_BR) + ppo.whiten(advantage_BR, split.word_BR)
 
