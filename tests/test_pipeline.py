@@ -1,0 +1,135 @@
+"""A whole run, as a user starts it, in a small form: what it leaves behind, and that a second run skips what is done."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+SMALL = {
+    "simulator.catalogue_size": 24,
+    "simulator.train_dialogues": 40,
+    "simulator.test_dialogues": 10,
+    "data.validation_dialogues": 8,
+    "data.context_tokens": 48,
+    "data.reply_tokens": 16,
+    "tokenizer.vocab_size": 400,
+    "encoder.max_tokens": 16,
+    "model.layers": 2,
+    "model.width": 32,
+    "model.heads": 2,
+    "sft.epochs": 1,
+    "sft.row_tokens": 96,
+    "reward.epochs": 1,
+    "ppo.iterations": 3,
+    "ppo.contexts": 4,
+    "ppo.group": 2,
+    "evaluation.bootstrap": 50,
+    "evaluation.generate": 8,
+    "evaluation.samples": 3,
+    "evaluation.batch": 8,
+}
+FILES = ("config.json", "metrics.json", "metrics.jsonl", "samples.jsonl", "report.html")
+
+
+def run(workdir, **settings):
+    flags = [f"--config.{name}={value}" for name, value in {**SMALL, **settings}.items()]
+    command = [sys.executable, "-m", "crs_jax.main", "--config=configs/quickstart.py", f"--workdir={workdir}", *flags]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    done = run(folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert str(folder / "report.html") in done.stdout
+    return folder
+
+
+def strict(text):
+    def refuse(name):
+        raise ValueError(f"{name} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_leaves_what_the_readme_says(workdir):
+    for name in FILES:
+        assert (workdir / name).stat().st_size > 0, name
+    for stage in ("sft", "reward", "ppo"):
+        assert any((workdir / "checkpoints" / stage).iterdir())
+    lines = [strict(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert {line["stage"] for line in lines} == {"sft", "reward", "ppo"}
+    ppo = [line for line in lines if line["stage"] == "ppo"]
+    assert [line["step"] for line in ppo] == [1, 2, 3]
+    assert abs(ppo[0]["kl"]) < 1e-4
+    assert ppo[0]["sampler_gap"] < 1e-3
+
+
+def test_metrics_have_the_documented_shape(workdir):
+    metrics = strict((workdir / "metrics.json").read_text())
+    for row in ("sft", "ppo", "popularity", "copy", "similarity", "cooccurrence", "mix"):
+        for targets in ("all", "fresh"):
+            for pool in ("full", "sampled"):
+                figures = metrics["ranking"][row][targets][pool]
+                for name in ("hr@1", "hr@50", "ndcg@5", "mrr@10"):
+                    assert figures[name]["low"] <= figures[name]["value"] <= figures[name]["high"], (row, name)
+    for row in ("sft", "ppo"):
+        assert {"bleu-4", "distinct-2", "perplexity", "rouge-l", "bits-per-byte"} <= metrics["text"][row].keys()
+        assert metrics["text"][row]["perplexity"] > 1
+    for signal in ("engagement", "relevance", "sentiment"):
+        assert {"pearson", "spearman", "n"} <= metrics["reward_model"][signal].keys()
+    assert all(isinstance(metrics["ppo"][name], float) for name in ("kl", "entropy", "reward", "engagement"))
+    assert {"utility_sft", "utility_ppo", "difference", "low", "high", "n"} <= metrics["simulator"].keys()
+    assert metrics["data"]["test_dialogues"] == 10
+    assert {"sft", "reward", "ppo", "evaluate", "prepare"} <= metrics["run"]["seconds_by_stage"].keys()
+    assert {"device", "commit", "command", "seed"} <= metrics["run"].keys()
+
+
+def test_config_is_complete_and_can_be_read_back(workdir):
+    from configs import quickstart
+
+    stored = json.loads((workdir / "config.json").read_text())
+    config = quickstart.get_config()
+    with config.unlocked():
+        config.update(stored)
+    assert config.ppo.contexts == 4
+    assert config.evaluation.ks == tuple(stored["evaluation"]["ks"])
+    assert set(config.to_dict()) == set(stored)
+
+
+def test_samples_hold_both_replies(workdir):
+    lines = [strict(line) for line in (workdir / "samples.jsonl").read_text().splitlines()]
+    assert len(lines) == 3
+    for line in lines:
+        assert line["context"]
+        for row in ("sft", "ppo"):
+            assert len(line[row]["top"]) == 5
+            assert {"text", "items", "reward", "greedy"} <= line[row].keys()
+
+
+def test_second_run_skips_what_is_done_and_another_config_is_refused(workdir):
+    before = {name: (workdir / name).read_text() for name in FILES[:4]}
+    again = run(workdir)
+    assert again.returncode == 0, again.stderr
+    for stage in ("sft", "reward", "ppo", "evaluate"):
+        assert f"{stage}: done before" in again.stdout
+    assert {name: (workdir / name).read_text() for name in FILES[:4]} == before
+
+    refused = run(workdir, **{"sft.learning_rate": 0.5})
+    assert refused.returncode == 2
+    assert "config.sft.learning_rate" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert (workdir / "config.json").read_text() == before["config.json"]
+
+
+def test_a_stage_that_lacks_its_input_says_so(tmp_path):
+    alone = run(tmp_path, stages="evaluate")
+    assert alone.returncode == 2
+    assert "add sft" in alone.stderr
+    assert "Traceback" not in alone.stderr
