@@ -1,4 +1,4 @@
-"""A whole run, as a user starts it, in a small form: what it leaves behind, and that a second run skips what is done."""
+"""A whole run, as a user starts it, in a small form: what it leaves, and that a second run skips what is done."""
 
 import json
 import os

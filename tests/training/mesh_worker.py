@@ -1,0 +1,94 @@
+"""Runs the same two PPO iterations on several meshes and leaves what came out of each; a process of its own.
+
+  mesh_worker.py FOLDER '[[1, 1, 1], [2, 2, 2]]' [COORDINATOR NUMBER COUNT]
+
+Each mesh (data, fsdp, tensor) takes the first devices it needs. Writes FOLDER/<data>-<fsdp>-<tensor>-<processes>.npz
+with parameters, Adam's moments and metrics after each iteration, and a .json with what is not laid out as the rules
+say. The tables are padded for tensor=4 on every mesh, so that all start from the same numbers.
+"""
+
+import json
+import pathlib
+import sys
+
+import jax
+import numpy as np
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+
+compiled: list[str] = []  # events since it was last cleared
+
+
+def run(folder: pathlib.Path, shape: list[int]) -> None:
+    import jax.numpy as jnp
+    from jax.experimental import multihost_utils
+    from jax.sharding import AxisType, NamedSharding
+    from tiny_task import fresh_models, make_task, tiny_config
+
+    from crs_jax.rl.reward import Normaliser
+    from crs_jax.sharding import AXES, path_name, place, shard_batch, spec_of
+    from crs_jax.training.optimizer import make_optimizer
+    from crs_jax.training.ppo import make_iteration
+    from crs_jax.training.ppo_stage import build, contexts_at, take
+    from crs_jax.training.state import fresh_state
+
+    devices = jax.devices()[: np.prod(shape)]
+    mesh = jax.make_mesh(tuple(shape), AXES, devices=devices, axis_types=(AxisType.Auto,) * 3)
+    own = folder / f"process-{jax.process_index()}"
+    config = tiny_config(own, mesh__tensor=4, ppo__contexts=16, ppo__act_kl_target=1.0, ppo__word_kl_target=1.0)
+    task = make_task(own, config, mesh)
+    sft, reward = fresh_models(task)
+    graphs, params, judges = build(task, sft, reward)
+    leaves, tree = jax.tree.flatten(params)
+    rng = np.random.default_rng(3)  # away from the reference, so that the KL is not 0
+    moved = [np.asarray(rng.normal(0, 0.03, leaf.shape), np.float32) for leaf in leaves]
+    params = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b))(params, place(jax.tree.unflatten(tree, moved), mesh))
+
+    updates = config.ppo.epochs * config.ppo.minibatches * 2
+    optimizer = make_optimizer(1e-3, 0.1, updates, config.ppo.weight_decay, config.ppo.clip_norm)
+    state = fresh_state(params, optimizer, mesh, {"act_kl": jnp.float32(0.1), "word_kl": jnp.float32(0.2)})
+    iteration = make_iteration(graphs, optimizer, config, mesh)
+    normaliser = Normaliser(jnp.zeros(3), jnp.array([0.5, 0.2, 0.5]), jnp.float32(1.5))
+    contexts = contexts_at(task, "train", task.replies("train"))
+    misplaced: dict[str, list[str]] = {}
+
+    def check(name: str, tree) -> None:
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            wanted = NamedSharding(mesh, spec_of(path_name(path), leaf.shape, mesh))
+            if not leaf.sharding.is_equivalent_to(wanted, leaf.ndim):
+                misplaced.setdefault(name, []).append(f"{path_name(path)}: {leaf.sharding}, not {wanted.spec}")
+
+    check("start", (state.params, state.opt_state))
+    check("judges", (judges.reference, judges.frozen, judges.reward, judges.reward_frozen))
+    out, programs = {}, []
+    for number in (1, 2):
+        batch = shard_batch(take(contexts, np.arange(16) + 16 * number), mesh)
+        compiled.clear()
+        state, metrics = iteration(state, judges, normaliser, batch, jax.random.key(5))
+        programs.append(len(compiled))
+        check(f"after {number}", (state.params, state.opt_state))
+        whole = multihost_utils.process_allgather((state.params, state.opt_state, state.extra, metrics), tiled=True)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(whole):
+            out[f"{number}/" + jax.tree_util.keystr(path, simple=True, separator="/")] = np.asarray(leaf)
+    words = state.params["policy"]["words"]
+    facts = {
+        "misplaced": misplaced,
+        "programs": programs,
+        "words_shard": [*words.addressable_shards[0].data.shape],
+        "residual_shard": [*state.params["policy"]["items"]["residual"].addressable_shards[0].data.shape],
+    }
+    if jax.process_index() == 0:
+        name = "-".join(map(str, [*shape, jax.process_count()]))
+        np.savez(folder / f"{name}.npz", **out)
+        (folder / f"{name}.json").write_text(json.dumps(facts))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 3:
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(sys.argv[3], num_processes=int(sys.argv[5]), process_id=int(sys.argv[4]))
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, seconds, **more: compiled.append(event) if "backend_compile" in event else None
+    )
+    for wanted in json.loads(sys.argv[2]):
+        run(pathlib.Path(sys.argv[1]), wanted)

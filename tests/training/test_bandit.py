@@ -1,0 +1,203 @@
+"""The real PPO iteration on a problem so small that all replies can be listed, so that its optimum is known exactly.
+
+The objective E[R(y)] - act_kl KL(act) - word_kl KL(words | act) is solved by backward induction: given the act a,
+words follow pi_ref(w | a) exp(R(w) / word_kl) / Z(a), and acts pi_ref(a) exp((R(a) + word_kl log Z(a)) / act_kl). Two
+contexts want different items; R(a) is the standardised, clipped exact relevance of planted vectors, R(w) the penalty of
+a reply without its end.
+"""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from configs.common import get_config
+from crs_jax.models.actor_critic import ActorCritic
+from crs_jax.models.gpt2 import GPT2Config
+from crs_jax.models.policy import Layout, Policy
+from crs_jax.rl.reward import Normaliser, RewardModel
+from crs_jax.rl.rollout import Replies
+from crs_jax.sharding import make_mesh, shard_batch
+from crs_jax.training.optimizer import make_optimizer
+from crs_jax.training.ppo import Contexts, Graphs, Judges, make_iteration, policy_likelihood
+from crs_jax.training.state import fresh_state
+from crs_jax.training.task import copy_tree, split_model
+
+WORDS, ITEMS, EMBEDDING, REPLY = 5, 6, 8, 3
+LAYOUT = Layout(
+    num_words=WORDS, item_offset=WORDS + 6, num_items=ITEMS, act_items=1,
+    pad=WORDS, seeker=WORDS + 1, recommender=WORDS + 2, rec=WORDS + 3, say=WORDS + 4, end=WORDS + 5,
+)  # fmt: skip
+ACT_KL, WORD_KL, PENALTY, CLIP = 0.7, 0.4, 0.5, 1.5
+MEAN, STD, TOTAL_STD = 0.1, 0.4, 0.8
+ITERATIONS = 100
+RELEVANCE_KN = np.array([[0.6, 0.1, -0.5, 0.3, -0.2, 0.0], [-0.4, 0.2, 0.5, 0.7, -0.1, -0.6]])
+# Two of them are cut off by the clip: 0.7 of context 1 at 1.5, -0.6 at -1.5.
+REWARD_KN = np.clip((RELEVANCE_KN - MEAN) / STD / TOTAL_STD, -CLIP, CLIP)
+PROMPT_KP = np.array(
+    [
+        [LAYOUT.pad, LAYOUT.seeker, 1, LAYOUT.recommender, LAYOUT.rec],
+        [LAYOUT.seeker, 0, 3, LAYOUT.recommender, LAYOUT.rec],
+    ],
+    np.int32,
+)
+MASK_KP = np.not_equal(PROMPT_KP, LAYOUT.pad)
+NAMED_KX = np.array([[3, -1], [-1, -1]], np.int32)  # item 3 was named in context 0: proposing it earns nothing
+REWARD_KN[0, 3] = 0.0
+
+
+def all_replies() -> list[list[int]]:
+    """Every reply of the grammar: an item or none, `<|say|>`, then words and the own item up to the end or the cut."""
+    replies = []
+    for act in [[], *([LAYOUT.item_offset + a] for a in range(ITEMS))]:
+        head = [*act, LAYOUT.say]
+        room = REPLY - len(head)
+        for length in range(room + 1):
+            for words in itertools.product([*range(WORDS), *act], repeat=length):
+                replies.append([*head, *words] if length == room else [*head, *words, LAYOUT.end])
+    return replies
+
+
+REPLIES = all_replies()
+ACT_Y = np.array([y[0] - LAYOUT.item_offset if y[0] != LAYOUT.say else ITEMS for y in REPLIES])
+ENDED_Y = np.array([y[-1] == LAYOUT.end for y in REPLIES])
+TOKENS_YR = np.array([[*y, *[LAYOUT.pad] * (REPLY - len(y))] for y in REPLIES], np.int32)
+REAL_YR = np.arange(REPLY) < np.array([len(y) for y in REPLIES])[:, None]
+IS_ACT_YR = np.arange(REPLY) <= np.array([y.index(LAYOUT.say) for y in REPLIES])[:, None]
+
+
+def make_policy(seed: int) -> Policy:
+    content_NE = np.random.default_rng(seed).normal(size=(ITEMS, EMBEDDING)).astype(np.float32)
+    rngs = nnx.Rngs(params=jax.random.key(seed))
+    return Policy(GPT2Config(1, 16, 2, 16), LAYOUT, content_NE, rngs=rngs, scale=0.3)
+
+
+def item_vectors(relevance_KN: np.ndarray) -> jax.Array:
+    """Unit vectors whose dot products with the two contexts' text vectors (axes 0 and 1) are the given numbers."""
+    items_NE = np.zeros((ITEMS, EMBEDDING), np.float32)
+    items_NE[:, :2] = relevance_KN.T
+    items_NE[:, 2] = np.sqrt(1 - np.square(items_NE).sum(1))
+    return jnp.asarray(items_NE)
+
+
+class Bandit:
+    """Policy, judges and the jitted iteration for one kind of critic."""
+
+    def __init__(self, value: str, gae_lambda: float, seed: int = 2):
+        c = get_config()
+        c.data.reply_tokens, c.data.act_items, c.model.value = REPLY, 1, value
+        c.reward.clip, c.reward.alpha, c.reward.gamma = CLIP, 0.0, 0.0
+        c.ppo.update({
+            "contexts": 64, "group": 8, "epochs": 1, "minibatches": 4, "learning_rate": 1e-2, "decode_block": REPLY,
+            "missing_end_penalty": PENALTY, "gae_lambda": gae_lambda,
+        })  # fmt: skip
+        policy_graph, self.reference, self.frozen = split_model(make_policy(seed))
+        critic = nnx.merge(policy_graph, copy_tree(self.reference), self.frozen) if value == "separate" else None
+        actor = ActorCritic(nnx.merge(policy_graph, self.reference, self.frozen), value, critic)
+        actor_graph, self.params, _ = split_model(actor)
+        reward_graph, reward, reward_frozen = split_model(
+            RewardModel(make_policy(seed + 1), rngs=nnx.Rngs(params=jax.random.key(seed)))
+        )
+        self.judges = Judges(
+            copy_tree(self.reference), reward, self.frozen, reward_frozen, item_vectors(RELEVANCE_KN),
+            jnp.array([0, 1.0, 0]),
+        )  # fmt: skip
+        self.normaliser = Normaliser(jnp.array([0.3, MEAN, 0]), jnp.array([2, STD, 1]), jnp.float32(TOTAL_STD))
+        self.mesh = mesh = make_mesh(c)
+        text_KE = np.eye(EMBEDDING, dtype=np.float32)[:2]
+        rows = Contexts(PROMPT_KP, MASK_KP, text_KE, np.zeros_like(text_KE), NAMED_KX)
+        self.contexts = shard_batch(Contexts(*(np.repeat(a, c.ppo.contexts // 2, 0) for a in rows)), mesh)
+        updates = ITERATIONS * c.ppo.epochs * c.ppo.minibatches
+        self.optimizer = make_optimizer(c.ppo.learning_rate, 0.05, updates, 0.0, 1.0)
+        self.iteration = make_iteration(Graphs(actor_graph, policy_graph, reward_graph), self.optimizer, c, mesh)
+        listed = Contexts(*(jnp.asarray(a) for a in rows))
+        replies = Replies(*(jnp.tile(a, (2, 1)) for a in (TOKENS_YR, REAL_YR)), jnp.zeros(2))
+
+        @jax.jit
+        def logp(params):
+            found = policy_likelihood(policy_graph, params, self.frozen, listed, replies, 1.0).logp_BR
+            return found.reshape(2, *TOKENS_YR.shape)
+
+        self.logp = logp
+
+    def distribution(self, params) -> np.ndarray:
+        """Probability of each reply `[2, Y]`, float64."""
+        return np.exp(np.asarray(self.logp(params), np.float64).sum(-1))
+
+    def optimum(self, act_kl: float, word_kl: float) -> np.ndarray:
+        """The solution in closed form, from the reference's own probabilities and the rewards alone."""
+        logp_KYR = np.asarray(self.logp(self.reference), np.float64)
+        act_KY = np.exp(np.where(IS_ACT_YR, logp_KYR, 0).sum(-1))
+        word_KY = np.exp(np.where(IS_ACT_YR, 0, logp_KYR).sum(-1)) * np.exp(-PENALTY * ~ENDED_Y / word_kl)
+        out = np.zeros_like(act_KY)
+        for k in range(2):
+            for a in range(ITEMS + 1):
+                own = np.equal(ACT_Y, a)
+                z = word_KY[k, own].sum()
+                reward = 0.0 if a == ITEMS else REWARD_KN[k, a]
+                act = act_KY[k, own][0] * np.exp((reward + word_kl * np.log(z)) / act_kl)
+                out[k, own] = act * word_KY[k, own] / z
+        return out / out.sum(-1, keepdims=True)
+
+    def train(self, act_kl: float, word_kl: float, average: int, judges: Judges | None = None) -> np.ndarray:
+        """Mean of the policy's distributions over the last `average` iterations."""
+        coefficients = {"act_kl": jnp.float32(act_kl), "word_kl": jnp.float32(word_kl)}
+        state = fresh_state(copy_tree(self.params), self.optimizer, self.mesh, coefficients)
+        seen = []
+        for number in range(ITERATIONS):
+            state, _ = self.iteration(state, judges or self.judges, self.normaliser, self.contexts, jax.random.key(0))
+            if number >= ITERATIONS - average:
+                seen.append(self.distribution(state.params["policy"]))
+        return np.mean(seen, 0)
+
+
+def distance(p_KY: np.ndarray, q_KY: np.ndarray) -> np.ndarray:
+    """Total variation, by context."""
+    return 0.5 * np.abs(p_KY - q_KY).sum(-1)
+
+
+def acts(p_KY: np.ndarray) -> np.ndarray:
+    """Probabilities of the acts, the empty one last: `[2, ITEMS + 1]`."""
+    return np.stack([p_KY[:, np.equal(ACT_Y, a)].sum(-1) for a in range(ITEMS + 1)], -1)
+
+
+@pytest.fixture(scope="module")
+def bandit() -> Bandit:
+    return Bandit("detached", gae_lambda=1.0)
+
+
+def test_listed_replies_are_all_there_are(bandit):
+    np.testing.assert_allclose(bandit.distribution(bandit.reference).sum(-1), 1.0, atol=1e-5)
+
+
+def test_bounds_below_are_tight(bandit):
+    """The reference is far from the optimum, and a coefficient or a reward wrong by a fifth lies beyond the bounds."""
+    optimum = bandit.optimum(ACT_KL, WORD_KL)
+    assert (distance(bandit.distribution(bandit.reference), optimum) > 0.6).all()
+    for wrong in ((0.8 * ACT_KL, WORD_KL), (1.2 * ACT_KL, WORD_KL), (ACT_KL, 0.8 * WORD_KL), (ACT_KL, 1.2 * WORD_KL)):
+        assert distance(bandit.optimum(*wrong), optimum).max() > 0.045, wrong
+
+
+def test_kl_regularised_optimum_is_reached(bandit):
+    optimum, found = bandit.optimum(ACT_KL, WORD_KL), bandit.train(ACT_KL, WORD_KL, average=30)
+    assert (distance(acts(found), acts(optimum)) < 0.015).all()
+    assert (distance(found, optimum) < 0.02).all()
+
+
+def test_kl_regularised_optimum_with_a_separate_critic_and_lambda_below_one():
+    """At lambda 0.95 the critic's error moves the optimum itself, by up to a twentieth of the rewards."""
+    bandit = Bandit("separate", gae_lambda=0.95)
+    optimum, found = bandit.optimum(ACT_KL, WORD_KL), bandit.train(ACT_KL, WORD_KL, average=30)
+    assert (distance(found, optimum) < 0.035).all()
+
+
+def test_bandit_without_kl_is_solved(bandit):
+    relevance_KN = np.full((2, ITEMS), 0.1)
+    relevance_KN[0, 4], relevance_KN[1, 1] = 0.6, 0.6
+    judges = bandit.judges._replace(items_NE=item_vectors(relevance_KN))
+    found = bandit.train(0.0, 0.0, average=1, judges=judges)
+    assert (acts(found)[[0, 1], [4, 1]] > 0.98).all()
+    assert ((found * ENDED_Y).sum(-1) > 0.98).all()
