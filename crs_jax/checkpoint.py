@@ -160,3 +160,10 @@ class Checkpoints:
         """Waits for saves under way."""
         self.manager.wait_until_finished()
         self.manager.close()
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Closes, so that an error in a step does not cost the save before it."""
+        self.close()

@@ -149,7 +149,7 @@ def run_ppo(task: Task, writer: MetricsWriter, sft: Model, reward: Model) -> Ali
         clock = now
         progress.update(reward=values["reward"], kl=values["kl"])
 
-    with Progress(c.iterations, "PPO", "iterations", done=first) as progress:
+    with Progress(c.iterations, "PPO", "iterations", done=first) as progress, checkpoints:
         for number in range(first + 1, c.iterations + 1):
             index = chosen(task.config.seed, number - 1, len(where), c.contexts)
             batch = take(contexts, index)
@@ -167,5 +167,4 @@ def run_ppo(task: Task, writer: MetricsWriter, sft: Model, reward: Model) -> Ali
                     pending = None
                 result = {"policy": state.params["policy"], "normaliser": normaliser._asdict()}
                 checkpoints.save(number, state, result, done=number == c.iterations, seconds=spent.since(meta))
-    checkpoints.close()
     return Aligned((sft[0], state.params["policy"], sft[2]), graphs, judges, normaliser)

@@ -187,7 +187,7 @@ def run_reward(task: Task, writer: MetricsWriter, sft: tuple[Any, Any, Any]) -> 
             writer.write("reward", number, values)
         return values["loss"]
 
-    with Progress(steps, "reward model", "steps", done=first) as progress:
+    with Progress(steps, "reward model", "steps", done=first) as progress, checkpoints:
         for number, (_, rows) in enumerate(batches(packer, task, "reward", c.sft.rows, c.sft.crop), 1):
             if number > steps:
                 break
@@ -206,5 +206,4 @@ def run_reward(task: Task, writer: MetricsWriter, sft: tuple[Any, Any, Any]) -> 
                 if scores["loss"] < best_loss:
                     best, best_loss = copy_tree(state.params), scores["loss"]
                 checkpoints.save(number, state, best, best=best_loss, done=number == steps, seconds=spent.since(meta))
-    checkpoints.close()
     return graphdef, best, frozen

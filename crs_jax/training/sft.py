@@ -214,7 +214,7 @@ def run_sft(task: Task, writer: MetricsWriter) -> tuple[Any, Any, Any]:
     key = jax.random.key(c.seed + 1)
     first = done or 0
     pending, clock = None, time.monotonic()
-    with Progress(steps, "supervised fine-tuning", "steps", done=first) as progress:
+    with Progress(steps, "supervised fine-tuning", "steps", done=first) as progress, checkpoints:
         for number, (epoch, rows) in enumerate(batches(packer, task, "sft", c.sft.rows, c.sft.crop), 1):
             if number > steps:
                 break
@@ -235,7 +235,6 @@ def run_sft(task: Task, writer: MetricsWriter) -> tuple[Any, Any, Any]:
                 if scores["loss"] < best_loss:
                     best, best_loss = copy_tree(state.params), scores["loss"]
                 checkpoints.save(number, state, best, best=best_loss, done=number == steps, seconds=spent.since(meta))
-    checkpoints.close()
     return graphdef, best, frozen
 
 

@@ -195,7 +195,7 @@ def test_simulated(tmp_path):
 def test_redial_split(data_dir, tmp_path):
     """About 400 dialogues by recommenders of their own, no person shared, most of train kept; the cache is fast."""
     c = get_config()
-    c.data.dataset, c.data.dir = "redial", str(data_dir / "redial")
+    c.data.dataset, c.data.dir, c.data.validation_dialogues = "redial", str(data_dir / "redial"), 400
     loaded = corpus.load(c, tmp_path)
     assert 390 <= len(loaded.validation) <= 400
     assert len(loaded.train) > 3000

@@ -259,7 +259,7 @@ def test_other_catalogue_sizes(tmp_path, items):
     assert Truth.load(tmp_path).utility_DN.shape == (7, items)
 
 
-@pytest.mark.parametrize(("field", "value"), [("items", 19), ("train_dialogues", 0), ("test_dialogues", -1)])
+@pytest.mark.parametrize(("field", "value"), [("catalogue_size", 19), ("train_dialogues", 0), ("test_dialogues", -1)])
 def test_sizes_that_are_too_small(tmp_path, field, value):
     settings = sizes()
     setattr(settings, field, value)
