@@ -1,0 +1,124 @@
+"""What is saved comes back bit for bit; what was made under another config or from other inputs is refused by name."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs.common import get_config
+from crs_jax.checkpoint import FREE, SECTIONS, Checkpoints, digest, done_meta, identity
+from crs_jax.errors import InputError
+
+
+def tree(seed: int = 0) -> dict:
+    """The types a training state holds: float32 with what is hard to keep, bfloat16, integers, a flag, a key's data."""
+    keys = jax.random.split(jax.random.key(seed), 3)
+    kernel = jax.random.normal(keys[0], (5, 7)).at[0, :4].set(jnp.array([jnp.nan, jnp.inf, -0.0, 1e-45]))
+    return {
+        "params": {"kernel": kernel, "half": jax.random.normal(keys[1], (3,), jnp.bfloat16)},
+        "count": jnp.int32(7),
+        "halted": jnp.asarray(False),
+        "key": jax.random.key_data(keys[2]),
+    }
+
+
+def saved(workdir, config=None, inputs=None, steps=(3,), **meta) -> None:
+    with Checkpoints(workdir, "reward", config or get_config(), inputs or {}) as checkpoints:
+        for step in steps:
+            checkpoints.save(step, tree(step), {"w": jnp.full(2, step)}, **{"done": False, "seconds": 1.0, **meta})
+
+
+def test_state_and_result_come_back_bit_for_bit(tmp_path):
+    saved(tmp_path, best=0.25)
+    with Checkpoints(tmp_path, "reward", get_config()) as checkpoints:
+        step, meta = checkpoints.latest()
+        assert (step, meta["best"], meta["done"]) == (3, 0.25, False)
+        found = checkpoints.restore(3, "state", jax.tree.map(jnp.zeros_like, tree()))
+        result = checkpoints.restore(3, "result", {"w": jnp.zeros(2, jnp.int32)})
+    expected = tree(3)
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert a.dtype == b.dtype
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+    assert result["w"].tolist() == [3, 3]
+
+
+def test_a_save_ends_even_when_the_next_step_fails(tmp_path):
+    def fails():
+        with Checkpoints(tmp_path, "reward", get_config()) as checkpoints:
+            checkpoints.save(1, tree(), {"w": jnp.zeros(2)}, done=False)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fails()
+    with Checkpoints(tmp_path, "reward", get_config()) as checkpoints:
+        assert checkpoints.latest()[0] == 1
+
+
+def test_the_newest_two_are_kept_and_a_torn_one_is_not_seen(tmp_path):
+    saved(tmp_path, steps=(1, 2, 3))
+    folder = tmp_path / "checkpoints" / "reward"
+    assert sorted(path.name for path in folder.iterdir()) == ["2", "3"]
+    (folder / "4.orbax-checkpoint-tmp-7").mkdir()
+    with Checkpoints(tmp_path, "reward", get_config()) as checkpoints:
+        assert checkpoints.latest()[0] == 3
+
+
+def test_a_stage_is_done_when_its_last_checkpoint_says_so(tmp_path):
+    assert done_meta(tmp_path, "reward") == {}
+    saved(tmp_path)
+    assert done_meta(tmp_path, "reward") == {}
+    saved(tmp_path, steps=(4,), done=True)
+    assert done_meta(tmp_path, "reward")["done"] is True
+
+
+def changed(name: str):
+    """The default config with one setting another value of its type."""
+    config = get_config()
+    section, *path = name.split(".")
+    node, field = config, section
+    for key in path:
+        node, field = node[field], key
+    value = node[field]
+    node[field] = not value if isinstance(value, bool) else value + (1 if isinstance(value, int | float) else "x")
+    return config
+
+
+@pytest.mark.parametrize(
+    "name", ["seed", "data.window", "model.width", "sft.learning_rate", "signals.engagement.dwell"]
+)
+def test_another_config_is_refused_by_name(tmp_path, name):
+    saved(tmp_path)
+    with pytest.raises(InputError, match=rf"reward: made with config\.{name}=\S+, now \S+; use another --workdir"):
+        Checkpoints(tmp_path, "reward", changed(name))
+
+
+def test_other_inputs_are_refused_by_name(tmp_path):
+    saved(tmp_path, inputs={"data": "a", "SFT model": "b"})
+    Checkpoints(tmp_path, "reward", get_config(), {"data": "a", "SFT model": "b"}).close()
+    with pytest.raises(InputError, match="made from another SFT model than this run's"):
+        Checkpoints(tmp_path, "reward", get_config(), {"data": "a", "SFT model": "c"})
+
+
+def test_what_decides_a_result_and_what_does_not():
+    every = list(SECTIONS["sft"] + SECTIONS["reward"] + SECTIONS["ppo"])
+    config = get_config()
+    assert set(config.keys()) - set(every) == {"stages", "log_every", "evaluation"}
+    assert "reward.alpha" not in identity(config, "reward")
+    assert "reward.alpha" in identity(config, "ppo")
+    assert "model.value" not in identity(config, "sft")
+    assert "model.value" in identity(config, "ppo")
+    assert "ppo.clip" not in identity(config, "reward")
+    for stage in ("sft", "reward", "ppo"):
+        assert identity(config, stage) == identity(changed("data.cache_dir"), stage)
+        assert "evaluation.ks" not in identity(config, stage)
+    known = identity(config, "ppo").keys() | {name for names in FREE.values() for name in names}
+    assert {"sft.epochs", "signals.engagement.dwell", "mesh.tensor", "mesh.fsdp"} <= known
+
+
+def test_digest_tells_trees_apart():
+    base = {"a": jnp.linspace(-1, 1, 1000), "b": jnp.ones(3, jnp.bfloat16)}
+    assert digest(base) == digest(jax.tree.map(jnp.copy, base))
+    assert digest(base) != digest({**base, "a": base["a"].at[7].add(1e-6)})
+    assert digest(base) != digest({**base, "b": -base["b"]})
+    assert digest(base) != digest({**base, "a": jnp.full(1000, jnp.nan)})
