@@ -25,6 +25,7 @@ def run(folder: pathlib.Path, shape: list[int]) -> None:
     from jax.sharding import AxisType, NamedSharding
     from tiny_task import fresh_models, make_task, tiny_config
 
+    from crs_jax.checkpoint import Checkpoints, digest
     from crs_jax.rl.reward import Normaliser
     from crs_jax.sharding import AXES, path_name, place, shard_batch, spec_of
     from crs_jax.training.optimizer import make_optimizer
@@ -70,10 +71,22 @@ def run(folder: pathlib.Path, shape: list[int]) -> None:
         whole = multihost_utils.process_allgather((state.params, state.opt_state, state.extra, metrics), tiled=True)
         for path, leaf in jax.tree_util.tree_leaves_with_path(whole):
             out[f"{number}/" + jax.tree_util.keystr(path, simple=True, separator="/")] = np.asarray(leaf)
+    with Checkpoints(folder / "kept", "ppo", config) as checkpoints:
+        kept = checkpoints.latest()[0] is not None
+        if not kept:  # the first mesh saves, every other one loads that
+            checkpoints.save(2, state, {"policy": state.params["policy"]}, done=True, seconds=0.0)
+        else:
+            like = jax.tree.map(jnp.zeros_like, state)
+            loaded = checkpoints.restore(2, "state", like)
+            check("loaded", (loaded.params, loaded.opt_state))
+            whole = multihost_utils.process_allgather((loaded.params, loaded.opt_state), tiled=True)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(whole):
+                out["loaded/" + jax.tree_util.keystr(path, simple=True, separator="/")] = np.asarray(leaf)
     words = state.params["policy"]["words"]
     facts = {
         "misplaced": misplaced,
         "programs": programs,
+        "digest": digest(sft[1]),
         "words_shard": [*words.addressable_shards[0].data.shape],
         "residual_shard": [*state.params["policy"]["items"]["residual"].addressable_shards[0].data.shape],
     }
