@@ -12,8 +12,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from jax import lax
+from jax.experimental.multihost_utils import broadcast_one_to_all
 from ml_collections import ConfigDict
 
 from crs_jax.errors import InputError
@@ -74,7 +76,7 @@ def digest(tree: Any) -> str:
 def done_meta(workdir: pathlib.Path, stage: str) -> dict[str, Any]:
     """Meta of a stage that a workdir holds whole; empty where it holds none or a part."""
     folder = (workdir / "checkpoints" / stage).absolute()
-    if not folder.is_dir():
+    if not broadcast_one_to_all(np.asarray(folder.is_dir())):  # all processes go the same way
         return {}
     with ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(create=False)) as manager:
         step = manager.latest_step()

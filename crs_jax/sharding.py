@@ -6,11 +6,14 @@ rows). A dimension that an axis does not divide stays whole.
 
 from __future__ import annotations
 
+import functools
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
+from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
@@ -82,6 +85,40 @@ def place(tree: Any, mesh: Mesh) -> Any:
 def everywhere(mesh: Mesh) -> NamedSharding:
     """Whole on every device, so that every process can read it."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def on_mesh(function: Callable, mesh: Mesh) -> Callable:
+    """The function, for `jax.jit`, traced with the mesh in sight of `by_batch`."""
+
+    @functools.wraps(function)
+    def traced(*arguments):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*arguments)
+
+    return traced
+
+
+def by_batch(x: jax.Array, last: str | None = None) -> jax.Array:
+    """Activations in a jitted function: the first axis cut over data and fsdp, the last over `last`, the rest whole.
+
+    Left to itself the compiler cuts matrix products along fsdp, where the parameters are cut: every chip would hold the
+    whole batch, and logits would be summed over chips. With the activations held to the batch it gathers a layer's
+    parameters where they are used, which is what fsdp means. Nothing happens without `on_mesh`, or where the axis does
+    not divide.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or x.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]):
+        return x
+    middle = [None] * (x.ndim - 2)
+    return lax.with_sharding_constraint(x, PartitionSpec(*BATCH, *middle, last) if x.ndim > 1 else BATCH)
+
+
+def by_rows(table: jax.Array) -> jax.Array:
+    """A vocabulary table where it is used: rows cut over tensor, the width, which fsdp cuts at rest, whole."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or table.shape[0] % mesh.shape["tensor"]:
+        return table
+    return lax.with_sharding_constraint(table, PartitionSpec("tensor", None))
 
 
 def shard_batch(batch: Any, mesh: Mesh) -> Any:

@@ -16,7 +16,7 @@ from crs_jax.progress import Progress
 from crs_jax.rl import ppo
 from crs_jax.rl.reward import score
 from crs_jax.rl.rollout import Replies, causal, positions, sample
-from crs_jax.sharding import everywhere, shard_batch
+from crs_jax.sharding import everywhere, on_mesh, shard_batch
 from crs_jax.training.ppo import Contexts, Graphs, judge, policy_likelihood, query_of
 from crs_jax.training.ppo_stage import Aligned, Model, take
 from crs_jax.training.replies import reply_nll
@@ -79,12 +79,12 @@ def _ranker(graphdef: Any, mesh: Mesh):
         logits_BN = policy.item_logits(policy.wish(hidden, query_of(policy, contexts)), items_ND)
         return logits_BN[:, : policy.layout.num_items]
 
-    return jax.jit(run, out_shardings=everywhere(mesh))
+    return jax.jit(on_mesh(run, mesh), out_shardings=everywhere(mesh))
 
 
 @functools.cache
 def _likelihood(graphdef: Any, mesh: Mesh):
-    return jax.jit(functools.partial(reply_nll, graphdef), out_shardings=everywhere(mesh))
+    return jax.jit(on_mesh(functools.partial(reply_nll, graphdef), mesh), out_shardings=everywhere(mesh))
 
 
 @functools.cache
@@ -104,7 +104,7 @@ def _generator(graphdef: Any, mesh: Mesh, reply_tokens: int, temperature: float)
         )
         return replies.tokens_BR, replies.mask_BR
 
-    return jax.jit(run, out_shardings=everywhere(mesh))
+    return jax.jit(on_mesh(run, mesh), out_shardings=everywhere(mesh))
 
 
 @functools.cache
@@ -122,7 +122,7 @@ def _judge(graphs: Graphs, mesh: Mesh, exact: bool, clip: float, temperature: fl
         tokens_of = [p.sum(-1) for p in over]
         return tokens, mask, scores.total_B, scores.signal_BS, *kl, *entropy, *tokens_of, split.ended_B
 
-    return jax.jit(run, out_shardings=everywhere(mesh))
+    return jax.jit(on_mesh(run, mesh), out_shardings=everywhere(mesh))
 
 
 def ranking_scores(task: Task, model: Model, contexts: Contexts, label: str) -> np.ndarray:

@@ -17,6 +17,8 @@ from flax import nnx
 from jax import lax
 from jax.typing import ArrayLike
 
+from crs_jax.sharding import by_batch
+
 
 @dataclasses.dataclass(frozen=True)
 class GPT2Config:
@@ -97,7 +99,8 @@ class Block(nnx.Module):
         x = x + dropout(attended, self.config.dropout, keys[0])
         h = layer_norm(x, self.ln2_scale[...], self.ln2_bias[...], self.config.epsilon)
         h = jax.nn.gelu(h @ self._cast(self.up_kernel) + self._cast(self.up_bias), approximate=True)
-        return x + dropout(h @ self._cast(self.down_kernel) + self._cast(self.down_bias), self.config.dropout, keys[1])
+        out = h @ self._cast(self.down_kernel) + self._cast(self.down_bias)
+        return by_batch(x + dropout(out, self.config.dropout, keys[1]))
 
     def full(self, x_BTD: jax.Array, mask_BTS: jax.Array, key: jax.Array | None):
         """The layer over whole sequences; also returns keys and values, `BHSK`."""
@@ -133,7 +136,7 @@ class Trunk(nnx.Module):
         self.blocks = stack(rngs)
 
     def _enter(self, x: jax.Array, position: jax.Array) -> jax.Array:
-        return (x + self.positions[...][position]).astype(self.config.dtype)
+        return by_batch((x + self.positions[...][position]).astype(self.config.dtype))
 
     def _leave(self, x: jax.Array) -> jax.Array:
         return layer_norm(x, self.final_scale[...], self.final_bias[...], self.config.epsilon)

@@ -19,6 +19,7 @@ from flax import nnx
 from crs_jax.models.gpt2 import GPT2Config, Trunk
 from crs_jax.models.items import ItemTower, padded
 from crs_jax.models.query import Query
+from crs_jax.sharding import by_batch, by_rows
 
 MASKED = -1e9
 
@@ -92,13 +93,17 @@ class Policy(nnx.Module):
 
     def item_table(self) -> jax.Array:
         """Item vectors `[padded N, D]` in the activations' type; compute once a forward pass."""
-        return self.items.table().astype(self.dtype)
+        return by_rows(self.items.table().astype(self.dtype))
+
+    def word_table(self) -> jax.Array:
+        """Word and control vectors `[padded V, D]` in the activations' type."""
+        return by_rows(self.words[...].astype(self.dtype))
 
     def embed(self, tokens: jax.Array, items_ND: jax.Array) -> jax.Array:
         """Embeddings `[..., D]` of token ids."""
         offset = self.layout.item_offset
-        word = self.words[...].astype(self.dtype)[jnp.minimum(tokens, offset - 1)]
-        item = items_ND[jnp.clip(tokens - offset, 0, items_ND.shape[0] - 1)]
+        word = by_batch(self.word_table()[jnp.minimum(tokens, offset - 1)])
+        item = by_batch(items_ND[jnp.clip(tokens - offset, 0, items_ND.shape[0] - 1)])
         return jnp.where((tokens >= offset)[..., None], item, word)
 
     def wish(self, hidden: jax.Array, query: jax.Array | None) -> jax.Array:
@@ -110,7 +115,8 @@ class Policy(nnx.Module):
 
         At the hidden state of `<|rec|>`, with the query (`wish`), this is the ranking.
         """
-        scores = jnp.einsum("...D,ND->...N", hidden, items_ND, preferred_element_type=jnp.float32)
+        scores = jnp.einsum("...D,ND->...N", by_batch(hidden), items_ND, preferred_element_type=jnp.float32)
+        scores = by_batch(scores, "tensor")
         real_N = jnp.arange(items_ND.shape[0]) < self.layout.num_items
         return jnp.where(real_N, scores + self.items.bias[...], MASKED)
 
@@ -140,8 +146,8 @@ class Policy(nnx.Module):
           items_ND: from `item_table`.
           own_M: `[..., M]` rows of the act's items, -1 where none.
         """
-        words_VD = self.words[...].astype(self.dtype)
-        main = jnp.einsum("...D,VD->...V", hidden, words_VD, preferred_element_type=jnp.float32)
+        main = jnp.einsum("...D,VD->...V", by_batch(hidden), self.word_table(), preferred_element_type=jnp.float32)
+        main = by_batch(main, "tensor")
         ids_V = jnp.arange(main.shape[-1])
         legal_V = (ids_V < self.layout.num_words) | (ids_V == self.layout.end)
         for unused in self.layout.unused:

@@ -23,7 +23,7 @@ from crs_jax.rl import ppo
 from crs_jax.rl.reward import Normaliser, Scores, predict, score, with_relevance
 from crs_jax.rl.rollout import Replies, sample
 from crs_jax.rl.scoring import Parts, TokenLikelihood, parts, reply_likelihood, tree_hidden
-from crs_jax.sharding import BATCH
+from crs_jax.sharding import BATCH, on_mesh
 from crs_jax.signals.relevance import new_items, relevance
 from crs_jax.training.state import TrainState, apply_gradients, keep_layout, select
 
@@ -146,7 +146,7 @@ def policy_likelihood(
     return reply_likelihood(policy, items_ND, before_BRD, replies.tokens_BR, replies.mask_BR, temperature, query_BD)
 
 
-def make_sampler(graphs: Graphs, config: ConfigDict):
+def make_sampler(graphs: Graphs, config: ConfigDict, mesh: Mesh):
     """Jitted (reference params, judges, contexts, key) -> signals of SFT samples, `[B, 3]`: reference samples."""
     c = config.ppo
 
@@ -159,7 +159,7 @@ def make_sampler(graphs: Graphs, config: ConfigDict):
         _, end_BS, relevance_B, _ = judge(graphs, judges, contexts, replies, config.reward.relevance == "exact")
         return with_relevance(end_BS, relevance_B)
 
-    return jax.jit(signals)
+    return jax.jit(on_mesh(signals, mesh))
 
 
 def token_rewards(
@@ -308,4 +308,4 @@ def make_iteration(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mes
         metrics |= {name: value.mean() for name, value in updates.items()}
         return keep_layout(TrainState(state.step + 1, params, opt_state, halted, extra), mesh), metrics
 
-    return jax.jit(iteration, donate_argnums=0)
+    return jax.jit(on_mesh(iteration, mesh), donate_argnums=0)

@@ -78,7 +78,7 @@ def make_judges(task: Task, sft: Model, reward: Model) -> Judges:
 
 def reference_normaliser(task: Task, graphs: Graphs, judges: Judges, contexts: Contexts) -> Normaliser:
     """Fitted on replies of the SFT policy to training contexts."""
-    sampler, c = make_sampler(graphs, task.config), task.config.ppo
+    sampler, c = make_sampler(graphs, task.config, task.mesh), task.config.ppo
     total, signals = len(contexts.prompt_CP), []
     for i in range(REFERENCE_BATCHES):
         index = chosen(task.config.seed + 5, i, total, c.contexts)

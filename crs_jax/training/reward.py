@@ -22,7 +22,7 @@ from crs_jax.models.heads import SIGNALS
 from crs_jax.progress import Progress, say
 from crs_jax.rl.ppo import masked_mean
 from crs_jax.rl.reward import RewardModel, predict
-from crs_jax.sharding import place, shard_batch
+from crs_jax.sharding import everywhere, on_mesh, place, shard_batch
 from crs_jax.training.halt import stop_if_halted
 from crs_jax.training.labels import label
 from crs_jax.training.optimizer import make_optimizer
@@ -107,7 +107,7 @@ def make_step(graphdef: Any, optimizer: Any, task: Task):
         new_state = TrainState(state.step + 1, params, opt_state, halted, state.extra)
         return keep_layout(new_state, task.mesh), metrics
 
-    return jax.jit(step, donate_argnums=0)
+    return jax.jit(on_mesh(step, task.mesh), donate_argnums=0)
 
 
 def predict_replies(
@@ -117,7 +117,6 @@ def predict_replies(
     contexts = make_windows(task.config, task.encoded[split], where, task.tokenizer)
     tokens_BR, mask_BR = reply_arrays(task, split, where)
 
-    @jax.jit
     def run(params, frozen, items_NE, prompt, prompt_mask, tokens, mask, text, named, named_rows):
         model = nnx.merge(graphdef, params, frozen)
         wishes = (text, named, named_rows, items_NE)
@@ -128,13 +127,14 @@ def predict_replies(
     index_of, known = np.array(where).T, Wishes(task, split)
     wishes = (*known.at(*index_of), known.named(*index_of))
     items_NE = jnp.asarray(task.content_NE)
+    predicted = jax.jit(on_mesh(run, task.mesh), out_shardings=everywhere(task.mesh))
 
     size = task.config.evaluation.batch
     out = []
     for start in range(0, len(where), size):
         index = np.minimum(np.arange(start, start + size), len(where) - 1)
         batch = [a[index] for a in (contexts.tokens_BP, contexts.mask_BP, tokens_BR, mask_BR, *wishes)]
-        out.append(np.asarray(run(params, frozen, items_NE, *shard_batch(batch, task.mesh))))
+        out.append(np.asarray(predicted(params, frozen, items_NE, *shard_batch(batch, task.mesh))))
     return np.concatenate(out)[: len(where)]
 
 
@@ -166,9 +166,11 @@ def run_reward(task: Task, writer: MetricsWriter, sft: tuple[Any, Any, Any]) -> 
         state = checkpoints.restore(done, "state", state)
     writer.drop_after("reward", done or 0)
     step = make_step(graphdef, optimizer, task)
-    held_loss = jax.jit(
-        lambda params, frozen, rows: reward_loss(nnx.merge(graphdef, params, frozen), rows, c.data.window, None)[1]
-    )
+
+    def loss_of(params: Any, frozen: Any, rows: Any) -> dict[str, jax.Array]:
+        return reward_loss(nnx.merge(graphdef, params, frozen), rows, c.data.window, None)[1]
+
+    held_loss = jax.jit(on_mesh(loss_of, task.mesh))
 
     def with_labels(rows: Rows, numbers: np.ndarray) -> Rows:
         return slot_labels(task, rows, numbers, signal_DTS, wishes)

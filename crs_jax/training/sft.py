@@ -28,7 +28,7 @@ from crs_jax.models.likelihood import act_likelihood, word_likelihood
 from crs_jax.models.policy import Policy
 from crs_jax.progress import Progress, say
 from crs_jax.rl.ppo import masked_mean
-from crs_jax.sharding import place, shard_batch
+from crs_jax.sharding import on_mesh, place, shard_batch
 from crs_jax.training.halt import stop_if_halted
 from crs_jax.training.optimizer import make_optimizer, schedule
 from crs_jax.training.replies import Wishes, reply_arrays, reply_nll
@@ -140,7 +140,7 @@ def make_step(graphdef: Any, optimizer: Any, task: Task):
         new_state = TrainState(state.step + 1, params, opt_state, halted, state.extra)
         return keep_layout(new_state, task.mesh), metrics
 
-    return jax.jit(step, donate_argnums=0)
+    return jax.jit(on_mesh(step, task.mesh), donate_argnums=0)
 
 
 class Validation:
@@ -158,7 +158,7 @@ class Validation:
         self._size = task.config.evaluation.batch
         self._arrays = (contexts.tokens_BP, contexts.mask_BP, *replies, *wishes)
         self._mesh = task.mesh
-        self._nll = jax.jit(functools.partial(reply_nll, graphdef))
+        self._nll = jax.jit(on_mesh(functools.partial(reply_nll, graphdef), task.mesh))
 
     def __call__(self, params: Any, frozen: Any) -> dict[str, float]:
         """act_loss, word_loss (nats a token), their sum `loss`, and hr@10 of the first item of each act."""

@@ -1,0 +1,66 @@
+"""The fused PPO iteration of GPT-2 medium compiles for TPU v5e, eight chips, with nobody's TPU: what a chip holds, and
+what goes over the wires.
+"""
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+CHIP = 16 * 2**30  # bytes of a v5e
+VOCABULARY, CATALOGUE = 50304, 7040  # padded rows (tensor 1)
+CONTEXTS, REPLIES = 32, 256
+
+
+@pytest.fixture(scope="module")
+def program():
+    pytest.importorskip("libtpu", reason="needs libtpu: pip install 'jax[tpu]'")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    worker = ROOT / "tests" / "training" / "tpu_worker.py"
+    done = subprocess.run(
+        [sys.executable, str(worker), "1", "8", "1"], env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr[-5000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def dims(result: str) -> list[int]:
+    return [int(n) for n in re.findall(r"\d+", result.split("[")[1])]
+
+
+def test_a_chip_holds_it(program):
+    """Parameters, both moments, reference and reward model are cut over fsdp; the state is updated in place."""
+    used = program["argument"] + program["output"] - program["alias"] + program["temp"] + program["code"]
+    assert used < CHIP / 2  # 3.7 GiB when last measured
+    five_copies = 5 * 4 * program["parameters"]
+    assert program["parameters"] > 3.5e8
+    assert five_copies / 8 < program["argument"] < 1.1 * five_copies / 8
+    assert program["alias"] > 0.99 * 3 * 4 * program["parameters"] / 8
+
+
+def test_no_logits_and_no_whole_batch_go_over_the_wires(program):
+    """A chip computes the logits of its own replies. What is gathered are tables and kernels, each in use."""
+    assert len(program["collectives"]) > 10
+    for operation, result, _ in program["collectives"]:
+        shape = dims(result)
+        if VOCABULARY in shape or CATALOGUE in shape:  # a table or its gradient, never logits
+            rest = np.prod(shape) // (VOCABULARY if VOCABULARY in shape else CATALOGUE)
+            assert rest <= 1024, (operation, result)
+        if operation in ("all-gather", "all-reduce"):  # activations of all contexts, or of all replies
+            assert not (len(shape) > 2 and shape[0] in (CONTEXTS, REPLIES) and np.prod(shape) > 2**20), (
+                operation,
+                result,
+            )
+
+
+def test_parameters_are_gathered_layer_by_layer(program):
+    """Never all layers at once: the gathered kernels have no axis of 24, and none is wider than one layer's."""
+    gathered = [dims(result) for operation, result, _ in program["collectives"] if operation == "all-gather"]
+    assert [1024, 4096] in gathered or [1, 1024, 4096] in gathered
+    assert not [shape for shape in gathered if shape[0] == 24 and np.prod(shape) > 2**20]
