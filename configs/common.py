@@ -68,6 +68,7 @@ def get_config() -> ConfigDict:
     c.sft.weight_decay = 0.05
     c.sft.clip_norm = 1.0
     c.sft.act_weight = 1.0  # weight of the act's loss beside the words'
+    c.sft.accumulate = 1  # micro-batches a step: less memory, the same step
     c.sft.crop = 0.5  # share of dialogues an epoch starts at a random utterance
 
     c.signals = ConfigDict()
@@ -88,6 +89,7 @@ def get_config() -> ConfigDict:
     c.reward.learning_rate = 3e-4
     c.reward.weight_decay = 0.05
     c.reward.clip_norm = 1.0
+    c.reward.accumulate = 1  # micro-batches a step
     c.reward.holdout = 0.1  # share of labelled dialogues held out for the correlations
 
     c.ppo = ConfigDict()
@@ -96,6 +98,7 @@ def get_config() -> ConfigDict:
     c.ppo.group = 4  # replies a context, from one prefill
     c.ppo.epochs = 2
     c.ppo.minibatches = 2
+    c.ppo.accumulate = 1  # micro-batches a minibatch: less memory, the same update
     c.ppo.temperature = 1.0
     c.ppo.learning_rate = 1e-4
     c.ppo.warmup = 0.05

@@ -46,6 +46,7 @@ _AT_LEAST: dict[str, float] = {
     "model.positions": 8,
     "sft.epochs": 0,
     "sft.rows": 1,
+    "sft.accumulate": 1,
     "sft.row_tokens": 8,
     "sft.weight_decay": 0,
     "sft.act_weight": 0,
@@ -54,12 +55,14 @@ _AT_LEAST: dict[str, float] = {
     "signals.engagement.continuation": 0,
     "signals.engagement.uptake": 0,
     "reward.epochs": 0,
+    "reward.accumulate": 1,
     "reward.weight_decay": 0,
     "ppo.iterations": 0,
     "ppo.contexts": 1,
     "ppo.group": 1,
     "ppo.epochs": 1,
     "ppo.minibatches": 1,
+    "ppo.accumulate": 1,
     "ppo.weight_decay": 0,
     "ppo.value_coef": 0,
     "ppo.act_entropy": 0,
@@ -188,6 +191,12 @@ def derive(config: ConfigDict, devices: int) -> dict[str, Any]:
     contexts = config.ppo.contexts // config.ppo.minibatches
     if contexts % shards:
         raise _error("ppo.minibatches", config.ppo.minibatches, f"its {contexts} contexts do not divide over {over}")
+    for stage, rows in (("sft", config.sft.rows), ("reward", config.sft.rows), ("ppo", config.ppo.contexts)):
+        parts = config[stage].accumulate * (config.ppo.minibatches if stage == "ppo" else 1)
+        if rows % parts or (rows // parts) % shards:
+            batch = f"config.ppo.contexts={rows} over minibatches" if stage == "ppo" else f"config.sft.rows={rows}"
+            rule = f"--{batch} and micro-batches do not divide over {over}"
+            raise _error(f"{stage}.accumulate", config[stage].accumulate, rule)
     return {
         "devices": devices,
         "mesh": mesh,

@@ -113,6 +113,16 @@ def by_batch(x: jax.Array, last: str | None = None) -> jax.Array:
     return lax.with_sharding_constraint(x, PartitionSpec(*BATCH, *middle, last) if x.ndim > 1 else BATCH)
 
 
+def in_parts(batch: Any, parts: int, mesh: Mesh) -> Any:
+    """Inside a jitted function: leading axis B cut into `[parts, B / parts]`, each part over data and fsdp."""
+
+    def cut(a: jax.Array) -> jax.Array:
+        a = a.reshape(parts, a.shape[0] // parts, *a.shape[1:])
+        return lax.with_sharding_constraint(a, NamedSharding(mesh, PartitionSpec(None, *BATCH)))
+
+    return jax.tree.map(cut, batch)
+
+
 def by_rows(table: jax.Array) -> jax.Array:
     """A vocabulary table where it is used: rows cut over tensor, the width, which fsdp cuts at rest, whole."""
     mesh = jax.sharding.get_abstract_mesh()

@@ -25,9 +25,12 @@ def masked_sum(x: jax.Array, mask: jax.Array) -> jax.Array:
     return jnp.where(mask, x, 0.0).sum()
 
 
-def masked_mean(x: jax.Array, mask: jax.Array) -> jax.Array:
-    """Mean over the real tokens of the whole batch (0 where there are none)."""
-    return masked_sum(x, mask) / jnp.maximum(mask.sum(), 1)
+def masked_mean(x: jax.Array, mask: jax.Array, count: jax.Array | None = None) -> jax.Array:
+    """Mean over the real tokens of the whole batch (0 where there are none).
+
+    Of a part of the batch, with the `count` of the whole: its share of that mean.
+    """
+    return masked_sum(x, mask) / jnp.maximum(mask.sum() if count is None else count, 1)
 
 
 def masked_variance(x: jax.Array, mask: jax.Array) -> jax.Array:

@@ -18,7 +18,7 @@ def decay_mask(params: Any) -> Any:
 
 
 def schedule(learning_rate: float, warmup: float, steps: int) -> optax.Schedule:
-    """Linear from 0 to `learning_rate` over the share `warmup` of the steps, then linear to a tenth of it."""
+    """Linear up to `learning_rate` over the share `warmup` of the steps, then linear down to a tenth of it."""
     rise = max(round(warmup * steps), 1)
     return optax.join_schedules(
         [

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from crs_jax.models.actor_critic import ActorCritic
@@ -23,9 +23,9 @@ from crs_jax.rl import ppo
 from crs_jax.rl.reward import Normaliser, Scores, predict, score, with_relevance
 from crs_jax.rl.rollout import Replies, sample
 from crs_jax.rl.scoring import Parts, TokenLikelihood, parts, reply_likelihood, tree_hidden
-from crs_jax.sharding import BATCH, on_mesh
+from crs_jax.sharding import in_parts, on_mesh
 from crs_jax.signals.relevance import new_items, relevance
-from crs_jax.training.state import TrainState, apply_gradients, keep_layout, select
+from crs_jax.training.state import TrainState, accumulated_gradients, apply_gradients, keep_layout, select
 
 
 class Contexts(NamedTuple):
@@ -184,9 +184,9 @@ def make_iteration(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mes
     `fold_in(key, i)`.
     """
     c, R = config.ppo, config.data.reply_tokens
-    minibatch = c.contexts // c.minibatches
 
-    def loss_of(params, frozen, mini: Experience):
+    def loss_of(params, frozen, mini: Experience, of_act: jax.Array, of_word: jax.Array):
+        """Sums over a micro-batch, divided by the tokens `of_act`, `of_word` of the whole minibatch."""
         actor = nnx.merge(graphs.actor, params, frozen)
         shape = mini.tokens_CGR.shape
         likelihood, value_BR = actor_pass(actor, mini.contexts, mini.tokens_CGR, mini.reply_mask_CGR, c.temperature)
@@ -194,27 +194,37 @@ def make_iteration(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mes
         act, word = mini.act_CGR, mini.reply_mask_CGR & ~mini.act_CGR
         surrogate, clipped = ppo.policy_loss(logp, mini.logp_CGR, mini.advantage_CGR, c.clip)
         critic, _ = ppo.value_loss(value, mini.value_CGR, mini.return_CGR, c.value_clip)
-        policy_loss = ppo.masked_mean(surrogate, act) + ppo.masked_mean(surrogate, word)
-        value_loss = ppo.masked_mean(critic, mini.reply_mask_CGR)
-        bonus = c.act_entropy * ppo.masked_mean(entropy, act) + c.word_entropy * ppo.masked_mean(entropy, word)
+        real, of_all = mini.reply_mask_CGR, of_act + of_word
+        policy_loss = ppo.masked_mean(surrogate, act, of_act) + ppo.masked_mean(surrogate, word, of_word)
+        value_loss = ppo.masked_mean(critic, real, of_all)
+        bonus = c.act_entropy * ppo.masked_mean(entropy, act, of_act)
+        bonus += c.word_entropy * ppo.masked_mean(entropy, word, of_word)
         loss = policy_loss + c.value_coef * value_loss - bonus
-        real = mini.reply_mask_CGR
         return loss, {
             "loss": loss,
             "policy_loss": policy_loss,
             "value_loss": value_loss,
-            "clip_fraction": ppo.masked_mean(clipped.astype(jnp.float32), real),
-            "approx_kl": ppo.masked_mean(ppo.approximate_kl(logp, mini.logp_CGR), real),
+            "clip_fraction": ppo.masked_mean(clipped.astype(jnp.float32), real, of_all),
+            "approx_kl": ppo.masked_mean(ppo.approximate_kl(logp, mini.logp_CGR), real, of_all),
             "ratio_error": jnp.where(real, jnp.abs(jnp.exp(logp - mini.logp_CGR) - 1.0), 0.0).max(),
         }
 
     def update(carry, mini: Experience):
         params, opt_state, halted, stopped, frozen = carry
-        (value, metrics), grads = jax.value_and_grad(loss_of, has_aux=True)(params, frozen, mini)
+        of_act = mini.act_CGR.sum()
+        counts = of_act, mini.reply_mask_CGR.sum() - of_act
+
+        def loss(params, micro: Experience, _):
+            return loss_of(params, frozen, micro, *counts)
+
+        each, grads = accumulated_gradients(loss, params, in_parts(mini, c.accumulate, mesh))
+        metrics = {name: value.max() if name == "ratio_error" else value.sum() for name, value in each.items()}
         if c.kl_stop > 0:
             stopped = stopped | (metrics["approx_kl"] > c.kl_stop)
         go = ~halted & ~stopped
-        params, opt_state, norm, made = apply_gradients(optimizer, grads, params, opt_state, jnp.isfinite(value) & go)
+        params, opt_state, norm, made = apply_gradients(
+            optimizer, grads, params, opt_state, jnp.isfinite(metrics["loss"]) & go
+        )
         halted = halted | (go & ~made)
         return (params, opt_state, halted, stopped, frozen), {**metrics, "grad_norm": norm, "updated": made}
 
@@ -256,13 +266,8 @@ def make_iteration(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mes
 
         def epoch(carry, epoch_key):
             order_C = jax.random.permutation(epoch_key, C)
-
-            def cut(a):
-                a = a[order_C].reshape(c.minibatches, minibatch, *a.shape[1:])
-                spec = PartitionSpec(None, *BATCH)
-                return lax.with_sharding_constraint(a, NamedSharding(mesh, spec))
-
-            return lax.scan(update, carry, jax.tree.map(cut, experience))
+            shuffled = jax.tree.map(lambda a: a[order_C], experience)
+            return lax.scan(update, carry, in_parts(shuffled, c.minibatches, mesh))
 
         finite = jnp.isfinite(reward_BR).all() & jnp.isfinite(old.logp_BR).all()
         finite = finite & jnp.isfinite(say_BS).all() & jnp.isfinite(end_BS).all()

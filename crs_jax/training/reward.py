@@ -22,13 +22,20 @@ from crs_jax.models.heads import SIGNALS
 from crs_jax.progress import Progress, say
 from crs_jax.rl.ppo import masked_mean
 from crs_jax.rl.reward import RewardModel, predict
-from crs_jax.sharding import everywhere, on_mesh, place, shard_batch
+from crs_jax.sharding import everywhere, in_parts, on_mesh, place, shard_batch
 from crs_jax.training.halt import stop_if_halted
 from crs_jax.training.labels import label
 from crs_jax.training.optimizer import make_optimizer
 from crs_jax.training.replies import Wishes, reply_arrays
 from crs_jax.training.sft import DeviceRows, at_slots, batches, epoch_seed, make_packer, packed_hidden
-from crs_jax.training.state import Stopwatch, TrainState, apply_gradients, fresh_state, keep_layout
+from crs_jax.training.state import (
+    Stopwatch,
+    TrainState,
+    accumulated_gradients,
+    apply_gradients,
+    fresh_state,
+    keep_layout,
+)
 from crs_jax.training.task import Task, copy_tree, split_model
 
 
@@ -46,27 +53,44 @@ def split_holdout(task: Task) -> tuple[np.ndarray, np.ndarray]:
     return np.sort(order[held:]), np.sort(order[:held])
 
 
+READ_AT = (
+    ("act_at_RA", "say_label_RAS", "say_features_RAF"),
+    ("word_at_RW", "end_label_RWS", "end_features_RWF"),
+)
+"""Slots that the heads are read after, with the keys of their labels and features."""
+
+
+def label_counts(rows: DeviceRows) -> dict[str, jax.Array]:
+    """How many labels of each signal there are, `[S]`, at `<|say|>` and at `<|end|>`."""
+    return {labels: jnp.isfinite(rows[labels]).sum((0, 1)) for _, labels, _ in READ_AT}
+
+
 def reward_loss(
-    model: RewardModel, rows: DeviceRows, window: int, key: jax.Array | None
+    model: RewardModel,
+    rows: DeviceRows,
+    window: int,
+    key: jax.Array | None,
+    counts: dict[str, jax.Array] | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Mean squared error over the labels that exist, signals weighing alike, `<|say|>` and `<|end|>` alike.
 
-    `rows` are packed rows with `slot_labels`.
+    `rows` are packed rows with `slot_labels`. Of a micro-batch, with the `label_counts` of the whole batch: its share
+    of the means.
     """
+    counts = label_counts(rows) if counts is None else counts
     policy = model.policy
     hidden_RTD = packed_hidden(policy, policy.item_table(), rows, window, key)
     metrics: dict[str, jax.Array] = {}
     loss = jnp.float32(0)
     last = rows["tokens_RT"].shape[1] - 1
-    for where, labels, features in (
-        ("act_at_RA", "say_label_RAS", "say_features_RAF"),
-        ("word_at_RW", "end_label_RWS", "end_features_RWF"),
-    ):
+    for where, labels, features in READ_AT:
         label_RXS = rows[labels]
         read = model.heads(at_slots(hidden_RTD, jnp.minimum(rows[where] + 1, last)), rows[features])
         for s, name in enumerate(SIGNALS):
             known = jnp.isfinite(label_RXS[..., s])
-            error = masked_mean(jnp.square(read[..., s] - jnp.where(known, label_RXS[..., s], 0.0)), known)
+            error = masked_mean(
+                jnp.square(read[..., s] - jnp.where(known, label_RXS[..., s], 0.0)), known, counts[labels][s]
+            )
             metrics[f"{name}_loss"] = metrics.get(f"{name}_loss", 0.0) + 0.5 * error
             loss = loss + 0.5 * error / len(SIGNALS)
     return loss, {"loss": loss, **metrics}
@@ -92,15 +116,18 @@ def slot_labels(task: Task, rows: Rows, numbers: np.ndarray, signal_DTS: np.ndar
 
 def make_step(graphdef: Any, optimizer: Any, task: Task):
     """Jitted (state, frozen, rows, key) -> (state, metrics)."""
+    c = task.config
 
     def step(state: TrainState, frozen: Any, rows: DeviceRows, key: jax.Array):
-        def loss(params):
-            model = nnx.merge(graphdef, params, frozen)
-            step_key = jax.random.fold_in(key, state.step)
-            return reward_loss(model, rows, task.config.data.window, step_key)
+        step_key, counts = jax.random.fold_in(key, state.step), label_counts(rows)
 
-        (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
-        healthy = jnp.isfinite(value) & ~state.halted
+        def loss(params, micro: DeviceRows, number: jax.Array):
+            model = nnx.merge(graphdef, params, frozen)
+            return reward_loss(model, micro, c.data.window, jax.random.fold_in(step_key, number), counts)
+
+        each, grads = accumulated_gradients(loss, state.params, in_parts(rows, c.reward.accumulate, task.mesh))
+        metrics = {name: value.sum() for name, value in each.items()}
+        healthy = jnp.isfinite(metrics["loss"]) & ~state.halted
         params, opt_state, norm, made = apply_gradients(optimizer, grads, state.params, state.opt_state, healthy)
         halted = state.halted | ~made
         metrics |= {"grad_norm": norm, "halted": halted}

@@ -28,11 +28,18 @@ from crs_jax.models.likelihood import act_likelihood, word_likelihood
 from crs_jax.models.policy import Policy
 from crs_jax.progress import Progress, say
 from crs_jax.rl.ppo import masked_mean
-from crs_jax.sharding import on_mesh, place, shard_batch
+from crs_jax.sharding import in_parts, on_mesh, place, shard_batch
 from crs_jax.training.halt import stop_if_halted
 from crs_jax.training.optimizer import make_optimizer, schedule
 from crs_jax.training.replies import Wishes, reply_arrays, reply_nll
-from crs_jax.training.state import Stopwatch, TrainState, apply_gradients, fresh_state, keep_layout
+from crs_jax.training.state import (
+    Stopwatch,
+    TrainState,
+    accumulated_gradients,
+    apply_gradients,
+    fresh_state,
+    keep_layout,
+)
 from crs_jax.training.task import Task, copy_tree, new_policy, split_model
 
 DeviceRows = dict[str, jax.Array]  # packed rows and what goes with them, on the mesh
@@ -60,12 +67,19 @@ def at_slots(hidden_RTD: jax.Array, slot_RA: jax.Array) -> jax.Array:
 
 
 def sft_loss(
-    policy: Policy, rows: DeviceRows, window: int, act_weight: float, key: jax.Array | None
+    policy: Policy,
+    rows: DeviceRows,
+    window: int,
+    act_weight: float,
+    key: jax.Array | None,
+    counts: tuple[jax.Array, jax.Array] | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Mean loss of words plus `act_weight` times that of acts, nats a token, over the global batch.
 
-    `rows` are packed rows with the context vectors of their act slots, `text_RAE` and `named_RAE`.
+    `rows` are packed rows with the context vectors of their act slots, `text_RAE` and `named_RAE`. Of a micro-batch,
+    with the `counts` of acts and words in the whole batch: its share of the means.
     """
+    of_act, of_word = counts or (None, None)
     items_ND = policy.item_table()
     hidden_RTD = packed_hidden(policy, items_ND, rows, window, key)
     query_RAD = policy.query(rows["text_RAE"], rows["named_RAE"])
@@ -76,8 +90,8 @@ def sft_loss(
     word = word_likelihood(
         policy, items_ND, at_slots(hidden_RTD, rows["word_at_RW"]), rows["word_items_RWM"], rows["word_target_RW"]
     )
-    act_loss = -masked_mean(act.logp, rows["act_mask_RA"])
-    word_loss = -masked_mean(word.logp, rows["word_mask_RW"])
+    act_loss = -masked_mean(act.logp, rows["act_mask_RA"], of_act)
+    word_loss = -masked_mean(word.logp, rows["word_mask_RW"], of_word)
     loss = word_loss + act_weight * act_loss
     return loss, {"loss": loss, "act_loss": act_loss, "word_loss": word_loss}
 
@@ -128,12 +142,17 @@ def make_step(graphdef: Any, optimizer: Any, task: Task):
     c = task.config
 
     def step(state: TrainState, frozen: Any, rows: DeviceRows, key: jax.Array):
-        def loss(params):
-            policy = nnx.merge(graphdef, params, frozen)
-            return sft_loss(policy, rows, c.data.window, c.sft.act_weight, jax.random.fold_in(key, state.step))
+        step_key = jax.random.fold_in(key, state.step)
+        counts = rows["act_mask_RA"].sum(), rows["word_mask_RW"].sum()
 
-        (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
-        healthy = jnp.isfinite(value) & ~state.halted
+        def loss(params, micro: DeviceRows, number: jax.Array):
+            policy = nnx.merge(graphdef, params, frozen)
+            drop_key = jax.random.fold_in(step_key, number)
+            return sft_loss(policy, micro, c.data.window, c.sft.act_weight, drop_key, counts)
+
+        each, grads = accumulated_gradients(loss, state.params, in_parts(rows, c.sft.accumulate, task.mesh))
+        metrics = {name: value.sum() for name, value in each.items()}
+        healthy = jnp.isfinite(metrics["loss"]) & ~state.halted
         params, opt_state, norm, made = apply_gradients(optimizer, grads, state.params, state.opt_state, healthy)
         halted = state.halted | ~made
         metrics |= {"grad_norm": norm, "halted": halted}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -62,6 +63,34 @@ def select(keep_new: jax.Array, new: Any, old: Any) -> Any:
     return jax.tree.map(lambda a, b: jnp.where(keep_new, a, b), new, old)
 
 
+def accumulated_gradients(
+    loss: Callable[[Any, Any, jax.Array], tuple[jax.Array, dict[str, jax.Array]]], params: Any, micro: Any
+) -> tuple[dict[str, jax.Array], Any]:
+    """Gradient of a sum of losses, one micro-batch in memory at a time.
+
+    Args:
+      loss: (params, micro-batch, its number) -> (loss, metrics). For k micro-batches to be the step that one batch is,
+        its means are sums over the micro-batch divided by counts of the whole batch.
+      params: differentiated.
+      micro: leading axes k, then the micro-batch's.
+
+    Returns:
+      The metrics, `[k, ...]` each, and the summed gradient.
+    """
+    gradient = jax.value_and_grad(loss, has_aux=True)
+    numbers = jnp.arange(jax.tree.leaves(micro)[0].shape[0])
+    if len(numbers) == 1:
+        (_, metrics), grads = gradient(params, jax.tree.map(lambda a: a[0], micro), numbers[0])
+        return jax.tree.map(lambda a: a[None], metrics), grads
+
+    def add(total: Any, numbered: tuple[Any, jax.Array]) -> tuple[Any, dict[str, jax.Array]]:
+        (_, metrics), grads = gradient(params, *numbered)
+        return jax.tree.map(jnp.add, total, grads), metrics
+
+    grads, metrics = lax.scan(add, jax.tree.map(jnp.zeros_like, params), (micro, numbers))
+    return metrics, grads
+
+
 def apply_gradients(
     optimizer: optax.GradientTransformation, grads: Any, params: Any, opt_state: Any, healthy: jax.Array
 ) -> tuple[Any, Any, jax.Array, jax.Array]:
@@ -70,7 +99,7 @@ def apply_gradients(
     Returns:
       params, opt_state, the gradient's global norm, and whether the update was made.
     """
-    norm = optax.global_norm(grads)
+    norm = optax.tree.norm(grads)
     healthy = healthy & jnp.isfinite(norm)
     updates, new_opt = optimizer.update(grads, opt_state, params)
     return (
