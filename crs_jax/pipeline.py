@@ -29,7 +29,7 @@ from crs_jax.models.heads import SIGNALS
 from crs_jax.prepare import fingerprint, prepare
 from crs_jax.progress import duration, mute, print_summary, print_table, say
 from crs_jax.report import write_report
-from crs_jax.sharding import make_mesh
+from crs_jax.sharding import make_mesh, place
 from crs_jax.training.labels import label
 from crs_jax.training.ppo_stage import Aligned, Model, run_ppo
 from crs_jax.training.reward import predict_replies, run_reward
@@ -135,7 +135,12 @@ def run_stages(task: Task, stages: tuple[str, ...], metrics: dict, seconds: dict
         if aligned is not None and "ppo" not in metrics:
             metrics["ppo"] = last_ppo(workdir)
         if "evaluate" in stages:
-            models: dict[str, Model] = {"sft": _have(sft, "sft", "evaluate")}
+            if sft is None and task.config.model.init != "scratch":
+                say(f"evaluate: no sft model here; row init is {task.config.model.init} as it is")
+                graphdef, *arrays = split_model(new_policy(task))
+                models: dict[str, Model] = {"init": (graphdef, *(place(tree, task.mesh) for tree in arrays))}
+            else:
+                models = {"sft": _have(sft, "sft", "evaluate")}
             if aligned is not None:
                 models["ppo"] = aligned.policy
             of, clock = evaluation_key(task, models), time.monotonic()

