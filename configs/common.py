@@ -66,8 +66,11 @@ def get_config() -> ConfigDict:
     c.sft.learning_rate = 1e-3
     c.sft.warmup = 0.05  # share of the steps
     c.sft.weight_decay = 0.05
+    c.sft.item_decay = 1.0  # weight decay of what is learned of single items: their residuals and biases
+    c.sft.average = 0.99  # decay of the running average of weights, which is validated and kept; 0: none
     c.sft.clip_norm = 1.0
     c.sft.act_weight = 1.0  # weight of the act's loss beside the words'
+    c.sft.act_dropout = 0.0  # of hidden states where items are chosen, beside model.dropout
     c.sft.accumulate = 1  # micro-batches a step: less memory, the same step
     c.sft.crop = 0.5  # share of dialogues an epoch starts at a random utterance
 

@@ -49,6 +49,7 @@ _AT_LEAST: dict[str, float] = {
     "sft.accumulate": 1,
     "sft.row_tokens": 8,
     "sft.weight_decay": 0,
+    "sft.item_decay": 0,
     "sft.act_weight": 0,
     "signals.engagement.dwell": 0,
     "signals.engagement.length": 0,
@@ -99,7 +100,7 @@ _ABOVE_ZERO = (
 )
 
 _SHARES = ("sft.warmup", "sft.crop", "ppo.warmup", "ppo.discount", "ppo.gae_lambda")  # 0 to 1, both included
-_OPEN_SHARES = ("model.dropout", "reward.holdout")  # 0 to 1, without 1
+_OPEN_SHARES = ("model.dropout", "sft.average", "sft.act_dropout", "reward.holdout")  # 0 to 1, without 1
 
 
 def fields(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -17,7 +17,9 @@ from crs_jax.data.tokenizer import DialogueTokenizer, training_texts
 from crs_jax.errors import InputError
 from crs_jax.models.encoder import embed, find_encoder
 from crs_jax.progress import Progress, say
+from crs_jax.signals.facets import Facets
 from crs_jax.signals.relevance import utterance_texts
+from crs_jax.signals.together import Together
 from crs_jax.training.task import SPLITS, Task
 
 
@@ -101,6 +103,8 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, mesh: Mesh) -> Task:
         tokenizer=tokenizer,
         encoded=encoded,
         content_NE=content_NE,
+        facets=Facets.of(corpus.catalogue),
+        together=Together(corpus.train, corpus.catalogue),
         embed=with_cache,
         cache=cache,
         fingerprint=fingerprint(config, corpus, ("train", "validation")),

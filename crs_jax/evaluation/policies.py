@@ -17,7 +17,7 @@ from crs_jax.rl import ppo
 from crs_jax.rl.reward import score
 from crs_jax.rl.rollout import Replies, causal, positions, sample
 from crs_jax.sharding import everywhere, on_mesh, shard_batch
-from crs_jax.training.ppo import Contexts, Graphs, judge, policy_likelihood, query_of
+from crs_jax.training.ppo import Contexts, Graphs, judge, policy_likelihood
 from crs_jax.training.ppo_stage import Aligned, Model, take
 from crs_jax.training.replies import reply_nll
 from crs_jax.training.task import Task
@@ -73,10 +73,11 @@ def run_batched(task: Task, function: Callable, count: int, inputs: Any, label: 
 def _ranker(graphdef: Any, mesh: Mesh):
     def run(params, frozen, contexts):
         policy = nnx.merge(graphdef, params, frozen)
-        items_ND, mask_BP = policy.item_table(), contexts.mask_CP
-        x_BPD = policy.embed(contexts.prompt_CP, items_ND)
+        items_NW, mask_BP = policy.item_table(), contexts.mask_CP
+        x_BPD = policy.embed(contexts.prompt_CP, items_NW)
         hidden = policy.trunk(x_BPD, positions(mask_BP), causal(mask_BP))[:, -1]
-        logits_BN = policy.item_logits(policy.wish(hidden, query_of(policy, contexts)), items_ND)
+        wish = policy.wish(contexts.evidence)
+        logits_BN = policy.item_logits(policy.acting(hidden, wish), items_NW, wish.beside)
         return logits_BN[:, : policy.layout.num_items]
 
     return jax.jit(on_mesh(run, mesh), out_shardings=everywhere(mesh))
@@ -97,7 +98,7 @@ def _generator(graphdef: Any, mesh: Mesh, reply_tokens: int, temperature: float)
             contexts.mask_CP,
             key,
             group=1,
-            query_CD=query_of(policy, contexts),
+            evidence=contexts.evidence,
             reply_tokens=reply_tokens,
             temperature=temperature or 1.0,
             greedy=temperature == 0,
@@ -141,9 +142,7 @@ def reference_nll(task: Task, model: Model, contexts: Contexts, replies: tuple, 
     for index, real in batches(count, size, label):
         part = take(contexts, index)
         mask_BR = replies[1][index] & (np.arange(size) < real)[:, None]
-        arrays = shard_batch(
-            (part.prompt_CP, part.mask_CP, replies[0][index], mask_BR, part.text_CE, part.named_CE), task.mesh
-        )
+        arrays = shard_batch((part.prompt_CP, part.mask_CP, replies[0][index], mask_BR, *part.evidence), task.mesh)
         for name, value in run(params, frozen, *arrays).items():
             totals[name] = totals.get(name, 0.0) + float(value)
     return totals

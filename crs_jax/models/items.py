@@ -1,8 +1,8 @@
 """The item tower: one vector and one bias for each item of the catalogue.
 
-An item's vector is a projection of a frozen sentence embedding of its description plus a learned residual; the same
-table serves input (an item token's embedding) and output (its logit), so that items never seen in training can be
-ranked. Rows are padded for sharding; padded logits are masked by the policy.
+An item's vector is a projection of its frozen content (a sentence embedding of its description, its facets and its log
+popularity) plus a learned residual; the same table serves input (an item token's embedding) and output (its logit), so
+that items never seen in training can be ranked. Rows are padded for sharding; padded logits are masked by the policy.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ class ItemTower(nnx.Module):
 
     Args:
       content_NE: frozen description embeddings.
-      log_popularity_N: first value of the biases, up to a constant; None for zero.
+      facets_NF: frozen facets (`signals/facets.py`); None for none.
+      log_popularity_N: None for zero.
       width: D.
       pad_to: rows are padded to a multiple of this.
     """
@@ -42,6 +43,7 @@ class ItemTower(nnx.Module):
     def __init__(
         self,
         content_NE: np.ndarray,
+        facets_NF: np.ndarray | None,
         log_popularity_N: np.ndarray | None,
         width: int,
         *,
@@ -49,14 +51,16 @@ class ItemTower(nnx.Module):
         pad_to: int = 128,
         scale: float = 0.02,
     ):
-        N, E = content_NE.shape
+        N = len(content_NE)
         rows = padded(N, pad_to)
         self.num_items = N
-        self.content = Frozen(jnp.asarray(np.pad(centred(content_NE), ((0, rows - N), (0, 0)))))
-        self.projection = nnx.Param(scale * jax.random.normal(rngs.params(), (E, width)))
+        facets_NF = np.zeros((N, 0)) if facets_NF is None else facets_NF
+        popular_N = np.zeros(N) if log_popularity_N is None else log_popularity_N - log_popularity_N.mean()
+        known_NE = np.concatenate([centred(content_NE), facets_NF, popular_N[:, None]], 1)
+        self.content = Frozen(jnp.asarray(np.pad(known_NE, ((0, rows - N), (0, 0))), jnp.float32))
+        self.projection = nnx.Param(scale * jax.random.normal(rngs.params(), (known_NE.shape[1], width)))
         self.residual = nnx.Param(0.1 * scale * jax.random.normal(rngs.params(), (rows, width)))
-        bias_N = np.zeros(N) if log_popularity_N is None else log_popularity_N - log_popularity_N.mean()
-        self.bias = nnx.Param(jnp.asarray(np.pad(bias_N, (0, rows - N)), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(rows))
 
     def table(self) -> jax.Array:
         """`[padded N, D]` float32."""

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from crs_jax.models.policy import Logits, Policy
+from crs_jax.models.policy import Beside, Logits, Policy
 
 
 class Likelihood(NamedTuple):
@@ -43,26 +43,31 @@ def likelihood(logits: Logits, target: jax.Array, temperature: float = 1.0) -> L
 
 def act_likelihood(
     policy: Policy,
-    items_ND: jax.Array,
-    hidden_BTD: jax.Array,
+    items_NW: jax.Array,
+    acting_BTW: jax.Array,
     used_BTM: jax.Array,
     target_BT: jax.Array,
+    beside: Beside | None = None,
     temperature: float = 1.0,
     chunk: int = 16,
 ) -> Likelihood:
-    """Of act tokens: `target_BT` is an item row, or the number of items N for `<|say|>`."""
+    """Of act tokens: `target_BT` is an item row, or the number of items N for `<|say|>`.
 
-    def one(hidden, used, target):
-        logits = policy.act_logits(hidden, items_ND, used)
+    `beside` are rows and gains of the wish, `[B, T or 1, Y]` each.
+    """
+
+    def one(acting, used, target, *beside):
+        logits = policy.act_logits(acting, items_NW, used, beside or None)
         target = jnp.where(target >= policy.layout.num_items, logits.main.shape[-1], target)
         return likelihood(logits, target, temperature)
 
-    return in_chunks(one, chunk, hidden_BTD, used_BTM, target_BT)
+    each = [jnp.broadcast_to(a, (*target_BT.shape, a.shape[-1])) for a in beside or ()]
+    return in_chunks(one, chunk, acting_BTW, used_BTM, target_BT, *each)
 
 
 def word_likelihood(
     policy: Policy,
-    items_ND: jax.Array,
+    items_NW: jax.Array,
     hidden_BTD: jax.Array,
     own_BTM: jax.Array,
     target_BT: jax.Array,
@@ -72,7 +77,7 @@ def word_likelihood(
     """Of words: `target_BT` is a word's or `<|end|>`'s id, or `item_offset + j` for the act's j-th item."""
 
     def one(hidden, own, target):
-        logits = policy.word_logits(hidden, items_ND, own)
+        logits = policy.word_logits(hidden, items_NW, own)
         beyond = target - policy.layout.item_offset
         target = jnp.where(beyond >= 0, logits.main.shape[-1] + beyond, target)
         return likelihood(logits, target, temperature)

@@ -3,7 +3,8 @@
 A reply is `<|recommender|> <|rec|> item* <|say|> words <|end|>`. In the act only items not yet proposed or `<|say|>`
 can follow (only `<|say|>` once M items stand); after it BPE words, `<|end|>` and the act's own items. The softmax
 factors accordingly: `act_logits` over items and `<|say|>`, `word_logits` over words and M pointers to the act's items.
-Each gives a pair (main, extra): the padded table's logits and the few logits beside it.
+Each gives a pair (main, extra): the padded table's logits and the few logits beside it. At act slots the hidden state
+is joined by the context's wish (`models/query.py`), which items are matched with too.
 """
 
 from __future__ import annotations
@@ -15,13 +16,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax import lax
 
 from crs_jax.models.gpt2 import GPT2Config, Trunk
 from crs_jax.models.items import ItemTower, padded
-from crs_jax.models.query import Query
+from crs_jax.models.query import Evidence, Query, Wish
 from crs_jax.sharding import by_batch, by_rows
 
 MASKED = -1e9
+Beside = tuple[jax.Array, jax.Array]
+
+
+def add_at(scores: jax.Array, rows: jax.Array, gains: jax.Array) -> jax.Array:
+    """`scores` `[..., N]` with the `gains` `[..., Y]` added at the `rows` `[..., Y]` of the last axis; -1 is no row."""
+    flat = scores.reshape(-1, scores.shape[-1])
+    rows, gains = (a.reshape(-1, a.shape[-1]) for a in (rows, gains))
+    rows = jnp.where(rows < 0, flat.shape[-1], rows)  # out of bounds, so dropped
+    return flat.at[jnp.arange(len(flat))[:, None], rows].add(gains, mode="drop").reshape(scores.shape)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +74,10 @@ class Policy(nnx.Module):
       config: the trunk's shape.
       layout: token ids.
       content_NE: frozen description embeddings of the catalogue.
-      log_popularity_N: first item biases, or None.
+      log_popularity_N: of the items, or None.
+      facets_NF: frozen facets of the items, genres first, or None.
+      genres: how many of the facets are genres.
+      asked: Z, width of what a context's facets ask for.
       scale: standard deviation of first word and item vectors.
       pad_to: tables are padded to a multiple of this (128 x the tensor axis).
     """
@@ -74,6 +88,9 @@ class Policy(nnx.Module):
         layout: Layout,
         content_NE: np.ndarray,
         log_popularity_N: np.ndarray | None = None,
+        facets_NF: np.ndarray | None = None,
+        genres: int = 0,
+        asked: int = 0,
         *,
         rngs: nnx.Rngs,
         pad_to: int = 128,
@@ -82,8 +99,11 @@ class Policy(nnx.Module):
         self.layout = layout
         self.word_rows = padded(layout.item_offset, pad_to)
         self.words = nnx.Param(scale * jax.random.normal(rngs.params(), (self.word_rows, config.width)))
-        self.items = ItemTower(content_NE, log_popularity_N, config.width, rngs=rngs, pad_to=pad_to, scale=scale)
-        self.query = Query(self.items.projection[...], scale)
+        self.items = ItemTower(
+            content_NE, facets_NF, log_popularity_N, config.width, rngs=rngs, pad_to=pad_to, scale=scale
+        )
+        facets = 0 if facets_NF is None else facets_NF.shape[1]
+        self.query = Query(content_NE.shape[1], facets, genres, asked, config.width, rngs=rngs, scale=scale)
         self.trunk = Trunk(config, rngs=rngs)
 
     @property
@@ -91,44 +111,77 @@ class Policy(nnx.Module):
         """Of activations."""
         return self.trunk.config.dtype
 
+    @property
+    def width(self) -> int:
+        """D."""
+        return self.trunk.config.width
+
     def item_table(self) -> jax.Array:
-        """Item vectors `[padded N, D]` in the activations' type; compute once a forward pass."""
-        return by_rows(self.items.table().astype(self.dtype))
+        """Item vectors and, behind them, frozen contents, `[padded N, D + E]`; compute once a forward pass.
+
+        In the activations' type.
+        """
+        table = by_rows(self.items.table().astype(self.dtype))
+        return jnp.concatenate([table, self.items.content[...].astype(self.dtype)], -1)
 
     def word_table(self) -> jax.Array:
         """Word and control vectors `[padded V, D]` in the activations' type."""
         return by_rows(self.words[...].astype(self.dtype))
 
-    def embed(self, tokens: jax.Array, items_ND: jax.Array) -> jax.Array:
-        """Embeddings `[..., D]` of token ids."""
+    def embed(self, tokens: jax.Array, items_NW: jax.Array) -> jax.Array:
+        """Embeddings `[..., D]` of token ids; `items_NW` from `item_table`."""
+        items_ND = items_NW[:, : self.width]
         offset = self.layout.item_offset
         word = by_batch(self.word_table()[jnp.minimum(tokens, offset - 1)])
         item = by_batch(items_ND[jnp.clip(tokens - offset, 0, items_ND.shape[0] - 1)])
         return jnp.where((tokens >= offset)[..., None], item, word)
 
-    def wish(self, hidden: jax.Array, query: jax.Array | None) -> jax.Array:
-        """Hidden states of act slots with the context's query, both `[..., D]`; None adds nothing."""
-        return hidden if query is None else hidden + query.astype(hidden.dtype)
+    def wish(self, evidence: Evidence, key: jax.Array | None = None, rate: float = 0.0) -> Wish:
+        """What contexts ask for (`Query`); a key for its dropout."""
+        return self.query(evidence, self.items.content[...], key, rate)
 
-    def item_logits(self, hidden: jax.Array, items_ND: jax.Array) -> jax.Array:
+    def acting(self, hidden: jax.Array, wish: Wish | None) -> jax.Array:
+        """States of act slots, `[..., D + E]`: hidden `[..., D]` and the context's wish; None adds nothing."""
+        if wish is None:
+            return jnp.pad(hidden, [(0, 0)] * (hidden.ndim - 1) + [(0, self.items.content[...].shape[1])])
+        parts = hidden + wish.vector.astype(hidden.dtype), wish.content.astype(hidden.dtype)
+        return jnp.concatenate([parts[0], jnp.broadcast_to(parts[1], (*hidden.shape[:-1], parts[1].shape[-1]))], -1)
+
+    def item_logits(self, acting: jax.Array, items_NW: jax.Array, beside: Beside | None = None) -> jax.Array:
         """Logits `[..., padded N]` of all items, float32, before the act's mask; padded rows are masked.
 
-        At the hidden state of `<|rec|>`, with the query (`wish`), this is the ranking.
+        At the state of `<|rec|>` this is the ranking.
+
+        Args:
+          acting: `[..., D + E]`, from `acting`.
+          items_NW: from `item_table`.
+          beside: `rows` and `gains` of the wish, `[..., Y]` each.
         """
-        scores = jnp.einsum("...D,ND->...N", by_batch(hidden), items_ND, preferred_element_type=jnp.float32)
-        scores = by_batch(scores, "tensor")
-        real_N = jnp.arange(items_ND.shape[0]) < self.layout.num_items
+
+        def product(state: jax.Array, table: jax.Array) -> jax.Array:
+            scores = jnp.einsum("...D,ND->...N", by_batch(state), table, preferred_element_type=jnp.float32)
+            return by_batch(scores, "tensor")
+
+        D = self.width
+        scores = product(acting[..., :D], items_NW[:, :D])
+        scores = scores + product(acting[..., D:], lax.stop_gradient(items_NW[:, D:]))
+        if beside is not None:
+            scores = add_at(scores, *beside)
+        real_N = jnp.arange(items_NW.shape[0]) < self.layout.num_items
         return jnp.where(real_N, scores + self.items.bias[...], MASKED)
 
-    def act_logits(self, hidden: jax.Array, items_ND: jax.Array, used_M: jax.Array) -> Logits:
+    def act_logits(
+        self, acting: jax.Array, items_NW: jax.Array, used_M: jax.Array, beside: Beside | None = None
+    ) -> Logits:
         """Next token of an act: main `[..., padded N]` items, extra `[..., 1]` `<|say|>`.
 
         Args:
-          hidden: `[..., D]` at `<|rec|>` or at an item of the act, the context's query added (`wish`).
-          items_ND: from `item_table`.
+          acting: `[..., D + E]` at `<|rec|>` or at an item of the act, from `acting`.
+          items_NW: from `item_table`.
           used_M: `[..., M]` rows proposed so far in this act, -1 where none.
+          beside: as for `item_logits`.
         """
-        main = self.item_logits(hidden, items_ND)
+        main = self.item_logits(acting, items_NW, beside)
         rows_N = jnp.arange(main.shape[-1])
         used = jnp.zeros(main.shape, bool)
         for m in range(used_M.shape[-1]):
@@ -136,14 +189,15 @@ class Policy(nnx.Module):
         full = (used_M >= 0).all(-1, keepdims=True)
         main = jnp.where(used | full, MASKED, main)
         say = self.words[...][self.layout.say].astype(self.dtype)
+        hidden = acting[..., : self.width]
         return Logits(main, jnp.einsum("...D,D->...", hidden, say, preferred_element_type=jnp.float32)[..., None])
 
-    def word_logits(self, hidden: jax.Array, items_ND: jax.Array, own_M: jax.Array) -> Logits:
+    def word_logits(self, hidden: jax.Array, items_NW: jax.Array, own_M: jax.Array) -> Logits:
         """Next token of the words: main `[..., padded V]` words and `<|end|>`, extra `[..., M]` the act's own items.
 
         Args:
           hidden: `[..., D]` at `<|say|>` or after it.
-          items_ND: from `item_table`.
+          items_NW: from `item_table`.
           own_M: `[..., M]` rows of the act's items, -1 where none.
         """
         main = jnp.einsum("...D,VD->...V", by_batch(hidden), self.word_table(), preferred_element_type=jnp.float32)
@@ -153,6 +207,7 @@ class Policy(nnx.Module):
         for unused in self.layout.unused:
             legal_V = legal_V & (ids_V != unused)
         rows = jnp.maximum(own_M, 0)
-        own = jnp.einsum("...D,...MD->...M", hidden, items_ND[rows], preferred_element_type=jnp.float32)
+        own_MD = items_NW[:, : self.width][rows]
+        own = jnp.einsum("...D,...MD->...M", hidden, own_MD, preferred_element_type=jnp.float32)
         own = own + self.items.bias[...][rows]
         return Logits(jnp.where(legal_V, main, MASKED), jnp.where(own_M >= 0, own, MASKED))

@@ -1,33 +1,154 @@
-"""What the context asks for, as a vector added to the hidden state where items are chosen.
+"""What the context asks for, beside its tokens: added where items are chosen.
 
-Half a million words teach a small language model little English; a frozen sentence encoder knows much. The mean
-embedding of what the seeker said in the window and that of the items named there (`signals/relevance.py`) are projected
-to width D and added at every slot of the act. The projections start as copies of the item tower's, so that the first
-logits are about `STRENGTH` times the cosines of context and item, and learn from there. Words' logits do not see them.
+Half a million words teach a small language model little English and less about seven thousand films. A frozen sentence
+encoder, the facets of the catalogue and the items named so far know much, so at every slot of the act the hidden state
+is joined by a `Wish`: a vector of width D in the space of the item vectors, one in the space of the items' frozen
+content, whose dot product with an item is a weighted sum of plain matches (of text, genre, year) and its popularity,
+and numbers for single items. Words' logits do not see it.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
-STRENGTH = 4.0
+from crs_jax.models.gpt2 import dropout
+
+MOST_NAMED = 16  # the latest items named that are looked at
+MATCHES = ("text", "named", "asked facets", "named facets", "popularity", "near")
+
+
+class Evidence(NamedTuple):
+    """Of contexts, leading axes theirs.
+
+    Attributes:
+      text: `[..., E]` unit or zero, what the seeker said in the window (`signals/relevance.py`).
+      asked: `[..., Z]` (`signals/facets.py`).
+      named: `[..., X]` rows of items named so far, the latest first, -1 padded.
+      by_recommender: `[..., X]` 1 where the recommender named it first, 0 where the seeker did.
+      near: `[..., K]` rows of items that others named together with those, -1 padded (`signals/together.py`).
+      nearness: `[..., K]` how much, 0 where padded.
+    """
+
+    text: jax.Array
+    asked: jax.Array
+    named: jax.Array
+    by_recommender: jax.Array
+    near: jax.Array
+    nearness: jax.Array
+
+
+class Wish(NamedTuple):
+    """What act slots of a context add.
+
+    Attributes:
+      vector: `[..., D]`, to the hidden state.
+      content: `[..., E + F + 1]`, matched with the items' frozen contents.
+      rows, gains: `[..., X + K]` numbers added to the logits of single items, -1 where there is none.
+    """
+
+    vector: jax.Array
+    content: jax.Array
+    rows: jax.Array
+    gains: jax.Array
+
+    @property
+    def beside(self) -> tuple[jax.Array, jax.Array]:
+        """Rows and gains, as `Policy.item_logits` takes them."""
+        return self.rows, self.gains
 
 
 class Query(nnx.Module):
-    """Projections of the two context vectors.
+    """Evidence to wish.
+
+    The vector is a projection of text and asked facets plus an attention-weighted mean of the vectors of the items
+    named (projections of their contents); weights depend on the item, on who named it and on how many were named since.
+    The content part is that vector projected back, so that it matches contents by a bilinear form of rank D that no
+    item's residual disturbs. To it are added direct matches: text and named items by cosine, asked and named genres and
+    years through two small matrices, popularity. Items named before move by one learned number, those that others named
+    together with them in proportion to their nearness. Each kind of match is scaled by a gate that knows how far the
+    talk is and what is known.
 
     Args:
-      projection_ED: the item tower's, at its initial value.
-      scale: standard deviation it was drawn with.
+      embedding: E.
+      facets: F.
+      genres: the first facets; the others are year bins in order.
+      asked: Z; its first entries are genres asked for, in the order of the facets.
+      width: D.
+      scale: standard deviation of first values.
     """
 
-    def __init__(self, projection_ED: jax.Array, scale: float):
-        gain = STRENGTH / (projection_ED.shape[1] * scale**2)
-        self.text_kernel = nnx.Param(gain * projection_ED)
-        self.named_kernel = nnx.Param(gain * projection_ED)
+    def __init__(
+        self, embedding: int, facets: int, genres: int, asked: int, width: int, *, rngs: nnx.Rngs, scale: float = 0.02
+    ):
+        def normal(*shape: int) -> nnx.Param:
+            return nnx.Param(scale * jax.random.normal(rngs.params(), shape))
 
-    def __call__(self, text: jax.Array, named: jax.Array) -> jax.Array:
-        """`[..., E]` unit or zero vectors to `[..., D]` float32; zero where both are zero."""
-        return text.astype(jnp.float32) @ self.text_kernel[...] + named.astype(jnp.float32) @ self.named_kernel[...]
+        self.facets, self.genres = facets, genres
+        self.text_kernel, self.asked_kernel = normal(embedding, width), normal(asked, width)
+        self.match_kernel = nnx.Param(0.05 * jax.random.normal(rngs.params(), (width, embedding + facets + 1)))
+        self.named_kernel = nnx.Param(0.1 * jnp.eye(width) + scale * jax.random.normal(rngs.params(), (width, width)))
+        self.role_scale = nnx.Param(jnp.zeros((2, width)))
+        self.attention_kernel = normal(width)
+        self.attention_bias = nnx.Param(jnp.zeros(2))
+        self.attention_age = nnx.Param(-0.1 * jnp.arange(MOST_NAMED, dtype=jnp.float32))
+        self.named_gain = nnx.Param(jnp.zeros(()))
+        self.gain = nnx.Param(jnp.array([2.5, 2.5, 1.0, 1.0, 0.7, 1.0]))  # as in MATCHES
+        self.gate = nnx.Param(jnp.zeros((5, len(MATCHES))))
+        years = np.arange(facets - genres)
+        by_asked, by_named = np.zeros((asked, facets)), np.zeros((facets, facets))
+        by_asked[np.arange(genres), np.arange(genres)] = 2.0
+        by_named[np.arange(genres), np.arange(genres)] = 2.0
+        by_named[genres:, genres:] = -0.1 * np.abs(years[:, None] - years[None])
+        self.asked_match = nnx.Param(jnp.asarray(by_asked, jnp.float32))
+        self.named_match = nnx.Param(jnp.asarray(by_named, jnp.float32))
+
+    def __call__(
+        self,
+        evidence: Evidence,
+        content_NE: jax.Array,
+        key: jax.Array | None = None,
+        rate: float = 0.0,
+    ) -> Wish:
+        """The wish, float32; popularity alone where nothing is known.
+
+        Args:
+          evidence: of the contexts.
+          content_NE: frozen contents, `[padded N, E + F + 1]`.
+          key: where given, named items are left out with probability `rate`, and the vector has dropout of that rate.
+        """
+        text, asked = evidence.text.astype(jnp.float32), evidence.asked.astype(jnp.float32)
+        rows, role = evidence.named[..., :MOST_NAMED], evidence.by_recommender[..., :MOST_NAMED].astype(jnp.int32)
+        there = rows >= 0
+        if key is not None:
+            kept = jax.random.bernoulli(jax.random.fold_in(key, 0), 1.0 - rate, rows.shape)
+            there = there & kept
+        rows, share = jnp.maximum(rows, 0), there / jnp.maximum(there.sum(-1, keepdims=True), 1)
+        contents = content_NE[rows].astype(jnp.float32)
+        vectors = jnp.einsum("...E,DE->...D", contents, self.match_kernel[...])
+        weight = vectors @ self.attention_kernel[...] + self.attention_bias[...][role]
+        weight = weight + self.attention_age[...][: rows.shape[-1]]
+        weight = jax.nn.softmax(jnp.where(there, weight, -1e9), -1) * there
+        vectors = vectors * (1.0 + self.role_scale[...][role])
+        vector = jnp.einsum("...X,...XD->...D", weight, vectors) @ self.named_kernel[...]
+        vector = 2.0 * vector + text @ self.text_kernel[...] + asked @ self.asked_kernel[...]
+        if key is not None:
+            vector = dropout(vector, rate, jax.random.fold_in(key, 1))
+
+        mean = jnp.einsum("...X,...XE->...E", share, contents)
+        E = text.shape[-1]
+        known = [jnp.any(part != 0, -1, keepdims=True) for part in (text, asked[..., : self.genres])]
+        state = jnp.concatenate([asked[..., -3:], *(k.astype(jnp.float32) for k in known)], -1)
+        gain = self.gain[...] * jnp.exp(jnp.einsum("...S,SK->...K", state, self.gate[...][: state.shape[-1]]))
+        by_text, by_named, by_asked, by_facets, by_popularity, by_near = jnp.split(gain, len(MATCHES), -1)
+        facets = by_asked * (asked @ self.asked_match[...])
+        facets = facets + by_facets * (mean[..., E : E + self.facets] @ self.named_match[...])
+        content = jnp.concatenate([by_text * text + by_named * mean[..., :E], facets, by_popularity], -1)
+        content = content + vector @ self.match_kernel[...]
+        again = jnp.broadcast_to(self.named_gain[...], evidence.named.shape)
+        gains = jnp.concatenate([again, by_near * evidence.nearness.astype(jnp.float32)], -1)
+        return Wish(vector, content, jnp.concatenate([evidence.named, evidence.near], -1), gains)

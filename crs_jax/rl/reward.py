@@ -125,8 +125,8 @@ def predict(
         `signals/relevance.py`.
     """
     C, G, R = tokens_CGR.shape
-    items_ND = model.policy.item_table()
-    hidden = tree_hidden(model.policy, items_ND, prompt_CP, prompt_mask_CP, tokens_CGR, mask_CGR)
+    items_NW = model.policy.item_table()
+    hidden = tree_hidden(model.policy, items_NW, prompt_CP, prompt_mask_CP, tokens_CGR, mask_CGR)
     split = parts(tokens_CGR.reshape(C * G, R), mask_CGR.reshape(C * G, R), model.policy.layout)
     text_BE, named_BE, named_BX = (jnp.repeat(a, G, axis=0) for a in (text_CE, named_CE, named_CX))
     features_BF = act_features(new_items(split.items_BM, named_BX), text_BE, named_BE, items_NE)

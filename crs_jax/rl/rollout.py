@@ -11,6 +11,7 @@ from jax import lax
 from crs_jax.models.gpt2 import KVCache
 from crs_jax.models.likelihood import log_normaliser
 from crs_jax.models.policy import Logits, Policy
+from crs_jax.models.query import Evidence
 
 BLOCK = 128  # tables are padded to a multiple of this
 
@@ -102,7 +103,7 @@ def sample(
     *,
     group: int,
     reply_tokens: int,
-    query_CD: jax.Array | None = None,
+    evidence: Evidence | None = None,
     temperature: float = 1.0,
     block: int = 8,
     greedy: bool = False,
@@ -116,26 +117,28 @@ def sample(
       key: a fresh key for this call; token r of all rows uses `fold_in(key, r)`.
       group: G.
       reply_tokens: R, the longest reply; rows that reach it have no `<|end|>`.
-      query_CD: of each context, added at act slots.
+      evidence: of each context, what its acts are matched with besides.
       temperature: divides the logits.
       block: decode steps between two checks whether all rows have ended.
       greedy: take the mode of each step; at an act's slot, first whether to propose at all, then what.
     """
     layout = policy.layout
-    items_ND = policy.item_table()
+    items_NW = policy.item_table()
     C, R = prompt_CP.shape[0], reply_tokens
     B, M = C * group, layout.act_items
     hidden_CPD, prompt = policy.trunk.prefill(
-        policy.embed(prompt_CP, items_ND), positions(prompt_mask_CP), causal(prompt_mask_CP)
+        policy.embed(prompt_CP, items_NW), positions(prompt_mask_CP), causal(prompt_mask_CP)
     )
     length_B = jnp.repeat(prompt_mask_CP.sum(-1), group)
-    query_BD = None if query_CD is None else jnp.repeat(query_CD, group, axis=0)
+    wish = None if evidence is None else policy.wish(evidence)
+    wish = jax.tree.map(lambda a: jnp.repeat(a, group, axis=0), wish)
+    beside = None if wish is None else wish.beside
 
     def step(state: _State, _):
         r, key_r = state.slot, jax.random.fold_in(key, state.slot)
 
         def act(hidden_BD):
-            logits = policy.act_logits(policy.wish(hidden_BD, query_BD), items_ND, state.act_BM)
+            logits = policy.act_logits(policy.acting(hidden_BD, wish), items_NW, state.act_BM, beside)
             scaled = Logits(logits.main / temperature, logits.extra / temperature)
             if greedy:
                 index_B, logp_B = act_mode(scaled)
@@ -145,7 +148,7 @@ def sample(
             return jnp.where(item, layout.item_offset + index_B, layout.say), logp_B
 
         def words(hidden_BD):
-            logits = policy.word_logits(hidden_BD, items_ND, state.act_BM)
+            logits = policy.word_logits(hidden_BD, items_NW, state.act_BM)
             scaled = Logits(logits.main / temperature, logits.extra / temperature)
             index_B, logp_B = sample_logits(scaled, jax.random.fold_in(key_r, 1), greedy)
             own = jnp.clip(index_B - logits.main.shape[-1], 0, M - 1)
@@ -169,7 +172,7 @@ def sample(
         act_BM = jnp.where(here_BM, (token_B - layout.item_offset)[:, None], state.act_BM)
 
         hidden_BD, cache = policy.trunk.decode(
-            policy.embed(token_B, items_ND), length_B + r, prompt, prompt_mask_CP, state.cache, r
+            policy.embed(token_B, items_NW), length_B + r, prompt, prompt_mask_CP, state.cache, r
         )
         replies = Replies(
             state.replies.tokens_BR.at[:, r].set(token_B),

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from crs_jax.models.likelihood import act_likelihood, word_likelihood
 from crs_jax.models.policy import Layout, Policy
+from crs_jax.models.query import Wish
 from crs_jax.rl.rollout import positions
 
 
@@ -69,7 +70,7 @@ def parts(tokens_BR: jax.Array, mask_BR: jax.Array, layout: Layout) -> Parts:
 
 def tree_hidden(
     policy: Policy,
-    items_ND: jax.Array,
+    items_NW: jax.Array,
     prompt_CP: jax.Array,
     prompt_mask_CP: jax.Array,
     tokens_CGR: jax.Array,
@@ -86,7 +87,7 @@ def tree_hidden(
     reply_T = jnp.concatenate([jnp.full(P, -1), jnp.repeat(jnp.arange(G), R)])
     order_T = jnp.arange(P + G * R)
     sees_TS = (order_T[None] <= order_T[:, None]) & ((reply_T[None] == -1) | (reply_T[None] == reply_T[:, None]))
-    hidden_CTD = policy.trunk(policy.embed(tokens_CT, items_ND), position_CT, sees_TS & mask_CT[:, None], key)
+    hidden_CTD = policy.trunk(policy.embed(tokens_CT, items_NW), position_CT, sees_TS & mask_CT[:, None], key)
     at = hidden_CTD[:, P:].reshape(C, G, R, -1)
     first = jnp.broadcast_to(hidden_CTD[:, None, P - 1 : P], (C, G, 1, at.shape[-1]))
     return Hidden(jnp.concatenate([first, at[:, :, :-1]], 2), at)
@@ -94,12 +95,12 @@ def tree_hidden(
 
 def reply_likelihood(
     policy: Policy,
-    items_ND: jax.Array,
+    items_NW: jax.Array,
     hidden_BRD: jax.Array,
     tokens_BR: jax.Array,
     mask_BR: jax.Array,
     temperature: float = 1.0,
-    query_BD: jax.Array | None = None,
+    wish: Wish | None = None,
     act_chunk: int = 16,
     word_chunk: int = 64,
 ) -> TokenLikelihood:
@@ -109,11 +110,11 @@ def reply_likelihood(
 
     Args:
       policy: the scorer.
-      items_ND: from `item_table`.
+      items_NW: from `item_table`.
       hidden_BRD: states that predict each token (`Hidden.before`).
       tokens_BR, mask_BR: the replies.
       temperature: the sampler's; divides the logits here too.
-      query_BD: of each reply's context, added at act slots.
+      wish: of each reply's context, leading axis B, joined at act slots.
     """
     layout = policy.layout
     split = parts(tokens_BR, mask_BR, layout)
@@ -123,15 +124,16 @@ def reply_likelihood(
     used_BAM = jnp.where(before, split.items_BM[:, None], -1)
     row_BA = tokens_BR[:, :A] - layout.item_offset
     act_target_BA = jnp.where(tokens_BR[:, :A] == layout.say, layout.num_items, jnp.maximum(row_BA, 0))
-    acting_BAD = policy.wish(hidden_BRD[:, :A], None if query_BD is None else query_BD[:, None])
-    act = act_likelihood(policy, items_ND, acting_BAD, used_BAM, act_target_BA, temperature, act_chunk)
+    wish = jax.tree.map(lambda a: a[:, None], wish)
+    acting_BAW, beside = policy.acting(hidden_BRD[:, :A], wish), None if wish is None else wish.beside
+    act = act_likelihood(policy, items_NW, acting_BAW, used_BAM, act_target_BA, beside, temperature, act_chunk)
 
     match_BRM = (tokens_BR[..., None] - layout.item_offset) == split.items_BM[:, None]
     is_own = (match_BRM & (split.items_BM[:, None] >= 0)).any(-1)
     word_target_BR = jnp.where(is_own, layout.item_offset + match_BRM.argmax(-1), tokens_BR)
     word_target_BR = jnp.minimum(word_target_BR, layout.item_offset + layout.act_items - 1)
     own_BRM = jnp.broadcast_to(split.items_BM[:, None], (*tokens_BR.shape, layout.act_items))
-    word = word_likelihood(policy, items_ND, hidden_BRD, own_BRM, word_target_BR, temperature, word_chunk)
+    word = word_likelihood(policy, items_NW, hidden_BRD, own_BRM, word_target_BR, temperature, word_chunk)
 
     def join(a_BA, w_BR):
         a_BR = jnp.pad(a_BA, ((0, 0), (0, R - A)))

@@ -72,14 +72,20 @@ def context_vectors(
 
 def named_rows(
     dialogues: Sequence[Dialogue], where: Sequence[tuple[int, int]], catalogue: Catalogue, most: int = 32
-) -> np.ndarray:
-    """Rows of the items either side named before each turn, int32 `[B, X]`, the `most` latest ones, -1 padded."""
-    out = np.full((len(where), most), -1, np.int32)
+) -> tuple[np.ndarray, np.ndarray]:
+    """The items named before each turn, the `most` latest ones, the latest first.
+
+    Returns:
+      Their rows, int32 `[B, X]`, -1 padded; and int32 `[B, X]`, 1 where the recommender was the first to name it.
+    """
+    rows_BX, by_recommender_BX = np.full((len(where), most), -1, np.int32), np.zeros((len(where), most), np.int32)
     for b, (d, t) in enumerate(where):
-        items = dict.fromkeys(item for turn in reversed(dialogues[d].turns[:t]) for item in reversed(turn.items))
-        rows = catalogue.rows(list(items)[:most])
-        out[b, : len(rows)] = rows
-    return out
+        before = dialogues[d].turns[:t]
+        items = list(dict.fromkeys(item for turn in reversed(before) for item in reversed(turn.items)))[:most]
+        first = {item: turn.role for turn in reversed(before) for item in turn.items}
+        rows_BX[b, : len(items)] = catalogue.rows(items)
+        by_recommender_BX[b, : len(items)] = [first[item] == RECOMMENDER for item in items]
+    return rows_BX, by_recommender_BX
 
 
 def new_items(act_BM: jax.Array, named_BX: jax.Array) -> jax.Array:
@@ -150,7 +156,7 @@ def turn_relevance(
     act_BM = np.full((len(acts), max(map(len, acts))), -1, np.int32)
     for act_M, rows in zip(act_BM, acts, strict=True):
         act_M[: len(rows)] = rows
-    act_BM = np.asarray(new_items(jnp.asarray(act_BM), jnp.asarray(named_rows(dialogues, where, catalogue))))
+    act_BM = np.asarray(new_items(jnp.asarray(act_BM), jnp.asarray(named_rows(dialogues, where, catalogue)[0])))
     for start in range(0, len(where), 4096):  # bounds the gather of [B, M, E]
         part = slice(start, start + 4096)
         act, text, named = (jnp.asarray(x[part]) for x in (act_BM, vectors["text_BE"], vectors["named_BE"]))

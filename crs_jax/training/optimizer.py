@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -9,12 +10,13 @@ import optax
 
 from crs_jax.sharding import path_name
 
-DECAYED = ("kernel", "words", "projection", "residual")  # endings of names
+DECAYED = ("kernel", "words", "projection")  # endings of names
+ITEMS_DECAYED = ("items/residual", "items/bias")  # what is learned of single items
 
 
-def decay_mask(params: Any) -> Any:
-    """True for matrices and tables; biases, norms, positions and item biases are not decayed."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: path_name(path).endswith(DECAYED), params)
+def named_mask(params: Any, endings: tuple[str, ...]) -> Any:
+    """True where a parameter's name ends so."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path_name(path).endswith(endings), params)
 
 
 def schedule(learning_rate: float, warmup: float, steps: int) -> optax.Schedule:
@@ -30,12 +32,23 @@ def schedule(learning_rate: float, warmup: float, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(
-    learning_rate: float, warmup: float, steps: int, weight_decay: float, clip_norm: float
+    learning_rate: float,
+    warmup: float,
+    steps: int,
+    weight_decay: float,
+    clip_norm: float,
+    item_decay: float | None = None,
 ) -> optax.GradientTransformation:
-    """The optimizer of a stage of `steps` updates."""
+    """The optimizer of a stage of `steps` updates.
+
+    Matrices and tables are decayed by `weight_decay`, the items' residuals and biases by `item_decay` (None: by the
+    same); other biases, norms, positions and gains are not.
+    """
+    item_decay = weight_decay if item_decay is None else item_decay
     return optax.chain(
         optax.clip_by_global_norm(clip_norm),
-        optax.adamw(
-            schedule(learning_rate, warmup, steps), b1=0.9, b2=0.95, weight_decay=weight_decay, mask=decay_mask
-        ),
+        optax.scale_by_adam(b1=0.9, b2=0.95),
+        optax.add_decayed_weights(weight_decay, functools.partial(named_mask, endings=DECAYED)),
+        optax.add_decayed_weights(item_decay, functools.partial(named_mask, endings=ITEMS_DECAYED)),
+        optax.scale_by_learning_rate(schedule(learning_rate, warmup, steps)),
     )

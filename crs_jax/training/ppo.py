@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from crs_jax.models.actor_critic import ActorCritic
 from crs_jax.models.heads import SIGNALS
-from crs_jax.models.policy import Policy
+from crs_jax.models.query import Evidence, Wish
 from crs_jax.rl import ppo
 from crs_jax.rl.reward import Normaliser, Scores, predict, score, with_relevance
 from crs_jax.rl.rollout import Replies, sample
@@ -29,13 +29,33 @@ from crs_jax.training.state import TrainState, accumulated_gradients, apply_grad
 
 
 class Contexts(NamedTuple):
-    """Prompts of an iteration and what relevance compares with, C rows; `named_CX` are rows of items named before."""
+    """Prompts of an iteration, C rows, with what acts and relevance are matched with.
+
+    Attributes:
+      prompt_CP, mask_CP: tokens, left-padded.
+      text_CE, named_CE: what the seeker said and the items named, as embeddings (`signals/relevance.py`).
+      named_CX: rows of the items named before, the latest first, -1 padded.
+      by_recommender_CX: 1 where the recommender named it first.
+      asked_CZ: facets asked for (`signals/facets.py`).
+      near_CK, nearness_CK: items that others named together with those (`signals/together.py`).
+    """
 
     prompt_CP: jax.Array
     mask_CP: jax.Array
     text_CE: jax.Array
     named_CE: jax.Array
     named_CX: jax.Array
+    by_recommender_CX: jax.Array
+    asked_CZ: jax.Array
+    near_CK: jax.Array
+    nearness_CK: jax.Array
+
+    @property
+    def evidence(self) -> Evidence:
+        """Of the policy's query."""
+        return Evidence(
+            self.text_CE, self.asked_CZ, self.named_CX, self.by_recommender_CX, self.near_CK, self.nearness_CK
+        )
 
 
 class Judges(NamedTuple):
@@ -85,20 +105,20 @@ def actor_pass(
     """Likelihoods and values of reply tokens, `[B, R]` each, B = C * G."""
     C, G, R = tokens_CGR.shape
     args = (contexts.prompt_CP, contexts.mask_CP, tokens_CGR, reply_mask_CGR)
-    items_ND = actor.policy.item_table()
-    hidden = tree_hidden(actor.policy, items_ND, *args).before.reshape(C * G, R, -1)
+    items_NW = actor.policy.item_table()
+    hidden = tree_hidden(actor.policy, items_NW, *args).before.reshape(C * G, R, -1)
     flat = tokens_CGR.reshape(C * G, R), reply_mask_CGR.reshape(C * G, R)
-    query_BD = jnp.repeat(query_of(actor.policy, contexts), G, axis=0)
+    wish = repeated(actor.policy.wish(contexts.evidence), G)
     act_BR = parts(*flat, actor.policy.layout).act_BR
-    seen = jnp.where(act_BR[..., None], actor.policy.wish(hidden, query_BD[:, None]), hidden)
+    seen = jnp.where(act_BR[..., None], hidden + wish.vector[:, None].astype(hidden.dtype), hidden)
     if actor.critic is not None:
         seen = tree_hidden(actor.critic, actor.critic.item_table(), *args).before.reshape(C * G, R, -1)
-    return reply_likelihood(actor.policy, items_ND, hidden, *flat, temperature, query_BD), actor.values(seen)
+    return reply_likelihood(actor.policy, items_NW, hidden, *flat, temperature, wish), actor.values(seen)
 
 
-def query_of(policy: Policy, contexts: Contexts) -> jax.Array:
-    """The policy's query vectors `[C, D]`."""
-    return policy.query(contexts.text_CE, contexts.named_CE)
+def repeated(wish: Wish, group: int) -> Wish:
+    """Of contexts, for each of their replies."""
+    return jax.tree.map(lambda a: jnp.repeat(a, group, axis=0), wish)
 
 
 def judge(
@@ -138,12 +158,12 @@ def policy_likelihood(
     """Of replies under a policy, `[B, R]`."""
     C, (B, R) = contexts.prompt_CP.shape[0], replies.tokens_BR.shape
     policy = nnx.merge(graph, params, frozen)
-    items_ND = policy.item_table()
+    items_NW = policy.item_table()
     tokens, mask = (a.reshape(C, B // C, R) for a in (replies.tokens_BR, replies.mask_BR))
-    hidden = tree_hidden(policy, items_ND, contexts.prompt_CP, contexts.mask_CP, tokens, mask)
+    hidden = tree_hidden(policy, items_NW, contexts.prompt_CP, contexts.mask_CP, tokens, mask)
     before_BRD = hidden.before.reshape(B, R, -1)
-    query_BD = jnp.repeat(query_of(policy, contexts), B // C, axis=0)
-    return reply_likelihood(policy, items_ND, before_BRD, replies.tokens_BR, replies.mask_BR, temperature, query_BD)
+    wish = repeated(policy.wish(contexts.evidence), B // C)
+    return reply_likelihood(policy, items_NW, before_BRD, replies.tokens_BR, replies.mask_BR, temperature, wish)
 
 
 def make_sampler(graphs: Graphs, config: ConfigDict, mesh: Mesh):
@@ -154,7 +174,7 @@ def make_sampler(graphs: Graphs, config: ConfigDict, mesh: Mesh):
         policy = nnx.merge(graphs.policy, judges.reference, judges.frozen)
         replies = sample(
             policy, contexts.prompt_CP, contexts.mask_CP, key, group=c.group, reply_tokens=config.data.reply_tokens,
-            query_CD=query_of(policy, contexts), temperature=c.temperature, block=c.decode_block,
+            evidence=contexts.evidence, temperature=c.temperature, block=c.decode_block,
         )  # fmt: skip
         _, end_BS, relevance_B, _ = judge(graphs, judges, contexts, replies, config.reward.relevance == "exact")
         return with_relevance(end_BS, relevance_B)
@@ -236,7 +256,7 @@ def make_iteration(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mes
         actor = nnx.merge(graphs.actor, state.params, frozen)
         replies = sample(
             actor.policy, contexts.prompt_CP, contexts.mask_CP, sample_key, group=c.group, reply_tokens=R,
-            query_CD=query_of(actor.policy, contexts), temperature=c.temperature, block=c.decode_block,
+            evidence=contexts.evidence, temperature=c.temperature, block=c.decode_block,
         )  # fmt: skip
         tokens_CGR, mask_CGR = (a.reshape(C, c.group, R) for a in (replies.tokens_BR, replies.mask_BR))
         old, value_BR = actor_pass(actor, contexts, tokens_CGR, mask_CGR, c.temperature)

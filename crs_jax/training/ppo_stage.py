@@ -51,7 +51,9 @@ def contexts_at(task: Task, split: str, where: list[tuple[int, int]]) -> Context
         task.dialogues(split), where, task.corpus.catalogue, task.content_NE, task.embed, task.config.data.window
     )
     named = named_rows(task.dialogues(split), where, task.corpus.catalogue)
-    arrays: Any = (windows.tokens_BP, windows.mask_BP, vectors["text_BE"], vectors["named_BE"], named)
+    asked = task.facets.asked(task.dialogues(split), where)
+    near = task.together.near(task.dialogues(split), where)
+    arrays: Any = (windows.tokens_BP, windows.mask_BP, vectors["text_BE"], vectors["named_BE"], *named, asked, *near)
     return Contexts(*arrays)
 
 

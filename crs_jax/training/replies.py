@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 
 from crs_jax.models.policy import Policy
+from crs_jax.models.query import Evidence
 from crs_jax.rl.ppo import masked_sum
 from crs_jax.rl.scoring import parts, reply_likelihood, tree_hidden
 from crs_jax.signals.relevance import act_features, context_vectors, named_rows, new_items
@@ -30,16 +31,20 @@ def reply_arrays(task: Task, split: str, where: Sequence[tuple[int, int]]) -> tu
 
 
 class Wishes:
-    """Context vectors of all replies of a split, looked up by dialogue and turn; zero where a reply has no context."""
+    """What all replies of a split are asked for, looked up by dialogue and turn; zero where a reply has no context."""
 
     def __init__(self, task: Task, split: str):
         where = task.replies(split)
         vectors = context_vectors(
             task.dialogues(split), where, task.corpus.catalogue, task.content_NE, task.embed, task.config.data.window
         )
-        self._rows = np.pad(
-            named_rows(task.dialogues(split), where, task.corpus.catalogue), ((1, 0), (0, 0)), constant_values=-1
-        )
+        rows_BX, by_recommender_BX = named_rows(task.dialogues(split), where, task.corpus.catalogue)
+        self._rows = np.pad(rows_BX, ((1, 0), (0, 0)), constant_values=-1)
+        self._by_recommender = np.pad(by_recommender_BX, ((1, 0), (0, 0)))
+        near_BK, nearness_BK = task.together.near(task.dialogues(split), where)
+        self._near = np.pad(near_BK, ((1, 0), (0, 0)), constant_values=-1)
+        self._nearness = np.pad(nearness_BK, ((1, 0), (0, 0)))
+        self._asked = np.pad(task.facets.asked(task.dialogues(split), where), ((1, 0), (0, 0)))
         self._text, self._named = (np.pad(vectors[name], ((1, 0), (0, 0))) for name in ("text_BE", "named_BE"))
         longest = max((len(dialogue.turns) for dialogue in task.dialogues(split)), default=0)
         self._row_DT = np.zeros((len(task.dialogues(split)), longest), np.int32)
@@ -52,14 +57,16 @@ class Wishes:
         arrays = (new_BM, *(jnp.asarray(a) for a in (self._text, self._named, task.content_NE)))
         self._features = np.asarray(act_features(*arrays))
 
-    def at(self, dialogue: np.ndarray, turn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(text `[..., E]`, named `[..., E]`) of the replies at the given dialogues and turns."""
+    def at(self, dialogue: np.ndarray, turn: np.ndarray) -> tuple[np.ndarray, ...]:
+        """The arrays of `Evidence` of the replies at the given dialogues and turns."""
         row = self._row_DT[dialogue, turn]
-        return self._text[row], self._named[row]
+        evidence = (self._text, self._asked, self._rows, self._by_recommender, self._near, self._nearness)
+        return tuple(a[row] for a in evidence)
 
-    def named(self, dialogue: np.ndarray, turn: np.ndarray) -> np.ndarray:
-        """Rows `[..., X]` of the items named before, -1 padded."""
-        return self._rows[self._row_DT[dialogue, turn]]
+    def fit(self, dialogue: np.ndarray, turn: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What `act_features` compares acts with: text `[..., E]`, items named `[..., E]`, their rows `[..., X]`."""
+        row = self._row_DT[dialogue, turn]
+        return self._text[row], self._named[row], self._rows[row]
 
     def features(self, dialogue: np.ndarray, turn: np.ndarray) -> np.ndarray:
         """`act_features` `[..., 3]` of what the humans newly proposed there."""
@@ -74,22 +81,23 @@ def reply_nll(
     prompt_mask_BP: jax.Array,
     tokens_BR: jax.Array,
     mask_BR: jax.Array,
-    text_BE: jax.Array,
-    named_BE: jax.Array,
+    *evidence: jax.Array,
 ) -> dict[str, jax.Array]:
     """Summed negative log-likelihoods (nats) of replies given windowed prompts, with what to divide them by.
+
+    `evidence` are the arrays of `Evidence`, a row a reply.
 
     Also `hits`: acts whose first item stands among the first ten of the ranking at `<|rec|>`, of `recommending` acts.
     """
     policy: Policy = nnx.merge(graphdef, params, frozen)
-    items_ND = policy.item_table()
-    hidden = tree_hidden(policy, items_ND, prompt_BP, prompt_mask_BP, tokens_BR[:, None], mask_BR[:, None])
+    items_NW = policy.item_table()
+    hidden = tree_hidden(policy, items_NW, prompt_BP, prompt_mask_BP, tokens_BR[:, None], mask_BR[:, None])
     before_BRD = hidden.before[:, 0]
-    query_BD = policy.query(text_BE, named_BE)
-    logp_BR = reply_likelihood(policy, items_ND, before_BRD, tokens_BR, mask_BR, query_BD=query_BD).logp_BR
+    wish = policy.wish(Evidence(*evidence))
+    logp_BR = reply_likelihood(policy, items_NW, before_BRD, tokens_BR, mask_BR, wish=wish).logp_BR
     split = parts(tokens_BR, mask_BR, policy.layout)
     first_B = split.items_BM[:, 0]
-    logits_BN = policy.item_logits(policy.wish(before_BRD[:, 0], query_BD), items_ND)
+    logits_BN = policy.item_logits(policy.acting(before_BRD[:, 0], wish), items_NW, wish.beside)
     target_B1 = jnp.take_along_axis(logits_BN, jnp.maximum(first_B, 0)[:, None], -1)
     recommending_B = first_B >= 0
     return {

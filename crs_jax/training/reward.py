@@ -152,7 +152,7 @@ def predict_replies(
     if not where:
         return np.zeros((0, len(SIGNALS)), np.float32)
     index_of, known = np.array(where).T, Wishes(task, split)
-    wishes = (*known.at(*index_of), known.named(*index_of))
+    wishes = known.fit(*index_of)
     items_NE = jnp.asarray(task.content_NE)
     predicted = jax.jit(on_mesh(run, task.mesh), out_shardings=everywhere(task.mesh))
 

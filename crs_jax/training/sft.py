@@ -26,6 +26,7 @@ from crs_jax.metrics import MetricsWriter
 from crs_jax.models.gpt2 import dropout
 from crs_jax.models.likelihood import act_likelihood, word_likelihood
 from crs_jax.models.policy import Policy
+from crs_jax.models.query import Evidence
 from crs_jax.progress import Progress, say
 from crs_jax.rl.ppo import masked_mean
 from crs_jax.sharding import in_parts, on_mesh, place, shard_batch
@@ -39,10 +40,13 @@ from crs_jax.training.state import (
     apply_gradients,
     fresh_state,
     keep_layout,
+    select,
 )
 from crs_jax.training.task import Task, copy_tree, new_policy, split_model
 
 DeviceRows = dict[str, jax.Array]  # packed rows and what goes with them, on the mesh
+EVIDENCE = ("text_RAE", "asked_RAZ", "named_RAX", "by_recommender_RAX", "near_RAK", "nearness_RAK")
+"""Of act slots, in the order of `Evidence`."""
 
 
 def banded_mask(segment_RT: jax.Array, utterance_RT: jax.Array, window: int) -> jax.Array:
@@ -54,11 +58,11 @@ def banded_mask(segment_RT: jax.Array, utterance_RT: jax.Array, window: int) -> 
 
 
 def packed_hidden(
-    policy: Policy, items_ND: jax.Array, rows: DeviceRows, window: int, key: jax.Array | None
+    policy: Policy, items_NW: jax.Array, rows: DeviceRows, window: int, key: jax.Array | None
 ) -> jax.Array:
     """Hidden states `[R, T, D]` of packed rows."""
     mask = banded_mask(rows["segment_RT"], rows["utterance_RT"], window)
-    return policy.trunk(policy.embed(rows["tokens_RT"], items_ND), rows["position_RT"], mask, key)
+    return policy.trunk(policy.embed(rows["tokens_RT"], items_NW), rows["position_RT"], mask, key)
 
 
 def at_slots(hidden_RTD: jax.Array, slot_RA: jax.Array) -> jax.Array:
@@ -73,22 +77,26 @@ def sft_loss(
     act_weight: float,
     key: jax.Array | None,
     counts: tuple[jax.Array, jax.Array] | None = None,
+    act_dropout: float = 0.0,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Mean loss of words plus `act_weight` times that of acts, nats a token, over the global batch.
 
-    `rows` are packed rows with the context vectors of their act slots, `text_RAE` and `named_RAE`. Of a micro-batch,
-    with the `counts` of acts and words in the whole batch: its share of the means.
+    `rows` are packed rows with the evidence of their act slots (`with_wishes`). Of a micro-batch,
+    with the `counts` of acts and words in the whole batch: its share of the means. `act_dropout` is that of hidden
+    states at act slots, beside the trunk's own, where there is a key.
     """
     of_act, of_word = counts or (None, None)
-    items_ND = policy.item_table()
-    hidden_RTD = packed_hidden(policy, items_ND, rows, window, key)
-    query_RAD = policy.query(rows["text_RAE"], rows["named_RAE"])
-    if key is not None:
-        query_RAD = dropout(query_RAD, policy.trunk.config.dropout, jax.random.fold_in(key, 1))
-    acting_RAD = policy.wish(at_slots(hidden_RTD, rows["act_at_RA"]), query_RAD)
-    act = act_likelihood(policy, items_ND, acting_RAD, rows["act_used_RAM"], rows["act_target_RA"])
+    items_NW = policy.item_table()
+    hidden_RTD = packed_hidden(policy, items_NW, rows, window, key)
+    evidence = Evidence(*(rows[name] for name in EVIDENCE))
+    wish_key = None if key is None else jax.random.fold_in(key, 1)
+    wish = policy.wish(evidence, wish_key, policy.trunk.config.dropout)
+    hidden_RAD = at_slots(hidden_RTD, rows["act_at_RA"])
+    hidden_RAD = dropout(hidden_RAD, act_dropout, None if key is None else jax.random.fold_in(key, 2))
+    acting_RAW = policy.acting(hidden_RAD, wish)
+    act = act_likelihood(policy, items_NW, acting_RAW, rows["act_used_RAM"], rows["act_target_RA"], wish.beside)
     word = word_likelihood(
-        policy, items_ND, at_slots(hidden_RTD, rows["word_at_RW"]), rows["word_items_RWM"], rows["word_target_RW"]
+        policy, items_NW, at_slots(hidden_RTD, rows["word_at_RW"]), rows["word_items_RWM"], rows["word_target_RW"]
     )
     act_loss = -masked_mean(act.logp, rows["act_mask_RA"], of_act)
     word_loss = -masked_mean(word.logp, rows["word_mask_RW"], of_word)
@@ -97,11 +105,10 @@ def sft_loss(
 
 
 def with_wishes(rows: Rows, wishes: Wishes) -> Rows:
-    """The rows and the context vectors of their act slots; the packer had the whole split."""
+    """The rows and the evidence of their act slots; the packer had the whole split."""
     dialogue_RA = np.take_along_axis(rows["dialogue_RT"], rows["act_at_RA"], 1)
     turn_RA = np.take_along_axis(rows["utterance_RT"], rows["act_at_RA"], 1)
-    text_RAE, named_RAE = wishes.at(dialogue_RA, turn_RA)
-    return {**rows, "text_RAE": text_RAE, "named_RAE": named_RAE}
+    return {**rows, **dict(zip(EVIDENCE, wishes.at(dialogue_RA, turn_RA), strict=True))}
 
 
 def make_packer(task: Task, split: str, numbers: Sequence[int] | np.ndarray | None = None) -> Packer:
@@ -148,7 +155,7 @@ def make_step(graphdef: Any, optimizer: Any, task: Task):
         def loss(params, micro: DeviceRows, number: jax.Array):
             policy = nnx.merge(graphdef, params, frozen)
             drop_key = jax.random.fold_in(step_key, number)
-            return sft_loss(policy, micro, c.data.window, c.sft.act_weight, drop_key, counts)
+            return sft_loss(policy, micro, c.data.window, c.sft.act_weight, drop_key, counts, c.sft.act_dropout)
 
         each, grads = accumulated_gradients(loss, state.params, in_parts(rows, c.sft.accumulate, task.mesh))
         metrics = {name: value.sum() for name, value in each.items()}
@@ -156,10 +163,20 @@ def make_step(graphdef: Any, optimizer: Any, task: Task):
         params, opt_state, norm, made = apply_gradients(optimizer, grads, state.params, state.opt_state, healthy)
         halted = state.halted | ~made
         metrics |= {"grad_norm": norm, "halted": halted}
-        new_state = TrainState(state.step + 1, params, opt_state, halted, state.extra)
+        extra = state.extra
+        if "average" in extra:
+            new = {"average": averaged(extra["average"], params, state.step, c.sft.average)}
+            extra = select(made, new, extra)
+        new_state = TrainState(state.step + 1, params, opt_state, halted, extra)
         return keep_layout(new_state, task.mesh), metrics
 
     return jax.jit(on_mesh(step, task.mesh), donate_argnums=0)
+
+
+def averaged(average: Any, params: Any, step: jax.Array, decay: float) -> Any:
+    """The running average of parameters; its decay is min(decay, (1 + step) / (10 + step)), so that it starts young."""
+    rate = 1.0 - jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return jax.tree.map(lambda old, new: old + rate * (new - old), average, params)
 
 
 class Validation:
@@ -215,9 +232,12 @@ def run_sft(task: Task, writer: MetricsWriter) -> tuple[Any, Any, Any]:
         raise InputError("config.data: no training dialogue has a recommender's reply after the first message")
     per_epoch = len(packer.epoch(rows=c.sft.rows, crop=c.sft.crop, rng=epoch_seed(task, "sft", 0)))
     steps = max(round(c.sft.epochs * per_epoch), 1)
-    optimizer = make_optimizer(c.sft.learning_rate, c.sft.warmup, steps, c.sft.weight_decay, c.sft.clip_norm)
+    optimizer = make_optimizer(
+        c.sft.learning_rate, c.sft.warmup, steps, c.sft.weight_decay, c.sft.clip_norm, c.sft.item_decay
+    )
     best, best_loss = params, float("inf")
-    state = fresh_state(copy_tree(params), optimizer, task.mesh)
+    extra = {"average": copy_tree(params)} if c.sft.average > 0 else {}
+    state = fresh_state(copy_tree(params), optimizer, task.mesh, extra)
     done, meta = checkpoints.latest()
     if done is not None:
         best, best_loss = checkpoints.restore(done, "result", params), meta["best"]
@@ -249,10 +269,11 @@ def run_sft(task: Task, writer: MetricsWriter) -> tuple[Any, Any, Any]:
             if number % per_epoch == 0 or number == steps:
                 progress.update(loss=report(writer, state, *pending, 1, clock))  # a bad step stops here, before a save
                 pending = None
-                scores = validation(state.params, frozen)
+                kept = state.extra.get("average", state.params)
+                scores = validation(kept, frozen)
                 writer.write("sft", number, {f"validation/{name}": value for name, value in scores.items()})
                 if scores["loss"] < best_loss:
-                    best, best_loss = copy_tree(state.params), scores["loss"]
+                    best, best_loss = copy_tree(kept), scores["loss"]
                 checkpoints.save(number, state, best, best=best_loss, done=number == steps, seconds=spent.since(meta))
     return graphdef, best, frozen
 

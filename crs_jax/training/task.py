@@ -21,6 +21,8 @@ from crs_jax.models.gpt2 import GPT2Config
 from crs_jax.models.hf import fill, load_gpt2
 from crs_jax.models.items import Frozen
 from crs_jax.models.policy import Layout, Policy
+from crs_jax.signals.facets import Facets
+from crs_jax.signals.together import Together
 
 SPLITS = ("train", "validation", "test")
 
@@ -37,6 +39,8 @@ class Task:
       tokenizer: words, controls and items.
       encoded: by split, dialogue, turn: token ids.
       content_NE: frozen description embeddings, `[N, E]` unit rows.
+      facets: genres and years of the items.
+      together: what is named together in training dialogues.
       embed: texts to unit embeddings `[n, E]`, cached on disk.
       cache: folder of prepared data.
       fingerprint: of the dialogues and the encoder; part of the name of whatever is cached.
@@ -49,6 +53,8 @@ class Task:
     tokenizer: DialogueTokenizer
     encoded: dict[str, list[list[list[int]]]]
     content_NE: np.ndarray
+    facets: Facets
+    together: Together
     embed: Callable[[Sequence[str]], np.ndarray]
     cache: pathlib.Path
     fingerprint: str
@@ -92,12 +98,13 @@ def model_config(config: ConfigDict) -> GPT2Config:
 
 
 def log_popularity(task: Task) -> np.ndarray:
-    """log(1 + number of training messages that name the item), `[N]`."""
+    """log(1/2 + number of the recommenders' training messages that name the item), `[N]`."""
     count_N = np.zeros(len(task.corpus.catalogue))
     for dialogue in task.corpus.train:
         for turn in dialogue.turns:
-            count_N[task.corpus.catalogue.rows(turn.distinct_items)] += 1
-    return np.log1p(count_N)
+            if turn.role == RECOMMENDER:
+                count_N[task.corpus.catalogue.rows(turn.distinct_items)] += 1
+    return np.log(count_N + 0.5)
 
 
 def new_policy(task: Task) -> Policy:
@@ -110,6 +117,9 @@ def new_policy(task: Task) -> Policy:
         task.layout,
         task.content_NE,
         log_popularity(task),
+        task.facets.item_NF,
+        len(task.facets.genres),
+        task.facets.asked_size,
         rngs=nnx.Rngs(params=jax.random.key(config.seed)),
         pad_to=128 * config.mesh.tensor,
         scale=0.02 if given is None else float(np.std(given.words)),

@@ -61,7 +61,9 @@ def test_act_probabilities_of_all_targets(policy, hidden_STD, temperature):
     T = LAYOUT.num_items + 1
     hidden = np.broadcast_to(hidden_STD[:, :1], (len(ACTS), T, 16))
     target = np.broadcast_to(np.arange(T), (len(ACTS), T))
-    got = act_likelihood(policy, policy.item_table(), hidden, used(ACTS, T), target, temperature, chunk=4)
+    got = act_likelihood(
+        policy, policy.item_table(), policy.acting(hidden, None), used(ACTS, T), target, None, temperature, chunk=4
+    )  # fmt: skip
     for s, act in enumerate(ACTS):
         p = next_token(policy, hidden_STD[s, 0], [LAYOUT.item_offset + n for n in act], temperature)
         assert sum(np.exp(np.asarray(got.logp[s], float))) == pytest.approx(1.0, abs=1e-5)

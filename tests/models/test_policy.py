@@ -38,7 +38,7 @@ def probabilities(logits: Logits):
 
 
 def test_act_softmax_is_over_unused_items_and_say(policy, hidden_SD):
-    main, extra = probabilities(policy.act_logits(hidden_SD, policy.item_table(), rows(ACTS)))
+    main, extra = probabilities(policy.act_logits(policy.acting(hidden_SD, None), policy.item_table(), rows(ACTS)))
     np.testing.assert_allclose(main.sum(-1) + extra.sum(-1), 1.0, atol=1e-6)
     for s, act in enumerate(ACTS):
         expected = next_token(policy, hidden_SD[s], [LAYOUT.item_offset + n for n in act])
@@ -64,7 +64,7 @@ def test_word_softmax_is_over_words_end_and_own_items(policy, hidden_SD):
 
 def test_ranking_logits_have_a_bias_and_no_padding(policy, hidden_SD):
     _, vectors, bias = tables(policy)
-    logits = np.asarray(policy.item_logits(hidden_SD, policy.item_table()))
+    logits = np.asarray(policy.item_logits(policy.acting(hidden_SD, None), policy.item_table()))
     np.testing.assert_allclose(logits[:, :5], hidden_SD @ vectors[:5].T + bias[:5], atol=1e-4)
     assert np.abs(vectors[5:]).max() > HUGE / 2
     np.testing.assert_array_equal(logits[:, 5:], np.float32(MASKED))
@@ -101,7 +101,7 @@ def test_activations_type_reaches_logits_as_float32():
     hidden = jnp.ones((1, 16), jnp.bfloat16)
     assert policy.item_table().dtype == policy.embed(jnp.array([1]), policy.item_table()).dtype == jnp.bfloat16
     for logits in (
-        policy.act_logits(hidden, policy.item_table(), rows([()])),
+        policy.act_logits(policy.acting(hidden, None), policy.item_table(), rows([()])),
         policy.word_logits(hidden, policy.item_table(), rows([(1,)])),
     ):
         assert {part.dtype for part in logits} == {jnp.dtype("float32")}

@@ -1,45 +1,93 @@
+"""What a context asks for, against loops over the items named, and what moves it."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
+from tiny_policy import FACETS, make_layout, make_policy, next_token, plain_wishes, random_evidence
 
-from crs_jax.models.items import ItemTower, centred
-from crs_jax.models.query import STRENGTH, Query
+from crs_jax.models.policy import add_at
+from crs_jax.models.query import Evidence, Query
 
-
-def unit(rng, *shape):
-    x = rng.normal(size=shape).astype(np.float32)
-    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+LAYOUT = make_layout(words=11, items=9, act_items=2)
 
 
-def test_is_the_sum_of_two_projections():
-    rng = np.random.default_rng(0)
-    query = Query(jnp.asarray(rng.normal(size=(7, 5)), jnp.float32), 1.0)
-    query.named_kernel[...] = jnp.asarray(rng.normal(size=(7, 5)), jnp.float32)
-    text, named = unit(rng, 3, 7), unit(rng, 3, 7)
-    want = text @ np.asarray(query.text_kernel[...]) + named @ np.asarray(query.named_kernel[...])
-    np.testing.assert_allclose(query(text, named), want, rtol=1e-5, atol=1e-5)
-    np.testing.assert_array_equal(query(np.zeros((2, 7)), np.zeros((2, 7))), np.zeros((2, 5)))
+@pytest.fixture(scope="module")
+def policy():
+    return make_policy(0, LAYOUT)
 
 
-def test_first_logits_are_about_strength_times_the_cosine():
-    rng = np.random.default_rng(1)
-    content = unit(rng, 400, 384)
-    tower = ItemTower(content, None, 192, rngs=nnx.Rngs(0))
-    tower.residual[...] = jnp.zeros_like(tower.residual[...])
-    query = Query(tower.projection[...], 0.02)
-    text = centred(content)[:50]  # contexts that ask for the first fifty items themselves
-    logits = np.asarray(query(text, np.zeros_like(text)) @ tower.table()[:400].T)
-    want = STRENGTH * text @ centred(content).T
-    # A random projection to D = 192 keeps a dot product of unit vectors to about 1/sqrt(D).
-    assert np.abs(logits - want).std() < 1.5 * STRENGTH / np.sqrt(192)
-    assert abs(np.diagonal(logits).mean() - STRENGTH) < 0.2
-    assert (logits.argmax(1) == np.arange(50)).all()
+@pytest.fixture(scope="module")
+def evidence():
+    return random_evidence(np.random.default_rng(0), LAYOUT, 6)
 
 
-def test_both_kernels_learn():
-    rng = np.random.default_rng(2)
-    query = Query(jnp.asarray(rng.normal(size=(7, 5)), jnp.float32), 1.0)
-    text, named = unit(rng, 3, 7), unit(rng, 3, 7)
-    grads = nnx.grad(lambda q: jnp.square(q(text, named)).sum())(query)
-    assert all(float(jnp.abs(g).max()) > 0 for g in jax.tree.leaves(grads))
+def test_wish_equals_a_loop(policy, evidence):
+    got = policy.wish(evidence)
+    for c, (vector, content, _) in enumerate(plain_wishes(policy, evidence)):
+        np.testing.assert_allclose(got.vector[c], vector, atol=2e-5)
+        np.testing.assert_allclose(got.content[c], content, atol=2e-5)
+    np.testing.assert_array_equal(got.vector[0], 0.0)  # nothing is known of the first
+    np.testing.assert_array_equal(got.content[0, :-1], 0.0)  # but its popularity
+
+
+def test_leading_axes_are_the_same_numbers(policy, evidence):
+    flat = policy.wish(evidence)
+    folded = policy.wish(Evidence(*(np.reshape(a, (2, 3, -1)) for a in evidence)))
+    for a, b in zip(flat, folded, strict=True):
+        np.testing.assert_allclose(np.reshape(b, a.shape), a, atol=1e-6)
+
+
+def test_logits_of_acts_equal_a_loop(policy, evidence):
+    """Vector, content and the number of what was named all reach the items' logits, and the first alone say's."""
+    hidden_CD = np.random.default_rng(1).normal(size=(6, 16)).astype(np.float32)
+    wish, items = policy.wish(evidence), policy.item_table()
+    used = np.full((6, 2), -1, np.int32)
+    used[4, 0] = 3
+    logits = policy.act_logits(policy.acting(hidden_CD, wish), items, used, wish.beside)
+    p = jax.nn.softmax(jnp.concatenate([logits.main[:, : LAYOUT.num_items], logits.extra], -1), -1)
+    for c, plain in enumerate(plain_wishes(policy, evidence)):
+        expected = next_token(policy, hidden_CD[c], [LAYOUT.item_offset + 3] if c == 4 else [], wish=plain)
+        for n in range(LAYOUT.num_items):
+            assert float(p[c, n]) == pytest.approx(expected.get(LAYOUT.item_offset + n, 0.0), abs=1e-5)
+        assert float(p[c, -1]) == pytest.approx(expected[LAYOUT.say], abs=1e-5)
+    assert abs(float(policy.query.named_gain[...])) > 0.01
+    assert np.abs(policy.query.gate[...]).min() > 1e-4
+
+
+def test_add_at_by_hand():
+    rows, gains = np.array([[2, -1, 0, 2], [-1, -1, -1, -1]]), np.array([[1.0, 7, 0.5, 2], [7, 7, 7, 7]])
+    np.testing.assert_array_equal(add_at(jnp.ones((2, 4)), rows, gains), [[1.5, 1, 4, 1], [1, 1, 1, 1]])
+
+
+def test_everything_learns_but_the_content(policy, evidence):
+    """Every parameter of the query moves a logit; the frozen contents get no gradient through the match."""
+    hidden_CD = np.ones((6, 16), np.float32)
+
+    def total(query):
+        graph, rest = nnx.split(policy)
+        model = nnx.merge(graph, rest)
+        model.query = query
+        wish, items = model.wish(evidence), model.item_table()
+        return jnp.square(model.item_logits(model.acting(hidden_CD, wish), items, wish.beside)[:, :9]).sum()
+
+    for path, leaf in jax.tree_util.tree_leaves_with_path(nnx.grad(total)(policy.query)):
+        assert float(jnp.abs(leaf).max()) > 1e-4, jax.tree_util.keystr(path)
+
+
+def test_dropout_needs_a_key_and_leaves_items_out(policy, evidence):
+    content = policy.items.content[...]
+    still = [policy.query(evidence, content, None, 0.5) for _ in range(2)]
+    jax.tree.map(np.testing.assert_array_equal, *still)
+    means = [policy.query(evidence, content, jax.random.key(n), 0.3).content[-1] for n in range(40)]
+    assert len({tuple(np.asarray(m).round(4).tolist()) for m in means}) > 3  # three items named, left out in many ways
+
+
+def test_a_genre_asked_for_lifts_its_items_at_the_start():
+    """First values: a genre asked for adds 2 to the match of an item of that genre alone."""
+    query = Query(6, FACETS, 2, 4, 16, rngs=nnx.Rngs(0))
+    none = np.full((1, 3), -1)
+    evidence = Evidence(np.zeros((1, 6)), np.array([[0, 1.0, 0, 0]]), none, np.zeros((1, 3)), none, np.zeros((1, 3)))
+    wish = query(evidence, jnp.zeros((9, 6 + FACETS + 1)))
+    np.testing.assert_allclose(wish.content[0], [*[0] * 6, 0, 2.0, 0, 0, 0, 0.7], atol=0.03)

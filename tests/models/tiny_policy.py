@@ -14,7 +14,9 @@ from flax import nnx
 from crs_jax.models.gpt2 import GPT2Config
 from crs_jax.models.items import Frozen, centred
 from crs_jax.models.policy import Layout, Policy
+from crs_jax.models.query import Evidence
 
+GENRES, FACETS, ASKED, NAMED, NEAR = 2, 5, 4, 3, 4
 HUGE = 100.0  # of what must never be sampled: a logit of such a row would win at once
 
 
@@ -26,15 +28,22 @@ def make_policy(seed=0, layout=None, *, width=16, layers=2, heads=2, positions=6
     """Random weights everywhere, and huge rows behind both tables."""
     layout = layout or make_layout()
     content_NE = np.random.default_rng([seed, 1]).normal(size=(layout.num_items, 6)).astype(np.float32)
-    graph, params, frozen = empty_policy(GPT2Config(layers, width, heads, positions, **config), layout, content_NE)
+    facets_NF = np.random.default_rng([seed, 3]).normal(size=(layout.num_items, FACETS)).astype(np.float32)
+    shape = GPT2Config(layers, width, heads, positions, **config)
+    graph, params, frozen = empty_policy(shape, layout, content_NE, facets_NF)
     return nnx.merge(graph, random_params(params, layout, seed, noise), frozen)
 
 
-def empty_policy(config, layout, content_NE):
+def empty_policy(config, layout, content_NE, facets_NF=None):
     """Graph, parameters as shapes, and the items' content: a policy without the compilation of its first values."""
-    graph, params, frozen = split(nnx.eval_shape(lambda: Policy(config, layout, content_NE, rngs=nnx.Rngs(0))))
+    facets = () if facets_NF is None else (None, facets_NF, GENRES, ASKED)
+    build = functools.partial(Policy, config, layout, content_NE, *facets)
+    graph, params, frozen = split(nnx.eval_shape(lambda: build(rngs=nnx.Rngs(0))))
     rows = frozen["items"]["content"].shape[0] - layout.num_items
-    frozen["items"]["content"] = jnp.asarray(np.pad(centred(content_NE), ((0, rows), (0, 0))))
+    popular_N1 = np.linspace(-1, 1, layout.num_items, dtype=np.float32)[:, None]
+    facets_NF = np.zeros((layout.num_items, 0), np.float32) if facets_NF is None else facets_NF
+    known_NE = np.concatenate([centred(content_NE), facets_NF, popular_N1], 1)
+    frozen["items"]["content"] = jnp.asarray(np.pad(known_NE, ((0, rows), (0, 0))))
     return graph, params, frozen
 
 
@@ -116,48 +125,92 @@ def random_vectors(rng, count, width=6):
     return (vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-9)).astype(np.float32)
 
 
-def plain_queries(policy, text_CE, named_CE):
-    """Query of each context: the two vectors through their projections."""
-    kernels = (np.asarray(k[...], np.float64) for k in (policy.query.text_kernel, policy.query.named_kernel))
-    return sum(
-        np.einsum("ce,ed->cd", np.asarray(vector, np.float64), kernel)
-        for vector, kernel in zip((text_CE, named_CE), kernels, strict=True)
-    )
+def random_evidence(rng, layout, count):
+    """Evidence of `count` contexts as NumPy arrays; of the first nothing is known, of the last as much as can be."""
+    named = np.full((count, NAMED), -1, np.int32)
+    for c in range(1, count):
+        many = NAMED if c == count - 1 else rng.integers(NAMED)
+        named[c, :many] = rng.permutation(layout.num_items)[:many]
+    asked = rng.normal(size=(count, ASKED)).astype(np.float32)
+    asked[0] = 0.0
+    near = np.stack([rng.permutation(layout.num_items)[:NEAR] for _ in range(count)]).astype(np.int32)
+    nearness = rng.random(near.shape).astype(np.float32)
+    near[0], near[-1, -1], nearness[0], nearness[-1, -1] = -1, -1, 0.0, 0.0
+    roles = rng.integers(0, 2, named.shape).astype(np.int32)
+    return Evidence(random_vectors(rng, count), asked, named, roles, near, nearness)
 
 
-def next_token(policy, hidden_D, reply, temperature=1.0, query_D=0.0):
-    """{token: probability} after a legal beginning of a reply, by the grammar's words; the query counts in the act."""
+def plain_wishes(policy, evidence):
+    """(vector, content, {row: number added to its logit}) of each context, by loops over the items named."""
+    q = policy.query
+    (named_kernel, role_scale, ask, age, role_bias, gains_K, gate,
+     text_kernel, asked_kernel, asked_match, named_match, match) = (
+        np.asarray(a[...], np.float64)
+        for a in (q.named_kernel, q.role_scale, q.attention_kernel, q.attention_age, q.attention_bias, q.gain, q.gate,
+                  q.text_kernel, q.asked_kernel, q.asked_match, q.named_match, q.match_kernel)
+    )  # fmt: skip
+    contents = np.asarray(policy.items.content[...], np.float64)
+    vectors = contents @ match.T
+    E = contents.shape[1] - FACETS - 1
+    out = []
+    for text, asked, rows, roles, near, nearness in zip(*(np.asarray(part) for part in evidence), strict=True):
+        there = [(int(row), int(role), n) for n, (row, role) in enumerate(zip(rows, roles, strict=True)) if row >= 0]
+        state = [*asked[-3:], float(text.any()), float(asked[:GENRES].any())]
+        gain = [g * np.exp(sum(s * gate[n, k] for n, s in enumerate(state))) for k, g in enumerate(gains_K)]
+        vector, content = text @ text_kernel + asked @ asked_kernel, np.zeros(E + FACETS + 1)
+        content[:E], content[E:-1], content[-1] = gain[0] * text, gain[2] * (asked @ asked_match), gain[4]
+        if there:
+            weight = np.exp([vectors[row] @ ask + role_bias[role] + age[n] for row, role, n in there])
+            for (row, role, _), w in zip(there, weight / weight.sum(), strict=True):
+                vector = vector + 2 * w * (vectors[row] * (1 + role_scale[role])) @ named_kernel
+                content[:E] += gain[1] * contents[row, :E] / len(there)
+                content[E:-1] += gain[3] * (contents[row, E:-1] @ named_match) / len(there)
+        content += vector @ match
+        gains = {row: float(q.named_gain[...]) for row, _, _ in there}
+        for row, value in zip(near.tolist(), nearness.tolist(), strict=True):
+            if row >= 0:
+                gains[row] = gains.get(row, 0.0) + gain[5] * value
+        out.append((vector, content, gains))
+    return out
+
+
+def next_token(policy, hidden_D, reply, temperature=1.0, wish=None):
+    """{token: probability} after a legal beginning of a reply, by the grammar's words; the wish counts in the act."""
     layout = policy.layout
     words, vectors, bias = tables(policy)
     hidden_D = np.asarray(hidden_D, np.float64)
     act = list(reply[: list(reply).index(layout.say)]) if layout.say in reply else list(reply)
     rows = [int(token) - layout.item_offset for token in act]
-    logits = {}
+    logits, extra = {}, np.zeros(len(bias))
     if layout.say in reply:
         for word in [*range(layout.num_words), layout.end]:
             if word not in layout.unused:
                 logits[word] = words[word] @ hidden_D
         items = rows
     else:
-        hidden_D = hidden_D + query_D
+        if wish is not None:
+            vector, content, gains = wish
+            hidden_D, extra = hidden_D + vector, np.asarray(policy.items.content[...], np.float64) @ content
+            for row, gain in gains.items():
+                extra[row] += gain
         logits[layout.say] = words[layout.say] @ hidden_D
         items = [n for n in range(layout.num_items) if n not in rows] if len(rows) < layout.act_items else []
     for n in items:
-        logits[layout.item_offset + n] = vectors[n] @ hidden_D + bias[n]
+        logits[layout.item_offset + n] = vectors[n] @ hidden_D + bias[n] + extra[n]
     top = max(logits.values())
     mass = {token: np.exp((logit - top) / temperature) for token, logit in logits.items()}
     total = sum(mass.values())
     return {token: m / total for token, m in mass.items()}
 
 
-def plain_likelihood(policy, prompts, replies, temperature=1.0, queries=None):
+def plain_likelihood(policy, prompts, replies, temperature=1.0, wishes=None):
     """Log-probability and entropy of each token of each reply: lists of floats, from one row a reply."""
-    queries = [0.0] * len(replies) if queries is None else queries
+    wishes = [None] * len(replies) if wishes is None else wishes
     hidden = plain_hidden(policy, [[*p, *r] for p, r in zip(prompts, replies, strict=True)])
     logp, entropy = [], []
-    for prompt, reply, h, query in zip(prompts, replies, hidden, queries, strict=True):
+    for prompt, reply, h, wish in zip(prompts, replies, hidden, wishes, strict=True):
         states = h[len(prompt) - 1 :]
-        at = [next_token(policy, states[r], reply[:r], temperature, query) for r in range(len(reply))]
+        at = [next_token(policy, states[r], reply[:r], temperature, wish) for r in range(len(reply))]
         logp.append([np.log(p[int(token)]) for p, token in zip(at, reply, strict=True)])
         entropy.append([-sum(x * np.log(x) for x in p.values() if x > 0) for p in at])
     return logp, entropy

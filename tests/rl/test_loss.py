@@ -20,7 +20,8 @@ from tiny_policy import (
     pad,
     plain_hidden,
     plain_likelihood,
-    plain_queries,
+    plain_wishes,
+    random_evidence,
     random_prompts,
     random_replies,
     random_vectors,
@@ -50,7 +51,7 @@ def make_config():
     c.ppo.update(
         contexts=C, group=G, epochs=EPOCHS, minibatches=1, temperature=1.3, clip=0.1, value_clip=0.1, value_coef=0.5,
         act_entropy=0.03, word_entropy=0.02, act_kl=ACT_KL, word_kl=WORD_KL, discount=0.97, gae_lambda=0.9,
-        missing_end_penalty=PENALTY, group_baseline=True, act_kl_target=0.028, word_kl_target=0.02,
+        missing_end_penalty=PENALTY, group_baseline=True, act_kl_target=0.301, word_kl_target=0.02,
         kl_horizon=HORIZON, kl_stop=0.0,
     )  # fmt: skip
     return c
@@ -91,8 +92,11 @@ def world():
         actor.head.kernel[...] = jnp.asarray(rng.normal(size=8))
         actor.head.bias[...] = jnp.asarray(0.2)
         prompt, prompt_mask = random_prompts(rng, LAYOUT, [6, 2, 4, 5], P)
-        vectors = [random_vectors(rng, C, E).astype(float)[::turn] for turn in (1, -1)]
-        contexts = ppo.Contexts(prompt, prompt_mask, *vectors, np.full((C, 4), -1, np.int32))
+        text, asked, named, roles, *near = random_evidence(rng, LAYOUT, C)
+        named_E = random_vectors(rng, C, E)[::-1].astype(float)
+        contexts = ppo.Contexts(
+            prompt, prompt_mask, text.astype(float), named_E, named, roles, asked.astype(float), *near
+        )  # fmt: skip
         tokens, mask = random_replies(rng, LAYOUT, B, R)
         items_NE = random_vectors(rng, LAYOUT.num_items, E).astype(float)
         weight, normaliser = (
@@ -148,15 +152,15 @@ def plain_pass(world, actor):
     own = [row for row in unpad(world.contexts.prompt_CP, world.contexts.mask_CP) for _ in range(G)]
     replies = unpad(world.tokens, world.mask)
     policy = getattr(actor, "policy", actor)
-    queries = np.repeat(plain_queries(policy, world.contexts.text_CE, world.contexts.named_CE), G, axis=0)
-    likelihood = plain_likelihood(policy, own, replies, world.config.temperature, queries)
+    wishes = [wish for wish in plain_wishes(policy, world.contexts.evidence) for _ in range(G)]
+    likelihood = plain_likelihood(policy, own, replies, world.config.temperature, wishes)
     if policy is actor:
         return [pad(rows, R) for rows in likelihood]
     kernel, bias = np.asarray(actor.head.kernel[...]), float(actor.head.bias[...])
     hidden = plain_hidden(policy, [[*p, *r] for p, r in zip(own, replies, strict=True)])
     seen = [h[len(p) - 1 : -1].copy() for h, p in zip(hidden, own, strict=True)]
-    for states, query, reply in zip(seen, queries, replies, strict=True):
-        states[: reply.index(LAYOUT.say) + 1] += query  # in the act the value function knows the wish too
+    for states, (vector, _, _), reply in zip(seen, wishes, replies, strict=True):
+        states[: reply.index(LAYOUT.say) + 1] += vector  # in the act the value function knows the wish too
     values = [states @ kernel + bias for states in seen]
     return [pad(rows, R) for rows in (*likelihood, values)]
 
@@ -171,6 +175,7 @@ def plain_scores(world):
     for b, reply in enumerate(replies):
         said = reply.index(LAYOUT.say)
         rows = [token - LAYOUT.item_offset for token in reply[:said]]
+        rows = [row for row in rows if row not in world.contexts.named_CX[b // G]]  # again is no proposal
         text, named = world.contexts.text_CE[b // G], world.contexts.named_CE[b // G]
         fit = [sum(part @ world.items_NE[n] for n in rows) / max(len(rows), 1) for part in (text, named)]
         there = [part for part in (text, named) if part.any()]

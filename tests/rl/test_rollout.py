@@ -23,15 +23,16 @@ from tiny_policy import (
     pad,
     plain_hidden,
     plain_likelihood,
-    plain_queries,
+    plain_wishes,
+    random_evidence,
     random_params,
     random_prompts,
-    random_vectors,
     split,
     unpad,
 )
 
 from crs_jax.models.policy import MASKED, Logits
+from crs_jax.models.query import Evidence
 from crs_jax.rl.rollout import Replies, causal, positions, sample, sample_logits
 
 LAYOUT = make_layout(words=11, items=5, act_items=2, unused=(4,))
@@ -42,9 +43,8 @@ LENGTHS, P = [9, 2, 5], 9
 @functools.partial(jax.jit, static_argnums=0, static_argnames=("group", "reply_tokens", "block", "greedy"))
 def draw(graph, params, frozen, contexts, key, temperature, **static):
     policy = nnx.merge(graph, params, frozen)
-    prompts, mask, text_CE, named_CE = contexts
-    query_CD = policy.query(text_CE, named_CE)
-    return sample(policy, prompts, mask, key, query_CD=query_CD, temperature=temperature, **static)
+    prompts, mask, *evidence = contexts
+    return sample(policy, prompts, mask, key, evidence=Evidence(*evidence), temperature=temperature, **static)
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +54,9 @@ def policy():
 
 @pytest.fixture(scope="module")
 def contexts():
-    """Prompts, their mask, and the two context vectors of each."""
+    """Prompts, their mask, and the evidence of each."""
     rng = np.random.default_rng(0)
-    vectors = [random_vectors(rng, len(LENGTHS))[::-1] for _ in range(2)]
-    return *random_prompts(rng, LAYOUT, LENGTHS, P), *vectors
+    return *random_prompts(rng, LAYOUT, LENGTHS, P), *random_evidence(rng, LAYOUT, len(LENGTHS))
 
 
 def draw_from(policy, contexts, seed=0, temperature=1.0, group=4, reply_tokens=R, block=5, greedy=False) -> Replies:
@@ -71,11 +70,11 @@ def test_sampler_equals_trainer(policy, contexts, temperature, group):
     """Log-probs as recorded against one row a reply: ragged prompts, early ends, a block that cuts R unevenly."""
     ended, cut, acts = 0, 0, set()
     own = [row for row in unpad(*contexts[:2]) for _ in range(group)]
-    queries = np.repeat(plain_queries(policy, *contexts[2:]), group, axis=0)
+    wishes = [wish for wish in plain_wishes(policy, contexts[2:]) for _ in range(group)]
     for seed in range(8 // group):
         replies = draw_from(policy, contexts, seed, temperature, group)
         rows = unpad(replies.tokens_BR, replies.mask_BR)
-        expected = pad(plain_likelihood(policy, own, rows, temperature, queries)[0], R)
+        expected = pad(plain_likelihood(policy, own, rows, temperature, wishes)[0], R)
         np.testing.assert_allclose(replies.logp_BR, expected, atol=2e-5)
         ended += sum(row[-1] == LAYOUT.end and len(row) < R for row in rows)
         cut += sum(row[-1] != LAYOUT.end for row in rows)
@@ -100,15 +99,18 @@ def test_noise_is_fresh(policy, contexts):
 
 def test_greedy_takes_the_mode(policy, contexts):
     """Of the words, the likeliest; of an act's slot, the best item if all items together are likelier than say."""
+    rng = np.random.default_rng(5)
+    many = 4 * LENGTHS
+    contexts = *random_prompts(rng, LAYOUT, many, P), *random_evidence(rng, LAYOUT, len(many))
     replies = draw_from(policy, contexts, group=1, block=R, greedy=True)
-    queries = plain_queries(policy, *contexts[2:])
+    wishes = plain_wishes(policy, contexts[2:])
     split_choices = 0
     for c, (prompt, reply) in enumerate(
         zip(unpad(*contexts[:2]), unpad(replies.tokens_BR, replies.mask_BR), strict=True)
     ):
         hidden = plain_hidden(policy, [[*prompt, *reply]])[0]
         for r, token in enumerate(reply):
-            p = next_token(policy, hidden[len(prompt) - 1 + r], reply[:r], query_D=queries[c])
+            p = next_token(policy, hidden[len(prompt) - 1 + r], reply[:r], wish=wishes[c])
             say = p.pop(LAYOUT.say, None)
             best = max(p, key=p.get, default=None)
             if say is not None:
@@ -139,12 +141,12 @@ def test_draws_follow_the_model(policy, contexts, temperature):
     for row in unpad(replies.tokens_BR, replies.mask_BR):
         for r, token in enumerate(row):
             counts[tuple(row[:r])][token] += 1
-    own, query_D = unpad(*one[:2])[0], plain_queries(policy, *one[2:])[0]
+    own, wish = unpad(*one[:2])[0], plain_wishes(policy, one[2:])[0]
     begun = sorted(begin for begin, counter in counts.items() if counter.total() >= 400)
     hidden = dict(zip(begun, plain_hidden(policy, [[*own, *begin] for begin in begun]), strict=True))
     found = {}
     for begin in begun:
-        p = next_token(policy, hidden[begin][-1], list(begin), temperature, query_D)
+        p = next_token(policy, hidden[begin][-1], list(begin), temperature, wish)
         assert set(counts[begin]) <= set(p)
         found[begin] = chi_square(counts[begin], p, counts[begin].total())
     assert () in found

@@ -17,10 +17,10 @@ from tiny_policy import (
     pad,
     plain_hidden,
     plain_likelihood,
-    plain_queries,
+    plain_wishes,
+    random_evidence,
     random_prompts,
     random_replies,
-    random_vectors,
     split,
     unpad,
 )
@@ -49,9 +49,9 @@ def batch():
 
 
 @pytest.fixture(scope="module")
-def vectors():
-    """Two context vectors of each context."""
-    return tuple(random_vectors(np.random.default_rng(1), C)[::turn] for turn in (1, -1))
+def evidence():
+    """Evidence of each context."""
+    return random_evidence(np.random.default_rng(1), LAYOUT, C)
 
 
 def rows_of(batch):
@@ -62,20 +62,20 @@ def rows_of(batch):
 
 
 @functools.partial(jax.jit, static_argnums=(0,), static_argnames=("act_chunk", "word_chunk"))
-def score(graph, params, frozen, batch, vectors, temperature, **chunks):
+def score(graph, params, frozen, batch, evidence, temperature, **chunks):
     policy = nnx.merge(graph, params, frozen)
-    items_ND = policy.item_table()
-    hidden = tree_hidden(policy, items_ND, *batch)
+    items_NW = policy.item_table()
+    hidden = tree_hidden(policy, items_NW, *batch)
     flat = (a.reshape(C * G, R) for a in batch[2:])
     before = hidden.before.reshape(C * G, R, -1)
-    query_BD = jnp.repeat(policy.query(*vectors), G, axis=0)
-    return hidden, reply_likelihood(policy, items_ND, before, *flat, temperature, query_BD, **chunks)
+    wish = jax.tree.map(lambda a: jnp.repeat(a, G, axis=0), policy.wish(evidence))
+    return hidden, reply_likelihood(policy, items_NW, before, *flat, temperature, wish, **chunks)
 
 
-def plain_scores(policy, batch, vectors, temperature):
+def plain_scores(policy, batch, evidence, temperature):
     """Log-probabilities and entropies `[C * G, R]` by loops."""
-    queries = np.repeat(plain_queries(policy, *vectors), G, axis=0)
-    return [pad(rows, R) for rows in plain_likelihood(policy, *rows_of(batch), temperature, queries)]
+    wishes = [wish for wish in plain_wishes(policy, evidence) for _ in range(G)]
+    return [pad(rows, R) for rows in plain_likelihood(policy, *rows_of(batch), temperature, wishes)]
 
 
 def test_batch_has_all_kinds(batch):
@@ -85,8 +85,8 @@ def test_batch_has_all_kinds(batch):
     assert any(token >= LAYOUT.item_offset for reply in replies for token in reply[reply.index(LAYOUT.say) :])
 
 
-def test_tree_of_replies_equals_one_a_row(policy, batch, vectors):
-    hidden, _ = score(*split(policy), batch, vectors, 1.0)
+def test_tree_of_replies_equals_one_a_row(policy, batch, evidence):
+    hidden, _ = score(*split(policy), batch, evidence, 1.0)
     own, replies = rows_of(batch)
     alone = plain_hidden(policy, [[*p, *r] for p, r in zip(own, replies, strict=True)])
     for b, reply in enumerate(replies):
@@ -98,15 +98,15 @@ def test_tree_of_replies_equals_one_a_row(policy, batch, vectors):
 
 @pytest.mark.parametrize("temperature", [0.7, 1.3])
 @pytest.mark.parametrize("chunks", [{}, {"act_chunk": 3, "word_chunk": 4}], ids=["whole", "chunks"])
-def test_likelihood_equals_plain_loops(policy, batch, vectors, temperature, chunks):
-    _, got = score(*split(policy), batch, vectors, temperature, **chunks)
-    logp, entropy = plain_scores(policy, batch, vectors, temperature)
+def test_likelihood_equals_plain_loops(policy, batch, evidence, temperature, chunks):
+    _, got = score(*split(policy), batch, evidence, temperature, **chunks)
+    logp, entropy = plain_scores(policy, batch, evidence, temperature)
     np.testing.assert_allclose(got.logp_BR, logp, atol=3e-5)
     np.testing.assert_allclose(got.entropy_BR, entropy, atol=3e-5)
     np.testing.assert_array_equal(np.asarray(got.logp_BR)[logp == 0], 0.0)
 
 
-def test_gradient_equals_that_of_one_reply_a_row(policy, batch, vectors):
+def test_gradient_equals_that_of_one_reply_a_row(policy, batch, evidence):
     """Weighted log-probs and entropies: the tree, in chunks, against G = 1 and no chunks."""
     graph, params, frozen = split(policy)
     weight_LBR = np.random.default_rng(1).normal(size=(2, C * G, R))
@@ -120,11 +120,11 @@ def test_gradient_equals_that_of_one_reply_a_row(policy, batch, vectors):
 
     def loss(params, arrays, chunk):
         model = nnx.merge(graph, params, frozen)
-        items_ND = model.item_table()
-        before = tree_hidden(model, items_ND, *arrays).before.reshape(C * G, R, -1)
+        items_NW = model.item_table()
+        before = tree_hidden(model, items_NW, *arrays).before.reshape(C * G, R, -1)
         flat = (a.reshape(C * G, R) for a in arrays[2:])
-        query_BD = jnp.repeat(model.query(*vectors), G, axis=0)
-        got = reply_likelihood(model, items_ND, before, *flat, 1.3, query_BD, chunk, chunk)
+        wish = jax.tree.map(lambda a: jnp.repeat(a, G, axis=0), model.wish(evidence))
+        got = reply_likelihood(model, items_NW, before, *flat, 1.3, wish, chunk, chunk)
         return (weight_LBR[0] * got.logp_BR + weight_LBR[1] * got.entropy_BR).sum()
 
     grad = jax.jit(jax.grad(loss), static_argnums=2)
@@ -141,24 +141,25 @@ def test_gradient_equals_that_of_one_reply_a_row(policy, batch, vectors):
     assert not np.any(np.asarray(tree["items"]["residual"])[LAYOUT.num_items :])
 
 
-def test_padding_content_does_not_matter(policy, batch, vectors):
+def test_padding_content_does_not_matter(policy, batch, evidence):
     prompt, prompt_mask, tokens, mask = batch
     other = np.where(prompt_mask, prompt, 3), prompt_mask, np.where(mask, tokens, 7), mask
-    one, two = (score(*split(policy), arrays, vectors, 1.0)[1] for arrays in (batch, other))
+    one, two = (score(*split(policy), arrays, evidence, 1.0)[1] for arrays in (batch, other))
     jax.tree.map(np.testing.assert_array_equal, one, two)
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0])
-def test_policy_and_reference_have_one_temperature(policy, batch, vectors, temperature):
+def test_policy_and_reference_have_one_temperature(policy, batch, evidence, temperature):
     """Fault: reference log-probs at the sampling temperature and the policy's at 1, so that KL is not 0 at step 0."""
     actor = ActorCritic(policy, "shared")
-    contexts = Contexts(*batch[:2], *vectors, np.full((len(batch[0]), 4), -1, np.int32))
+    text, asked, named, roles, *near = evidence
+    contexts = Contexts(*batch[:2], text, np.zeros_like(text), named, roles, asked, *near)
     learned, values = jax.jit(actor_pass)(actor, contexts, *batch[2:], temperature)
     graph, params, frozen = split(policy)
     replies = Replies(*(jnp.asarray(a).reshape(C * G, R) for a in batch[2:]), jnp.zeros((C * G, R)))
     reference = jax.jit(policy_likelihood, static_argnums=0)(graph, params, frozen, contexts, replies, temperature)
     np.testing.assert_allclose(ppo.kl_k1(learned.logp_BR, reference.logp_BR), 0.0, atol=1e-6)
-    expected = plain_scores(policy, batch, vectors, temperature)[0]
+    expected = plain_scores(policy, batch, evidence, temperature)[0]
     np.testing.assert_allclose(reference.logp_BR, expected, atol=3e-5)
     np.testing.assert_array_equal(values, 0.0)  # a fresh head
 

@@ -138,11 +138,14 @@ def test_turn_relevance_by_hand():
 
 def test_named_rows_and_new_items_equal_a_loop():
     where = [(0, t) for t in range(len(DIALOGUE.turns) + 1)]
-    rows = relevance.named_rows([DIALOGUE], where, CATALOGUE, most=4)
+    rows, by_recommender = relevance.named_rows([DIALOGUE], where, CATALOGUE, most=4)
     for b, (_, t) in enumerate(where):
         said = {CATALOGUE.index[item] for turn in DIALOGUE.turns[:t] for item in turn.items}
         assert {row for row in rows[b].tolist() if row >= 0} == said
-    latest = relevance.named_rows([DIALOGUE], [(0, 4)], CATALOGUE, most=2)
+    # Latest first: a, b, c; the recommender was the first to name c and b, the seeker a.
+    assert rows[-1].tolist() == [0, 1, 2, -1]
+    assert by_recommender[-1].tolist() == [0, 1, 1, 0]
+    latest, _ = relevance.named_rows([DIALOGUE], [(0, 4)], CATALOGUE, most=2)
     assert latest.tolist() == [[1, 0]]  # b in turn 3, a in turn 2; c of turn 1 no longer fits
     acts = np.array([[0, 2, -1]] * len(where), np.int32)
     got = np.asarray(relevance.new_items(jnp.asarray(acts), jnp.asarray(rows)))

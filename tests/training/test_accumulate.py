@@ -90,7 +90,8 @@ def test_micro_batches_make_the_same_step(world, tmp_path, stage, make):
     ):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         largest = np.abs(a - before).max()
-        moved[name] = largest > 1e-5
+        if stage != "reward" or "query" not in name:  # its loss has no use for the query
+            moved[name] = largest > 1e-5
         np.testing.assert_allclose(a, b, atol=2e-5 * largest + 2e-7, rtol=0, err_msg=name)
     assert sum(moved.values()) > 0.8 * len(moved)
     assert metrics.keys() == parts_metrics.keys()

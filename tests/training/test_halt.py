@@ -30,7 +30,7 @@ def assert_same_bits(found, expected) -> None:
 
 
 def updates_made(state: dict) -> int:
-    return int(state["opt_state"][1][0]["count"])
+    return int(state["opt_state"][1]["count"])
 
 
 def align(world, workdir, **changes):
@@ -88,6 +88,18 @@ def test_ppo_goes_on_from_the_last_checkpoint(world, faults, tmp_path):
         align(world, tmp_path)
     align(world, tmp_path)
     assert not stored(tmp_path / "checkpoints" / "ppo" / "12" / "state")["halted"]
+
+
+def test_a_reward_model_that_says_nan_stops_ppo(world, faults, tmp_path):
+    """A signal that is NaN where one exists would else count as missing, and the run go on without it."""
+    graph, params, frozen = world.reward
+    heads = {**params["heads"], "bias": params["heads"]["bias"].at[2].set(np.nan)}
+    task = world.at(tmp_path)
+    with (
+        MetricsWriter(tmp_path, tensorboard=False) as writer,
+        pytest.raises(TrainingHaltedError, match="ppo: step 1"),
+    ):
+        run_ppo(task, writer, world.sft, (graph, {**params, "heads": heads}, frozen))
 
 
 def poison(monkeypatch, module, name: str, array: str, call: int) -> None:

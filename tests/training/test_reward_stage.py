@@ -38,7 +38,7 @@ def larger(tmp_path_factory):
     folder = tmp_path_factory.mktemp("larger")
     config = tiny_config(
         folder, simulator__train_dialogues=300, data__reply_tokens=72, model__dropout=0.0, sft__rows=8,
-        sft__row_tokens=128, reward__epochs=9.0, reward__learning_rate=4e-3, reward__holdout=0.2,
+        sft__row_tokens=128, reward__epochs=14.0, reward__learning_rate=4e-3, reward__holdout=0.2,
     )  # fmt: skip
     task = make_task(folder, config)
     return task, fresh_models(task)[0]

@@ -77,9 +77,9 @@ def test_loss_equals_that_of_each_reply_given_its_window(world, tmp_path):
     one = jax.jit(lambda *arrays: reply_nll(graph, params, frozen, *arrays))
     tokens_BR, mask_BR = reply_arrays(task, "train", where)
     for b in range(len(where)):  # one reply at a time
-        text, named = wishes.at(*np.array(where[b : b + 1]).T)
+        evidence = wishes.at(*np.array(where[b : b + 1]).T)
         at = slice(b, b + 1)
-        found = one(prompts.tokens_BP[at], prompts.mask_BP[at], tokens_BR[at], mask_BR[at], text, named)
+        found = one(prompts.tokens_BP[at], prompts.mask_BP[at], tokens_BR[at], mask_BR[at], *evidence)
         for name in slow:
             slow[name] += float(found[name])
 

@@ -33,6 +33,7 @@ from crs_jax.training.state import TrainState
 from crs_jax.training.task import model_config, split_model
 
 WORDS, ITEMS, EMBEDDING = 50257, 6924, 384
+GENRES, FACETS, ASKED = 27, 41, 62
 
 
 def abstract(build):
@@ -64,9 +65,10 @@ def compiled(shape: tuple[int, int, int]):
     )  # fmt: skip
 
     def policy() -> Policy:
-        content_NE = np.zeros((ITEMS, EMBEDDING), np.float32)
+        content_NE, facets_NF = np.zeros((ITEMS, EMBEDDING), np.float32), np.zeros((ITEMS, FACETS), np.float32)
         rngs = nnx.Rngs(params=jax.random.key(0))
-        return Policy(model_config(config), layout, content_NE, rngs=rngs, pad_to=128 * config.mesh.tensor)
+        known = (content_NE, None, facets_NF, GENRES, ASKED)
+        return Policy(model_config(config), layout, *known, rngs=rngs, pad_to=128 * config.mesh.tensor)
 
     policy_graph, reference, frozen = abstract(policy)
     actor_graph, params, _ = abstract(lambda: ActorCritic(policy(), config.model.value))
@@ -94,6 +96,8 @@ def compiled(shape: tuple[int, int, int]):
     contexts = Contexts(
         jax.ShapeDtypeStruct(prompts, jnp.int32), jax.ShapeDtypeStruct(prompts, bool),
         floats(c.contexts, EMBEDDING), floats(c.contexts, EMBEDDING), jax.ShapeDtypeStruct((c.contexts, 32), jnp.int32),
+        jax.ShapeDtypeStruct((c.contexts, 32), jnp.int32), floats(c.contexts, ASKED),
+        jax.ShapeDtypeStruct((c.contexts, 512), jnp.int32), floats(c.contexts, 512),
     )  # fmt: skip
     iteration = make_iteration(Graphs(actor_graph, policy_graph, reward_graph), optimizer, config, mesh)
     lowered = iteration.lower(
