@@ -59,6 +59,15 @@ def get_config() -> ConfigDict:
     c.model.value = "detached"  # shared, detached (no gradient into the policy), or separate (a trunk of its own)
     c.model.remat = False
 
+    c.head = ConfigDict()  # the act head by itself, at the start of the stage sft
+    c.head.epochs = 5.0  # over the recommending replies; 0: none
+    c.head.batch = 256
+    c.head.learning_rate = 2e-3  # of matrices and item biases
+    c.head.gain_rate = 1e-2  # of gains and gates
+    c.head.weight_decay = 1.0
+    c.head.dropout = 0.3
+    c.head.average = 0.98  # decay of the running average of its weights, which is kept
+
     c.sft = ConfigDict()
     c.sft.epochs = 6.0
     c.sft.rows = 16  # packed rows a step, over all devices; the reward stage's too
@@ -70,6 +79,7 @@ def get_config() -> ConfigDict:
     c.sft.average = 0.99  # decay of the running average of weights, which is validated and kept; 0: none
     c.sft.clip_norm = 1.0
     c.sft.act_weight = 1.0  # weight of the act's loss beside the words'
+    c.sft.query_rate = 0.1  # rate of the query, which the head has fitted, as a share of the others'
     c.sft.act_dropout = 0.0  # of hidden states where items are chosen, beside model.dropout
     c.sft.accumulate = 1  # micro-batches a step: less memory, the same step
     c.sft.crop = 0.5  # share of dialogues an epoch starts at a random utterance

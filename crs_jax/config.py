@@ -44,12 +44,16 @@ _AT_LEAST: dict[str, float] = {
     "model.width": 1,
     "model.heads": 1,
     "model.positions": 8,
+    "head.epochs": 0,
+    "head.batch": 1,
+    "head.weight_decay": 0,
     "sft.epochs": 0,
     "sft.rows": 1,
     "sft.accumulate": 1,
     "sft.row_tokens": 8,
     "sft.weight_decay": 0,
     "sft.item_decay": 0,
+    "sft.query_rate": 0,
     "sft.act_weight": 0,
     "signals.engagement.dwell": 0,
     "signals.engagement.length": 0,
@@ -86,6 +90,8 @@ _AT_LEAST: dict[str, float] = {
 }
 
 _ABOVE_ZERO = (
+    "head.learning_rate",
+    "head.gain_rate",
     "sft.learning_rate",
     "sft.clip_norm",
     "reward.clip",
@@ -100,7 +106,14 @@ _ABOVE_ZERO = (
 )
 
 _SHARES = ("sft.warmup", "sft.crop", "ppo.warmup", "ppo.discount", "ppo.gae_lambda")  # 0 to 1, both included
-_OPEN_SHARES = ("model.dropout", "sft.average", "sft.act_dropout", "reward.holdout")  # 0 to 1, without 1
+_OPEN_SHARES = (  # 0 to 1, without 1
+    "model.dropout",
+    "head.dropout",
+    "head.average",
+    "sft.average",
+    "sft.act_dropout",
+    "reward.holdout",
+)
 
 
 def fields(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -181,7 +194,7 @@ def derive(config: ConfigDict, devices: int) -> dict[str, Any]:
     mesh = _mesh(config, devices)
     shards = mesh["data"] * mesh["fsdp"]
     over = f"the {shards} shards of the mesh (data {mesh['data']} x fsdp {mesh['fsdp']})"
-    for path in ("sft.rows", "evaluation.batch", "ppo.contexts"):
+    for path in ("head.batch", "sft.rows", "evaluation.batch", "ppo.contexts"):
         if _get(config, path) % shards:
             raise _error(path, _get(config, path), f"must be a multiple of {over}")
     for path in ("model.heads", "model.width"):

@@ -141,11 +141,11 @@ class Policy(nnx.Module):
         return self.query(evidence, self.items.content[...], key, rate)
 
     def acting(self, hidden: jax.Array, wish: Wish | None) -> jax.Array:
-        """States of act slots, `[..., D + E]`: hidden `[..., D]` and the context's wish; None adds nothing."""
+        """States of act slots, `[..., D + E]`: hidden `[..., D]` and what matches contents; None adds nothing."""
         if wish is None:
             return jnp.pad(hidden, [(0, 0)] * (hidden.ndim - 1) + [(0, self.items.content[...].shape[1])])
-        parts = hidden + wish.vector.astype(hidden.dtype), wish.content.astype(hidden.dtype)
-        return jnp.concatenate([parts[0], jnp.broadcast_to(parts[1], (*hidden.shape[:-1], parts[1].shape[-1]))], -1)
+        content = wish.content.astype(hidden.dtype)
+        return jnp.concatenate([hidden, jnp.broadcast_to(content, (*hidden.shape[:-1], content.shape[-1]))], -1)
 
     def item_logits(self, acting: jax.Array, items_NW: jax.Array, beside: Beside | None = None) -> jax.Array:
         """Logits `[..., padded N]` of all items, float32, before the act's mask; padded rows are masked.

@@ -2,9 +2,9 @@
 
 Half a million words teach a small language model little English and less about seven thousand films. A frozen sentence
 encoder, the facets of the catalogue and the items named so far know much, so at every slot of the act the hidden state
-is joined by a `Wish`: a vector of width D in the space of the item vectors, one in the space of the items' frozen
-content, whose dot product with an item is a weighted sum of plain matches (of text, genre, year) and its popularity,
-and numbers for single items. Words' logits do not see it.
+is joined by a `Wish`: a vector in the space of the items' frozen contents, whose dot product with an item is a bilinear
+form and a weighted sum of plain matches (of text, genre, year) and its popularity, and numbers for single items. What
+it says of items is added to what the hidden state says. Words' logits do not see it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Wish(NamedTuple):
     """What act slots of a context add.
 
     Attributes:
-      vector: `[..., D]`, to the hidden state.
+      vector: `[..., D]`, for the value function, which has no contents to match.
       content: `[..., E + F + 1]`, matched with the items' frozen contents.
       rows, gains: `[..., X + K]` numbers added to the logits of single items, -1 where there is none.
     """
@@ -119,13 +119,15 @@ class Query(nnx.Module):
         Args:
           evidence: of the contexts.
           content_NE: frozen contents, `[padded N, E + F + 1]`.
-          key: where given, named items are left out with probability `rate`, and the vector has dropout of that rate.
+          key: where given, the vector has dropout of the `rate`, text a third of it, and named items are left out with
+            two thirds of it.
         """
         text, asked = evidence.text.astype(jnp.float32), evidence.asked.astype(jnp.float32)
         rows, role = evidence.named[..., :MOST_NAMED], evidence.by_recommender[..., :MOST_NAMED].astype(jnp.int32)
         there = rows >= 0
         if key is not None:
-            kept = jax.random.bernoulli(jax.random.fold_in(key, 0), 1.0 - rate, rows.shape)
+            text = dropout(text, rate / 3, jax.random.fold_in(key, 2))
+            kept = jax.random.bernoulli(jax.random.fold_in(key, 0), 1.0 - rate / 1.5, rows.shape)
             there = there & kept
         rows, share = jnp.maximum(rows, 0), there / jnp.maximum(there.sum(-1, keepdims=True), 1)
         contents = content_NE[rows].astype(jnp.float32)

@@ -19,6 +19,11 @@ def named_mask(params: Any, endings: tuple[str, ...]) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, _: path_name(path).endswith(endings), params)
 
 
+def query_mask(params: Any) -> Any:
+    """True for the query's parameters."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: "query/" in path_name(path), params)
+
+
 def schedule(learning_rate: float, warmup: float, steps: int) -> optax.Schedule:
     """Linear up to `learning_rate` over the share `warmup` of the steps, then linear down to a tenth of it."""
     rise = max(round(warmup * steps), 1)
@@ -38,11 +43,12 @@ def make_optimizer(
     weight_decay: float,
     clip_norm: float,
     item_decay: float | None = None,
+    query_rate: float = 1.0,
 ) -> optax.GradientTransformation:
     """The optimizer of a stage of `steps` updates.
 
     Matrices and tables are decayed by `weight_decay`, the items' residuals and biases by `item_decay` (None: by the
-    same); other biases, norms, positions and gains are not.
+    same); other biases, norms, positions and gains are not. The query learns at `query_rate` times the rate.
     """
     item_decay = weight_decay if item_decay is None else item_decay
     return optax.chain(
@@ -51,4 +57,5 @@ def make_optimizer(
         optax.add_decayed_weights(weight_decay, functools.partial(named_mask, endings=DECAYED)),
         optax.add_decayed_weights(item_decay, functools.partial(named_mask, endings=ITEMS_DECAYED)),
         optax.scale_by_learning_rate(schedule(learning_rate, warmup, steps)),
+        optax.masked(optax.scale(query_rate), query_mask),
     )

@@ -30,6 +30,7 @@ from crs_jax.models.query import Evidence
 from crs_jax.progress import Progress, say
 from crs_jax.rl.ppo import masked_mean
 from crs_jax.sharding import in_parts, on_mesh, place, shard_batch
+from crs_jax.training.act_head import fit_head
 from crs_jax.training.halt import stop_if_halted
 from crs_jax.training.optimizer import make_optimizer, schedule
 from crs_jax.training.replies import Wishes, reply_arrays, reply_nll
@@ -232,13 +233,16 @@ def run_sft(task: Task, writer: MetricsWriter) -> tuple[Any, Any, Any]:
         raise InputError("config.data: no training dialogue has a recommender's reply after the first message")
     per_epoch = len(packer.epoch(rows=c.sft.rows, crop=c.sft.crop, rng=epoch_seed(task, "sft", 0)))
     steps = max(round(c.sft.epochs * per_epoch), 1)
+    o = c.sft
     optimizer = make_optimizer(
-        c.sft.learning_rate, c.sft.warmup, steps, c.sft.weight_decay, c.sft.clip_norm, c.sft.item_decay
+        o.learning_rate, o.warmup, steps, o.weight_decay, o.clip_norm, o.item_decay, o.query_rate
     )
+    done, meta = checkpoints.latest()
+    if done is None:
+        params = fit_head(task, writer, graphdef, params, frozen)
     best, best_loss = params, float("inf")
     extra = {"average": copy_tree(params)} if c.sft.average > 0 else {}
     state = fresh_state(copy_tree(params), optimizer, task.mesh, extra)
-    done, meta = checkpoints.latest()
     if done is not None:
         best, best_loss = checkpoints.restore(done, "result", params), meta["best"]
         if meta["done"]:

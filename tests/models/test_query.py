@@ -40,7 +40,7 @@ def test_leading_axes_are_the_same_numbers(policy, evidence):
 
 
 def test_logits_of_acts_equal_a_loop(policy, evidence):
-    """Vector, content and the number of what was named all reach the items' logits, and the first alone say's."""
+    """Contents and single items' numbers reach the items' logits, and neither that of say."""
     hidden_CD = np.random.default_rng(1).normal(size=(6, 16)).astype(np.float32)
     wish, items = policy.wish(evidence), policy.item_table()
     used = np.full((6, 2), -1, np.int32)

@@ -189,8 +189,8 @@ def next_token(policy, hidden_D, reply, temperature=1.0, wish=None):
         items = rows
     else:
         if wish is not None:
-            vector, content, gains = wish
-            hidden_D, extra = hidden_D + vector, np.asarray(policy.items.content[...], np.float64) @ content
+            _, content, gains = wish
+            extra = np.asarray(policy.items.content[...], np.float64) @ content
             for row, gain in gains.items():
                 extra[row] += gain
         logits[layout.say] = words[layout.say] @ hidden_D

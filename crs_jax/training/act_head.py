@@ -1,0 +1,180 @@
+"""The act head by itself, before the supervised stage: what of the evidence says which items were recommended.
+
+Most of what ranks items well is not in the tokens but in the evidence (`models/query.py`), and it is learnt in a minute
+where a language model takes hours. So the query is fitted first, by the softmax over items that no one has named yet,
+with the hidden state left out; the supervised stage goes on from there, the query at a fraction of its rate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from crs_jax.data.instances import Instance, ranking_instances
+from crs_jax.metrics import MetricsWriter
+from crs_jax.models.policy import MASKED, Policy, add_at
+from crs_jax.models.query import Evidence
+from crs_jax.progress import Progress, say
+from crs_jax.sharding import everywhere, on_mesh, path_name, place, shard_batch
+from crs_jax.training.replies import Wishes
+from crs_jax.training.task import Task
+
+MOST_TARGETS = 8
+DECAYED = ("_kernel", "role_scale")  # of the query; its gains, gates and matches start at sensible values and are not
+MATRICES = (*DECAYED, "_match")
+KS = (1, 10, 50)
+
+
+class Examples(NamedTuple):
+    """Contexts of recommending replies, leading axis B; `target_BY` rows of the items newly named, -1 padded."""
+
+    evidence: Evidence
+    target_BY: Any
+
+
+def examples(task: Task, split: str, instances: Sequence[Instance]) -> Examples:
+    """Host arrays of the instances."""
+    index = np.array([(i.dialogue, i.turn) for i in instances]).reshape(-1, 2).T
+    target_BY = np.full((len(instances), MOST_TARGETS), -1, np.int32)
+    for b, instance in enumerate(instances):
+        fresh = instance.fresh[:MOST_TARGETS]
+        target_BY[b, : len(fresh)] = fresh
+    evidence: Any = Wishes(task, split).at(*index)
+    return Examples(Evidence(*evidence), target_BY)
+
+
+def fresh_instances(task: Task, split: str) -> list[Instance]:
+    """Recommending replies that name something new."""
+    return [i for i in ranking_instances(task.dialogues(split), task.corpus.catalogue) if i.fresh]
+
+
+def head_logits(policy: Policy, evidence: Evidence, key: jax.Array | None, rate: float) -> jax.Array:
+    """Logits `[B, padded N]` from the evidence alone; what was named before is masked."""
+    wish = policy.wish(evidence, key, rate)
+    nothing = jnp.zeros((wish.content.shape[0], policy.width), policy.dtype)
+    logits_BN = policy.item_logits(policy.acting(nothing, wish), policy.item_table(), wish.beside)
+    return add_at(logits_BN, evidence.named, jnp.full(evidence.named.shape, MASKED))
+
+
+def head_loss(policy: Policy, rows: Examples, key: jax.Array | None, rate: float) -> jax.Array:
+    """Mean cross-entropy over the targets, nats; a reply's targets count alike."""
+    logp_BN = jax.nn.log_softmax(head_logits(policy, rows.evidence, key, rate), -1)
+    there_BY = rows.target_BY >= 0
+    chosen_BY = jnp.take_along_axis(logp_BN, jnp.maximum(rows.target_BY, 0), -1)
+    return -jnp.where(there_BY, chosen_BY, 0.0).sum() / jnp.maximum(there_BY.sum(), 1)
+
+
+def make_head_optimizer(c: Any, steps: int) -> optax.GradientTransformation:
+    """AdamW, matrices and item biases at `learning_rate`, gains and gates at `gain_rate`; cosine to a twentieth."""
+
+    def kind(path: Any, _: Any) -> str:
+        name = path_name(path)
+        return "decayed" if name.endswith((*DECAYED, "bias")) else "matrix" if name.endswith(MATRICES) else "gain"
+
+    def adam(rate: float, decay: float) -> optax.GradientTransformation:
+        warm = min(20, max(steps // 5, 1))
+        schedule = optax.warmup_cosine_decay_schedule(rate / warm, rate, warm, max(steps, warm + 1), rate / 20)
+        return optax.adamw(schedule, b1=0.9, b2=0.98, weight_decay=decay)
+
+    kinds = {
+        "decayed": adam(c.learning_rate, c.weight_decay),
+        "matrix": adam(c.learning_rate, 0.0),
+        "gain": adam(c.gain_rate, 0.0),
+    }
+    labels = lambda params: jax.tree_util.tree_map_with_path(kind, params)  # noqa: E731
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.multi_transform(kinds, labels))
+
+
+def trained_part(params: Any) -> dict[str, Any]:
+    """What the head trains: the query and the items' biases."""
+    return {"query": params["query"], "bias": params["items"]["bias"]}
+
+
+def with_part(params: Any, part: dict[str, Any]) -> Any:
+    """The parameters with that part replaced."""
+    return {**params, "query": part["query"], "items": {**params["items"], "bias": part["bias"]}}
+
+
+def orders(count: int, size: int, seed: int) -> Iterator[np.ndarray]:
+    """Endless batches of row numbers, each pass in an order of its own."""
+    epoch = 0
+    while True:
+        order = np.random.default_rng([seed, 19, epoch]).permutation(count)
+        yield from (order[start : start + size] for start in range(0, count - size + 1, size))
+        epoch += 1
+
+
+def fit_head(task: Task, writer: MetricsWriter, graphdef: Any, params: Any, frozen: Any) -> Any:
+    """The parameters with a fitted query, laid over the mesh.
+
+    Logs loss, and at the end hr@k of fresh validation targets over the whole catalogue (`validation/hr@10`).
+    """
+    c = task.config.head
+    rows = examples(task, "train", fresh_instances(task, "train"))
+    count = len(rows.target_BY)
+    size = min(c.batch, count)
+    steps = round(c.epochs * count / size) if count else 0
+    if steps == 0:
+        return params
+    optimizer = make_head_optimizer(c, steps)
+
+    def step(part, average, opt_state, params, frozen, batch, key, number):
+        def loss(part):
+            return head_loss(nnx.merge(graphdef, with_part(params, part), frozen), batch, key, c.dropout)
+
+        value, grads = jax.value_and_grad(loss)(part)
+        updates, opt_state = optimizer.update(grads, opt_state, part)
+        part = optax.apply_updates(part, updates)
+        rate = jnp.maximum(1.0 - c.average, (number + 1.0) ** -0.75)
+        return part, jax.tree.map(lambda old, new: old + rate * (new - old), average, part), opt_state, value
+
+    run = jax.jit(on_mesh(step, task.mesh))
+    part = average = place(trained_part(params), task.mesh)
+    opt_state, key = optimizer.init(part), jax.random.key(task.config.seed + 9)
+    writer.drop_after("head", 0)
+    with Progress(steps, "act head", "steps") as progress:
+        for number, index in zip(range(1, steps + 1), orders(count, size, task.config.seed), strict=False):
+            batch = shard_batch(jax.tree.map(lambda a, index=index: a[index], rows), task.mesh)
+            step_key = jax.random.fold_in(key, number)
+            part, average, opt_state, value = run(part, average, opt_state, params, frozen, batch, step_key, number)
+            progress.update(loss=float(value))
+            if number % task.config.log_every == 0 or number == steps:
+                writer.write("head", number, {"loss": float(value)})
+    params = place(with_part(params, average), task.mesh)
+    found = head_validation(task, graphdef, params, frozen)
+    writer.write("head", steps, {f"validation/{name}": value for name, value in found.items()})
+    say("act head, fresh validation targets: " + ", ".join(f"{name} {value:.4f}" for name, value in found.items()))
+    return params
+
+
+def head_validation(task: Task, graphdef: Any, params: Any, frozen: Any) -> dict[str, float]:
+    """`loss` and hr@k of the head on the fresh targets of the validation split."""
+    rows = examples(task, "validation", fresh_instances(task, "validation"))
+    size = task.config.evaluation.batch
+
+    def ranks(params, frozen, batch: Examples):
+        policy = nnx.merge(graphdef, params, frozen)
+        logits_BN = head_logits(policy, batch.evidence, None, 0.0)
+        target_BY1 = jnp.take_along_axis(logits_BN, jnp.maximum(batch.target_BY, 0), -1)[..., None]
+        logp_BY = target_BY1[..., 0] - jax.nn.logsumexp(logits_BN, -1, keepdims=True)
+        return (logits_BN[:, None] >= target_BY1).sum(-1), logp_BY
+
+    run = jax.jit(on_mesh(ranks, task.mesh), out_shardings=everywhere(task.mesh))
+    rank, logp = [np.zeros(0)], [np.zeros(0)]
+    for start in range(0, len(rows.target_BY), size):
+        index = np.minimum(np.arange(start, start + size), len(rows.target_BY) - 1)
+        batch = jax.tree.map(lambda a, index=index: a[index], rows)
+        there_BY = (batch.target_BY >= 0) & (np.arange(start, start + size) < len(rows.target_BY))[:, None]
+        rank_BY, logp_BY = run(params, frozen, shard_batch(batch, task.mesh))
+        rank.append(np.asarray(rank_BY)[there_BY])
+        logp.append(np.asarray(logp_BY)[there_BY])
+    all_ranks, all_logp = np.concatenate(rank), np.concatenate(logp)
+    if not len(all_ranks):
+        return {}
+    return {"loss": float(-all_logp.mean()), **{f"hr@{k}": float((all_ranks <= k).mean()) for k in KS}}
