@@ -71,10 +71,12 @@ def _scratch(c: ConfigDict) -> None:
     c.model.dropout = 0.2
     c.data.context_tokens = 128
     c.data.reply_tokens = 40
-    c.sft.epochs = 8.0
+    c.sft.epochs = 6.0
     c.sft.rows = 10
     c.sft.row_tokens = 384
     c.sft.weight_decay = 0.1
+    c.sft.item_decay = 10.0
+    c.sft.act_dropout = 0.5
     c.reward.epochs = 2.0
     c.ppo.iterations = 60
     c.ppo.contexts = 16

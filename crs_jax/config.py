@@ -54,6 +54,7 @@ _AT_LEAST: dict[str, float] = {
     "sft.weight_decay": 0,
     "sft.item_decay": 0,
     "sft.query_rate": 0,
+    "model.act_hidden": 0,
     "sft.act_weight": 0,
     "signals.engagement.dwell": 0,
     "signals.engagement.length": 0,

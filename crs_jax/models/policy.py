@@ -79,6 +79,7 @@ class Policy(nnx.Module):
       genres: how many of the facets are genres.
       asked: Z, width of what a context's facets ask for.
       scale: standard deviation of first word and item vectors.
+      hidden_gain: first weight of what hidden states say of items, beside the evidence.
       pad_to: tables are padded to a multiple of this (128 x the tensor axis).
     """
 
@@ -95,6 +96,7 @@ class Policy(nnx.Module):
         rngs: nnx.Rngs,
         pad_to: int = 128,
         scale: float = 0.02,
+        hidden_gain: float = 1.0,
     ):
         self.layout = layout
         self.word_rows = padded(layout.item_offset, pad_to)
@@ -103,7 +105,9 @@ class Policy(nnx.Module):
             content_NE, facets_NF, log_popularity_N, config.width, rngs=rngs, pad_to=pad_to, scale=scale
         )
         facets = 0 if facets_NF is None else facets_NF.shape[1]
-        self.query = Query(content_NE.shape[1], facets, genres, asked, config.width, rngs=rngs, scale=scale)
+        self.query = Query(
+            content_NE.shape[1], facets, genres, asked, config.width, rngs=rngs, scale=scale, hidden_gain=hidden_gain
+        )
         self.trunk = Trunk(config, rngs=rngs)
 
     @property
@@ -163,7 +167,7 @@ class Policy(nnx.Module):
             return by_batch(scores, "tensor")
 
         D = self.width
-        scores = product(acting[..., :D], items_NW[:, :D])
+        scores = self.query.hidden_gain[...] * product(acting[..., :D], items_NW[:, :D])
         scores = scores + product(acting[..., D:], lax.stop_gradient(items_NW[:, D:]))
         if beside is not None:
             scores = add_at(scores, *beside)

@@ -80,10 +80,20 @@ class Query(nnx.Module):
       asked: Z; its first entries are genres asked for, in the order of the facets.
       width: D.
       scale: standard deviation of first values.
+      hidden_gain: first weight of what the hidden state says of items.
     """
 
     def __init__(
-        self, embedding: int, facets: int, genres: int, asked: int, width: int, *, rngs: nnx.Rngs, scale: float = 0.02
+        self,
+        embedding: int,
+        facets: int,
+        genres: int,
+        asked: int,
+        width: int,
+        *,
+        rngs: nnx.Rngs,
+        scale: float = 0.02,
+        hidden_gain: float = 1.0,
     ):
         def normal(*shape: int) -> nnx.Param:
             return nnx.Param(scale * jax.random.normal(rngs.params(), shape))
@@ -97,6 +107,7 @@ class Query(nnx.Module):
         self.attention_bias = nnx.Param(jnp.zeros(2))
         self.attention_age = nnx.Param(-0.1 * jnp.arange(MOST_NAMED, dtype=jnp.float32))
         self.named_gain = nnx.Param(jnp.zeros(()))
+        self.hidden_gain = nnx.Param(jnp.asarray(hidden_gain, jnp.float32))
         self.gain = nnx.Param(jnp.array([2.5, 2.5, 1.0, 1.0, 0.7, 1.0]))  # as in MATCHES
         self.gate = nnx.Param(jnp.zeros((5, len(MATCHES))))
         years = np.arange(facets - genres)

@@ -122,6 +122,7 @@ def new_policy(task: Task) -> Policy:
         task.facets.asked_size,
         rngs=nnx.Rngs(params=jax.random.key(config.seed)),
         pad_to=128 * config.mesh.tensor,
+        hidden_gain=config.model.act_hidden,
         scale=0.02 if given is None else float(np.std(given.words)),
     )
     if given is not None:

@@ -65,7 +65,9 @@ def test_word_softmax_is_over_words_end_and_own_items(policy, hidden_SD):
 def test_ranking_logits_have_a_bias_and_no_padding(policy, hidden_SD):
     _, vectors, bias = tables(policy)
     logits = np.asarray(policy.item_logits(policy.acting(hidden_SD, None), policy.item_table()))
-    np.testing.assert_allclose(logits[:, :5], hidden_SD @ vectors[:5].T + bias[:5], atol=1e-4)
+    np.testing.assert_allclose(
+        logits[:, :5], float(policy.query.hidden_gain[...]) * (hidden_SD @ vectors[:5].T) + bias[:5], atol=1e-4
+    )
     assert np.abs(vectors[5:]).max() > HUGE / 2
     np.testing.assert_array_equal(logits[:, 5:], np.float32(MASKED))
 

@@ -196,7 +196,8 @@ def next_token(policy, hidden_D, reply, temperature=1.0, wish=None):
         logits[layout.say] = words[layout.say] @ hidden_D
         items = [n for n in range(layout.num_items) if n not in rows] if len(rows) < layout.act_items else []
     for n in items:
-        logits[layout.item_offset + n] = vectors[n] @ hidden_D + bias[n] + extra[n]
+        gain = 1.0 if layout.say in reply else float(policy.query.hidden_gain[...])
+        logits[layout.item_offset + n] = gain * (vectors[n] @ hidden_D) + bias[n] + extra[n]
     top = max(logits.values())
     mass = {token: np.exp((logit - top) / temperature) for token, logit in logits.items()}
     total = sum(mass.values())
