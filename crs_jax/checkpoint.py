@@ -22,7 +22,7 @@ from crs_jax.errors import InputError
 
 # What decides a stage's result: its own sections and those of the stages before it.
 SECTIONS = {
-    "sft": ("seed", "data", "simulator", "tokenizer", "encoder", "model", "mesh", "sft"),
+    "sft": ("head", "seed", "data", "simulator", "tokenizer", "encoder", "model", "mesh", "sft"),
     "reward": ("signals", "reward"),
     "ppo": ("ppo",),
 }

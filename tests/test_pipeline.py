@@ -65,7 +65,7 @@ def test_leaves_what_the_readme_says(workdir):
     for stage in ("sft", "reward", "ppo"):
         assert any((workdir / "checkpoints" / stage).iterdir())
     lines = [strict(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    assert {line["stage"] for line in lines} == {"sft", "reward", "ppo"}
+    assert {line["stage"] for line in lines} == {"head", "sft", "reward", "ppo"}
     ppo = [line for line in lines if line["stage"] == "ppo"]
     assert [line["step"] for line in ppo] == [1, 2, 3]
     assert abs(ppo[0]["kl"]) < 1e-4

@@ -88,7 +88,7 @@ def test_iteration_equals_that_of_one_device(results, shape):
     for name, array in expected.items():
         # Adam makes a step of a gradient that is zero but for rounding (key biases): parameters within 2% of a step.
         moment = "/mu/" in name or "/nu/" in name
-        atol = 1e-4 * np.abs(array).max() if moment else 0.02 * LEARNING_RATE
+        atol = 5e-4 * np.abs(array).max() if moment else 0.02 * LEARNING_RATE
         np.testing.assert_allclose(found[name], array, rtol=0, atol=atol, err_msg=name)
 
 
@@ -143,7 +143,8 @@ def test_what_has_no_rule_is_small():
                 assert leaf.size <= 2 * 32 * 3, name
     assert set(whole) <= {
         "ln1_scale", "ln1_bias", "ln2_scale", "ln2_bias", "out_bias", "down_bias", "final_scale", "final_bias",
-        "kernel", "feature_kernel", "bias",
+        "kernel", "feature_kernel", "bias", "attention_kernel", "attention_bias", "attention_age", "role_scale", "gain",
+        "gate", "named_gain", "hidden_gain", "asked_match", "named_match",
     }  # fmt: skip
 
 

@@ -36,7 +36,9 @@ def run(folder: pathlib.Path, shape: list[int]) -> None:
     devices = jax.devices()[: np.prod(shape)]
     mesh = jax.make_mesh(tuple(shape), AXES, devices=devices, axis_types=(AxisType.Auto,) * 3)
     own = folder / f"process-{jax.process_index()}"
-    config = tiny_config(own, mesh__tensor=4, ppo__contexts=16, ppo__act_kl_target=1.0, ppo__word_kl_target=1.0)
+    config = tiny_config(
+        own, mesh__tensor=4, ppo__contexts=16, ppo__clip=0.02, ppo__act_kl_target=1.0, ppo__word_kl_target=1.0
+    )
     task = make_task(own, config, mesh)
     sft, reward = fresh_models(task)
     graphs, params, judges = build(task, sft, reward)
