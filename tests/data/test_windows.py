@@ -2,6 +2,8 @@
 
 import time
 
+import hypothesis
+import hypothesis.strategies as st
 import numpy as np
 import pytest
 
@@ -62,6 +64,22 @@ def test_equals_plain_lists(tokenizer, window, budget):
     tokens, mask = plain(encoded, where, window, budget, tokenizer)
     np.testing.assert_array_equal(got.tokens_BP, tokens)
     np.testing.assert_array_equal(got.mask_BP, mask)
+
+
+@hypothesis.given(
+    encoded=st.lists(st.lists(st.lists(st.integers(0, 249), max_size=9), max_size=7), min_size=1, max_size=5),
+    window=st.integers(1, 9),
+    budget=st.integers(2, 30),
+)
+@hypothesis.settings(max_examples=150, deadline=None)
+def test_any_lengths_equal_plain_lists(tokenizer, encoded, window, budget):
+    """Of dialogues, turns (empty ones too), window and budget; a prompt always ends in its two tokens."""
+    where = everywhere(encoded)
+    got = windows.context_windows(encoded, where, window, budget, tokenizer)
+    tokens, mask = plain(encoded, where, window, budget, tokenizer)
+    np.testing.assert_array_equal(got.tokens_BP, tokens)
+    np.testing.assert_array_equal(got.mask_BP, mask)
+    assert (got.tokens_BP[:, -2:] == [tokenizer.recommender, tokenizer.rec]).all()
 
 
 def test_tensorflow_text_gives_the_same_arrays(tokenizer):
