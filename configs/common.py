@@ -57,6 +57,7 @@ def get_config() -> ConfigDict:
     c.model.dropout = 0.1  # SFT and reward model only; PPO has none
     c.model.dtype = "float32"  # of activations; parameters, reductions and losses stay float32
     c.model.act_hidden = 0.3  # first weight of what hidden states say of items, beside the evidence
+    c.model.leave_out = ()  # kinds of evidence to do without where items are chosen: text, asked, named, near
     c.model.value = "detached"  # shared, detached (no gradient into the policy), or separate (a trunk of its own)
     c.model.remat = False
 

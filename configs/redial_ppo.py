@@ -6,9 +6,9 @@ GPT-2 medium from the hub, for a GPU or TPU; the sentiment classifier needs the 
 From nothing, without a hub, for a CPU with two cores:
   python -m crs_jax.main --config=configs/redial_ppo.py:scratch --config.data.dir=FOLDER
 
-Last run of :scratch: 55 minutes on two cores that did other work besides, 4.2M parameters, 3,331 training dialogues,
-seed 0, commits 31e5b79 (sft) and 05399cd: test, fresh targets, full catalogue, HR@1/10/50 .026/.130/.294 for sft and
-.015/.113/.267 for ppo.
+Last run of :scratch with --config.stages=sft,evaluate: 42 minutes on one core that was shared for half of the time,
+4.3M parameters, 3,331 training dialogues, seed 0, commit af0db29: test, fresh targets, full catalogue, HR@1/10/50
+.037/.184/.365.
 
 All stages on a sample, for a CPU with two cores:
   python -m crs_jax.main --config=configs/redial_ppo.py:tiny --config.data.dir=FOLDER

@@ -255,6 +255,9 @@ def _validate_data(config: ConfigDict) -> None:
 
 def _validate_model(config: ConfigDict) -> None:
     model, data = config.model, config.data
+    for kind in model.leave_out:
+        if kind not in ("text", "asked", "named", "near"):
+            raise _error("model.leave_out", model.leave_out, f"{kind!r} is none of text, asked, named, near")
     if model.width % model.heads:
         raise _error("model.heads", model.heads, f"must divide --config.model.width={model.width}")
     if config.sft.row_tokens > model.positions:

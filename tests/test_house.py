@@ -25,7 +25,11 @@ ROOMS = {
 What is not listed (errors, config, metrics, sharding, ...) serves them all: any room may import it, and it may import
 no room above models/data/signals, unless it is a program of its own.
 """
-PROGRAMS = ("chat", "benchmark")  # run by `python -m`, imported by nobody; they may import what the pipeline may
+PROGRAMS = (
+    "chat",
+    "benchmark",
+    "sweep",
+)  # run by `python -m`, imported by nobody; they may import what the pipeline may
 
 
 def room(module: str) -> str:

@@ -80,6 +80,7 @@ class Policy(nnx.Module):
       asked: Z, width of what a context's facets ask for.
       scale: standard deviation of first word and item vectors.
       hidden_gain: first weight of what hidden states say of items, beside the evidence.
+      leave_out: kinds of evidence to do without (`models/query.py`).
       pad_to: tables are padded to a multiple of this (128 x the tensor axis).
     """
 
@@ -97,6 +98,7 @@ class Policy(nnx.Module):
         pad_to: int = 128,
         scale: float = 0.02,
         hidden_gain: float = 1.0,
+        leave_out: tuple[str, ...] = (),
     ):
         self.layout = layout
         self.word_rows = padded(layout.item_offset, pad_to)
@@ -106,8 +108,9 @@ class Policy(nnx.Module):
         )
         facets = 0 if facets_NF is None else facets_NF.shape[1]
         self.query = Query(
-            content_NE.shape[1], facets, genres, asked, config.width, rngs=rngs, scale=scale, hidden_gain=hidden_gain
-        )
+            content_NE.shape[1], facets, genres, asked, config.width,
+            rngs=rngs, scale=scale, hidden_gain=hidden_gain, leave_out=leave_out,
+        )  # fmt: skip
         self.trunk = Trunk(config, rngs=rngs)
 
     @property

@@ -19,6 +19,8 @@ from flax import nnx
 from crs_jax.models.gpt2 import dropout
 
 MOST_NAMED = 16  # the latest items named that are looked at
+KINDS = ("text", "asked", "named", "near")
+"""Kinds of evidence, each of which can be left out: to see what it is worth, or to do without it."""
 MATCHES = ("text", "named", "asked facets", "named facets", "popularity", "near")
 
 
@@ -81,6 +83,7 @@ class Query(nnx.Module):
       width: D.
       scale: standard deviation of first values.
       hidden_gain: first weight of what the hidden state says of items.
+      leave_out: of `KINDS`, what is treated as if it were not known.
     """
 
     def __init__(
@@ -94,11 +97,12 @@ class Query(nnx.Module):
         rngs: nnx.Rngs,
         scale: float = 0.02,
         hidden_gain: float = 1.0,
+        leave_out: tuple[str, ...] = (),
     ):
         def normal(*shape: int) -> nnx.Param:
             return nnx.Param(scale * jax.random.normal(rngs.params(), shape))
 
-        self.facets, self.genres = facets, genres
+        self.facets, self.genres, self.leave_out = facets, genres, leave_out
         self.text_kernel, self.asked_kernel = normal(embedding, width), normal(asked, width)
         self.match_kernel = nnx.Param(0.05 * jax.random.normal(rngs.params(), (width, embedding + facets + 1)))
         self.named_kernel = nnx.Param(0.1 * jnp.eye(width) + scale * jax.random.normal(rngs.params(), (width, width)))
@@ -134,8 +138,15 @@ class Query(nnx.Module):
             two thirds of it.
         """
         text, asked = evidence.text.astype(jnp.float32), evidence.asked.astype(jnp.float32)
+        nearness = evidence.nearness.astype(jnp.float32)
+        if "text" in self.leave_out:
+            text = jnp.zeros_like(text)
+        if "asked" in self.leave_out:  # how far the talk is stays
+            asked = jnp.where(jnp.arange(asked.shape[-1]) < asked.shape[-1] - 3, 0.0, asked)
+        if "near" in self.leave_out:
+            nearness = jnp.zeros_like(nearness)
         rows, role = evidence.named[..., :MOST_NAMED], evidence.by_recommender[..., :MOST_NAMED].astype(jnp.int32)
-        there = rows >= 0
+        there = (rows >= 0) & ("named" not in self.leave_out)
         if key is not None:
             text = dropout(text, rate / 3, jax.random.fold_in(key, 2))
             kept = jax.random.bernoulli(jax.random.fold_in(key, 0), 1.0 - rate / 1.5, rows.shape)
@@ -163,5 +174,5 @@ class Query(nnx.Module):
         content = jnp.concatenate([by_text * text + by_named * mean[..., :E], facets, by_popularity], -1)
         content = content + vector @ self.match_kernel[...]
         again = jnp.broadcast_to(self.named_gain[...], evidence.named.shape)
-        gains = jnp.concatenate([again, by_near * evidence.nearness.astype(jnp.float32)], -1)
+        gains = jnp.concatenate([again, by_near * nearness], -1)
         return Wish(vector, content, jnp.concatenate([evidence.named, evidence.near], -1), gains)

@@ -232,7 +232,7 @@ def run_sft(task: Task, writer: MetricsWriter) -> tuple[Any, Any, Any]:
     if not task.replies("train"):
         raise InputError("config.data: no training dialogue has a recommender's reply after the first message")
     per_epoch = len(packer.epoch(rows=c.sft.rows, crop=c.sft.crop, rng=epoch_seed(task, "sft", 0)))
-    steps = max(round(c.sft.epochs * per_epoch), 1)
+    steps = round(c.sft.epochs * per_epoch)
     o = c.sft
     optimizer = make_optimizer(
         o.learning_rate, o.warmup, steps, o.weight_decay, o.clip_norm, o.item_decay, o.query_rate
@@ -254,6 +254,10 @@ def run_sft(task: Task, writer: MetricsWriter) -> tuple[Any, Any, Any]:
     step = make_step(graphdef, optimizer, task)
     rate = schedule(c.sft.learning_rate, c.sft.warmup, steps)
     validation, wishes = Validation(task, graphdef), Wishes(task, "train")
+    if steps == 0:
+        checkpoints.save(0, state, best, best=validation(best, frozen)["loss"], done=True, seconds=spent.since(meta))
+        checkpoints.close()
+        return graphdef, best, frozen
     key = jax.random.key(c.seed + 1)
     first = done or 0
     pending, clock = None, time.monotonic()

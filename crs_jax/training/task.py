@@ -21,6 +21,7 @@ from crs_jax.models.gpt2 import GPT2Config
 from crs_jax.models.hf import fill, load_gpt2
 from crs_jax.models.items import Frozen
 from crs_jax.models.policy import Layout, Policy
+from crs_jax.models.query import KINDS
 from crs_jax.signals.facets import Facets
 from crs_jax.signals.together import Together
 
@@ -123,6 +124,7 @@ def new_policy(task: Task) -> Policy:
         rngs=nnx.Rngs(params=jax.random.key(config.seed)),
         pad_to=128 * config.mesh.tensor,
         hidden_gain=config.model.act_hidden,
+        leave_out=tuple(kind for kind in KINDS if kind in config.model.leave_out),
         scale=0.02 if given is None else float(np.std(given.words)),
     )
     if given is not None:

@@ -8,7 +8,7 @@ from flax import nnx
 from tiny_policy import FACETS, make_layout, make_policy, next_token, plain_wishes, random_evidence
 
 from crs_jax.models.policy import add_at
-from crs_jax.models.query import Evidence, Query
+from crs_jax.models.query import KINDS, Evidence, Query
 
 LAYOUT = make_layout(words=11, items=9, act_items=2)
 
@@ -82,6 +82,26 @@ def test_dropout_needs_a_key_and_leaves_items_out(policy, evidence):
     jax.tree.map(np.testing.assert_array_equal, *still)
     means = [policy.query(evidence, content, jax.random.key(n), 0.3).content[-1] for n in range(40)]
     assert len({tuple(np.asarray(m).round(4).tolist()) for m in means}) > 3  # three items named, left out in many ways
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_left_out_changes_nothing(policy, evidence, kind):
+    """Other evidence of that kind, the same wish; of any other kind, another."""
+    q = policy.query
+    graph, params = nnx.split(q)
+    bare = nnx.merge(graph, params)
+    bare.leave_out = (kind,)
+    content = policy.items.content[...]
+    other = random_evidence(np.random.default_rng(9), LAYOUT, 6)
+    changes = {
+        "text": {"text": other.text},
+        "asked": {"asked": np.concatenate([other.asked[:, :-3], evidence.asked[:, -3:]], 1)},
+        "named": {"named": np.where(evidence.named >= 0, 1, -1)}, "near": {"nearness": other.nearness},
+    }  # fmt: skip
+    for name, change in changes.items():
+        before, after = bare(evidence, content), bare(evidence._replace(**change), content)
+        same = bool(jnp.array_equal(before.content, after.content) and jnp.array_equal(before.gains, after.gains))
+        assert same == (name == kind), name
 
 
 def test_a_genre_asked_for_lifts_its_items_at_the_start():

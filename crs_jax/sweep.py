@@ -1,0 +1,173 @@
+"""Many runs of one config: named cells of changed settings, each with several seeds, and one table at the end.
+
+  python -m crs_jax.sweep --sweep=configs/sweeps/evidence.py --out=runs/evidence --config.data.dir=FOLDER
+
+Flags that begin with `--config.` go to every run. Each run has a workdir of its own under `--out`, prepared data are
+shared, and what is done is skipped, so that the same command goes on where it was stopped. At the end stand `sweep.md`
+and `sweep.json`: means over seeds, and differences to the reference cell, paired by seed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import math
+import pathlib
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from crs_jax.errors import InputError
+from crs_jax.metrics import read_json, read_json_lines, write_json
+from crs_jax.progress import duration, say
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """What a sweep file names `SWEEP`.
+
+    Attributes:
+      config: config file of all runs, with its variant.
+      cells: by name, settings that differ from the config: `{"no text": {"model.leave_out": "('text',)"}}`.
+      measures: by name, where a run left the number: `ranking.sft.fresh.full.hr@10` in metrics.json, or
+        `head:validation/hr@10`, the last such value of a stage in metrics.jsonl.
+      reference: the cell that differences are to.
+      seeds: of each cell.
+      fixed: settings of every cell.
+    """
+
+    config: str
+    cells: Mapping[str, Mapping[str, Any]]
+    measures: Mapping[str, str]
+    reference: str
+    seeds: Sequence[int] = (0, 1, 2)
+    fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.reference not in self.cells:
+            raise InputError(f"sweep: the reference {self.reference!r} is no cell; cells are {', '.join(self.cells)}")
+
+
+def load(path: pathlib.Path) -> Sweep:
+    """`SWEEP` of a Python file; `InputError` where there is none."""
+    if not path.is_file():
+        raise InputError(f"--sweep={path}: there is no such file")
+    spec = importlib.util.spec_from_file_location("sweep_file", path)
+    assert spec is not None and spec.loader is not None  # noqa: PT018
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found = getattr(module, "SWEEP", None)
+    if not isinstance(found, Sweep):
+        raise InputError(f"--sweep={path}: no SWEEP = Sweep(...) stands there")
+    return found
+
+
+def command(sweep: Sweep, cell: str, seed: int, out: pathlib.Path, more: Sequence[str]) -> list[str]:
+    """The run of a cell and a seed."""
+    settings = {**sweep.fixed, **sweep.cells[cell], "seed": seed, "data.cache_dir": out / "cache"}
+    flags = [f"--config.{name}={value}" for name, value in settings.items()]
+    workdir = out / f"{cell.replace(' ', '_')}-{seed}"
+    return [sys.executable, "-m", "crs_jax.main", f"--config={sweep.config}", f"--workdir={workdir}", *flags, *more]
+
+
+def read(workdir: pathlib.Path, where: str) -> float:
+    """A measure of a finished run; NaN where the run has none."""
+    if ":" in where:
+        stage, name = where.split(":", 1)
+        lines = [line for line in read_json_lines(workdir / "metrics.jsonl") if line["stage"] == stage]
+        values = [line[name] for line in lines if name in line]
+        return float(values[-1]) if values else math.nan
+    found: Any = read_json(workdir / "metrics.json")
+    for key in where.split("."):
+        found = found.get(key) if isinstance(found, dict) else None
+    found = found.get("value") if isinstance(found, dict) else found
+    return math.nan if found is None else float(found)
+
+
+def run(sweep: Sweep, out: pathlib.Path, more: Sequence[str]) -> dict[str, dict[int, dict[str, float]]]:
+    """Runs what is not done; returns measures by cell and seed. A run that fails ends the sweep, naming its log."""
+    out.mkdir(parents=True, exist_ok=True)
+    todo = [(cell, seed) for seed in sweep.seeds for cell in sweep.cells]
+    found: dict[str, dict[int, dict[str, float]]] = {cell: {} for cell in sweep.cells}
+    spent: list[float] = []
+    for number, (cell, seed) in enumerate(todo, 1):
+        line = command(sweep, cell, seed, out, more)
+        workdir = pathlib.Path(line[4].removeprefix("--workdir="))
+        done = workdir / "sweep.json"
+        if not done.exists() or read_json(done).get("command") != line[1:]:
+            left = f", {duration(statistics.mean(spent) * (len(todo) - number + 1))} left" if spent else ""
+            say(f"sweep: {number} of {len(todo)}, {cell}, seed {seed}{left}")
+            workdir.mkdir(parents=True, exist_ok=True)
+            start, log = time.monotonic(), workdir / "log.txt"
+            with log.open("w", encoding="utf-8") as stream:
+                code = subprocess.run(line, stdout=stream, stderr=subprocess.STDOUT).returncode
+            if code:
+                last = log.read_text(encoding="utf-8").strip().splitlines()[-1:]
+                raise InputError(f"sweep: {cell}, seed {seed} ended with status {code} ({log}): {''.join(last)}")
+            spent.append(time.monotonic() - start)
+            write_json(done, {"command": line[1:], "seconds": spent[-1]})
+        found[cell][seed] = {name: read(workdir, where) for name, where in sweep.measures.items()}
+    return found
+
+
+def table(sweep: Sweep, found: Mapping[str, Mapping[int, Mapping[str, float]]]) -> str:
+    """Markdown: mean of each measure, and in brackets the mean difference to the reference with its standard error.
+
+    Differences are paired by seed; with one seed they have no error.
+    """
+    rows = ["| cell | " + " | ".join(sweep.measures) + " |", "| --- |" + " --- |" * len(sweep.measures)]
+    for cell, seeds in found.items():
+        cells = []
+        for name in sweep.measures:
+            values = [seeds[s][name] for s in sweep.seeds]
+            text = f"{statistics.mean(values):.4f}"
+            if cell != sweep.reference:
+                gaps = [seeds[s][name] - found[sweep.reference][s][name] for s in sweep.seeds]
+                error = f" ± {statistics.stdev(gaps) / len(gaps) ** 0.5:.4f}" if len(gaps) > 1 else ""
+                text += f" ({statistics.mean(gaps):+.4f}{error})"
+            cells.append(text)
+        rows.append(f"| {cell} | " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command; returns the exit status."""
+    given = {"sweep": "", "out": ""}
+    more = []
+    for argument in arguments:
+        name, _, value = argument.removeprefix("--").partition("=")
+        if name in given and value:
+            given[name] = value
+        elif argument.startswith("--config."):
+            more.append(argument)
+        else:
+            say(f"error: {argument}: use --sweep=FILE, --out=FOLDER and --config.SETTING=VALUE")
+            return 2
+    try:
+        if not all(given.values()):
+            raise InputError("--sweep=FILE and --out=FOLDER are both needed")
+        out = pathlib.Path(given["out"]).expanduser().absolute()
+        sweep = load(pathlib.Path(given["sweep"]))
+        found = run(sweep, out, more)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    text = table(sweep, found)
+    line = shlex.join(["python", "-m", "crs_jax.sweep", *arguments])
+    over = f"Means over seeds {', '.join(map(str, sweep.seeds))}."
+    (out / "sweep.md").write_text(f"`{line}`\n\n{over}\n\n{text}\n", encoding="utf-8")
+    cells = {cell: {str(seed): dict(values) for seed, values in seeds.items()} for cell, seeds in found.items()}
+    write_json(out / "sweep.json", {"command": line, "reference": sweep.reference, "cells": cells})
+    say(text)
+    say(f"sweep: {out / 'sweep.md'}")
+    return 0
+
+
+if __name__ == "__main__":
+    from crs_jax import sweep as program  # a sweep file imports Sweep from there, not from __main__
+
+    raise SystemExit(program.main(sys.argv[1:]))

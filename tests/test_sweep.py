@@ -1,0 +1,131 @@
+"""Sweeps: which runs they start, what they skip, what they read, the table by hand, and a small real one."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import types
+
+import pytest
+
+from crs_jax import sweep
+from crs_jax.errors import InputError
+from crs_jax.metrics import read_json, write_json, write_json_lines
+from crs_jax.sweep import Sweep
+
+SMALL = {
+    "simulator.catalogue_size": 24,
+    "simulator.train_dialogues": 40,
+    "simulator.test_dialogues": 10,
+    "data.validation_dialogues": 8,
+    "tokenizer.vocab_size": 400,
+    "encoder.max_tokens": 16,
+    "model.layers": 1,
+    "model.width": 32,
+    "model.heads": 2,
+}
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+PLAN = Sweep(
+    config="configs/quickstart.py",
+    fixed={"stages": "sft"},
+    cells={"all": {}, "no text": {"model.leave_out": "('text',)"}},
+    measures={"hr": "ranking.sft.fresh.full.hr@10", "loss": "head:validation/loss"},
+    reference="all",
+    seeds=(3, 5),
+)
+VALUES = {("all", 3): 0.2, ("all", 5): 0.3, ("no_text", 3): 0.15, ("no_text", 5): 0.21}
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """Stands for the program: leaves the metrics of VALUES, and notes the command lines."""
+    lines = []
+
+    def run(line, stdout, stderr):
+        lines.append(line)
+        workdir = pathlib.Path(next(flag for flag in line if flag.startswith("--workdir=")).removeprefix("--workdir="))
+        name, seed = workdir.name.rsplit("-", 1)
+        value = VALUES[name, int(seed)]
+        write_json(workdir / "metrics.json", {"ranking": {"sft": {"fresh": {"full": {"hr@10": {"value": value}}}}}})
+        logged = [
+            {"stage": "head", "step": 1, "loss": 9.0},
+            {"stage": "head", "step": 2, "validation/loss": 10 * value},
+        ]
+        write_json_lines(workdir / "metrics.jsonl", logged)
+        return types.SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    return lines
+
+
+def test_runs_measures_and_table(started, tmp_path):
+    found = sweep.run(PLAN, tmp_path, ["--config.data.dir=X"])
+    assert len(started) == 4
+    assert "--config.model.leave_out=('text',)" in started[1]
+    assert all(flag in started[1] for flag in ("--config.stages=sft", "--config.seed=3", "--config.data.dir=X"))
+    assert f"--config.data.cache_dir={tmp_path / 'cache'}" in started[0]
+    assert found["no text"][5] == {"hr": 0.21, "loss": pytest.approx(2.1)}
+    # Means .25 and .18; differences -.05 and -.09: mean -.07, standard error .02.
+    lines = sweep.table(PLAN, found).splitlines()
+    assert lines[2] == "| all | 0.2500 | 2.5000 |"
+    assert lines[3] == "| no text | 0.1800 (-0.0700 ± 0.0200) | 1.8000 (-0.7000 ± 0.2000) |"
+
+
+def test_what_is_done_is_skipped_and_another_setting_is_not(started, tmp_path):
+    sweep.run(PLAN, tmp_path, [])
+    sweep.run(PLAN, tmp_path, [])
+    assert len(started) == 4
+    sweep.run(PLAN, tmp_path, ["--config.model.width=64"])
+    assert len(started) == 8
+
+
+def test_a_run_that_fails_ends_the_sweep_with_its_last_line(monkeypatch, tmp_path):
+    def fail(line, stdout, stderr):
+        stdout.write("starting\nerror: no such thing\n")
+        return types.SimpleNamespace(returncode=2)
+
+    monkeypatch.setattr(subprocess, "run", fail)
+    with pytest.raises(InputError, match=r"all, seed 3 ended with status 2 \(.*log.txt\): error: no such thing"):
+        sweep.run(PLAN, tmp_path, [])
+
+
+def test_files_that_cannot_be_used(tmp_path, capsys):
+    (tmp_path / "empty.py").write_text("", encoding="utf-8")
+    assert sweep.main([f"--sweep={tmp_path / 'empty.py'}", f"--out={tmp_path}"]) == 2
+    assert "no SWEEP" in capsys.readouterr().err
+    assert sweep.main([f"--sweep={tmp_path / 'none.py'}", f"--out={tmp_path}"]) == 2
+    assert "no such file" in capsys.readouterr().err
+    assert sweep.main(["--sweep=x"]) == 2
+    with pytest.raises(InputError, match="'b' is no cell"):
+        Sweep("c", {"a": {}}, {}, "b")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "sweeps").glob("[a-z]*.py")), ids=lambda p: p.stem)
+def test_sweep_files_name_settings_that_exist(path):
+    from absl import flags
+
+    from crs_jax import flags as command_line
+
+    plan = sweep.load(path)
+    for cell in plan.cells:
+        line = sweep.command(plan, cell, 0, pathlib.Path("out"), [f"--config.data.dir={ROOT}"])
+        command_line.parse(["main", *line[3:]], flags.FlagValues())
+
+
+def test_a_small_sweep_runs(tmp_path):
+    plan = f"""
+from crs_jax.sweep import Sweep
+SWEEP = Sweep("configs/quickstart.py", {{"all": {{}}, "no text": {{"model.leave_out": "('text',)"}}}},
+              {{"loss": "head:validation/loss"}}, "all", (0,),
+              {{**{SMALL!r}, "stages": "sft", "sft.epochs": 0.0, "head.epochs": 2.0, "head.batch": 16}})
+"""
+    (tmp_path / "plan.py").write_text(plan, encoding="utf-8")
+    line = [sys.executable, "-m", "crs_jax.sweep", f"--sweep={tmp_path / 'plan.py'}", f"--out={tmp_path / 'out'}"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    cells = read_json(tmp_path / "out" / "sweep.json")["cells"]
+    assert cells["all"]["0"]["loss"] != cells["no text"]["0"]["loss"]
+    assert json.dumps(cells)
+    assert "| no text |" in (tmp_path / "out" / "sweep.md").read_text(encoding="utf-8")
