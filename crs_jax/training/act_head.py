@@ -38,14 +38,14 @@ class Examples(NamedTuple):
     target_BY: Any
 
 
-def examples(task: Task, split: str, instances: Sequence[Instance]) -> Examples:
-    """Host arrays of the instances."""
+def examples(wishes: Wishes, instances: Sequence[Instance]) -> Examples:
+    """Host arrays of the instances, of the split that the wishes are of."""
     index = np.array([(i.dialogue, i.turn) for i in instances]).reshape(-1, 2).T
     target_BY = np.full((len(instances), MOST_TARGETS), -1, np.int32)
     for b, instance in enumerate(instances):
         fresh = instance.fresh[:MOST_TARGETS]
         target_BY[b, : len(fresh)] = fresh
-    evidence: Any = Wishes(task, split).at(*index)
+    evidence: Any = wishes.at(*index)
     return Examples(Evidence(*evidence), target_BY)
 
 
@@ -110,13 +110,13 @@ def orders(count: int, size: int, seed: int) -> Iterator[np.ndarray]:
         epoch += 1
 
 
-def fit_head(task: Task, writer: MetricsWriter, graphdef: Any, params: Any, frozen: Any) -> Any:
-    """The parameters with a fitted query, laid over the mesh.
+def fit_head(task: Task, writer: MetricsWriter, graphdef: Any, params: Any, frozen: Any, wishes: Wishes) -> Any:
+    """The parameters with a fitted query, laid over the mesh; `wishes` are those of the training split.
 
     Logs loss, and at the end hr@k of fresh validation targets over the whole catalogue (`validation/hr@10`).
     """
     c = task.config.head
-    rows = examples(task, "train", fresh_instances(task, "train"))
+    rows = examples(wishes, fresh_instances(task, "train"))
     count = len(rows.target_BY)
     size = min(c.batch, count)
     steps = round(c.epochs * count / size) if count else 0
@@ -155,7 +155,7 @@ def fit_head(task: Task, writer: MetricsWriter, graphdef: Any, params: Any, froz
 
 def head_validation(task: Task, graphdef: Any, params: Any, frozen: Any) -> dict[str, float]:
     """`loss` and hr@k of the head on the fresh targets of the validation split."""
-    rows = examples(task, "validation", fresh_instances(task, "validation"))
+    rows = examples(Wishes(task, "validation"), fresh_instances(task, "validation"))
     size = task.config.evaluation.batch
 
     def ranks(params, frozen, batch: Examples):

@@ -18,11 +18,11 @@ from crs_jax.models.actor_critic import ActorCritic
 from crs_jax.progress import Progress, say
 from crs_jax.rl.reward import Normaliser, fit_normaliser
 from crs_jax.sharding import place, shard_batch
-from crs_jax.signals.relevance import context_vectors, named_rows
 from crs_jax.training.checks import check_draws, check_first, check_noise
 from crs_jax.training.halt import stop_if_halted
 from crs_jax.training.optimizer import make_optimizer, schedule
 from crs_jax.training.ppo import Contexts, Graphs, Judges, make_iteration, make_sampler
+from crs_jax.training.replies import evidence_at
 from crs_jax.training.state import Stopwatch, fresh_state
 from crs_jax.training.task import Task, copy_tree, split_model
 
@@ -47,13 +47,9 @@ class Aligned(NamedTuple):
 def contexts_at(task: Task, split: str, where: list[tuple[int, int]]) -> Contexts:
     """Host arrays of all contexts of a split that the list names."""
     windows = make_windows(task.config, task.encoded[split], where, task.tokenizer)
-    vectors = context_vectors(
-        task.dialogues(split), where, task.corpus.catalogue, task.content_NE, task.embed, task.config.data.window
-    )
-    named = named_rows(task.dialogues(split), where, task.corpus.catalogue)
-    asked = task.facets.asked(task.dialogues(split), where)
-    near = task.together.near(task.dialogues(split), where)
-    arrays: Any = (windows.tokens_BP, windows.mask_BP, vectors["text_BE"], vectors["named_BE"], *named, asked, *near)
+    found, named_BE = evidence_at(task, split, where)
+    named, near = (found.named, found.by_recommender), (found.near, found.nearness)
+    arrays: Any = (windows.tokens_BP, windows.mask_BP, found.text, named_BE, *named, found.asked, *near)
     return Contexts(*arrays)
 
 

@@ -30,22 +30,25 @@ def reply_arrays(task: Task, split: str, where: Sequence[tuple[int, int]]) -> tu
     return tokens_BR, mask_BR
 
 
+def evidence_at(task: Task, split: str, where: Sequence[tuple[int, int]]) -> tuple[Evidence, np.ndarray]:
+    """Evidence of the contexts before the given turns, host arrays; and the named items' embeddings `[B, E]`."""
+    dialogues, catalogue = task.dialogues(split), task.corpus.catalogue
+    vectors = context_vectors(dialogues, where, catalogue, task.content_NE, task.embed, task.config.data.window)
+    named, near = named_rows(dialogues, where, catalogue), task.together.near(dialogues, where)
+    arrays: Any = (vectors["text_BE"], task.facets.asked(dialogues, where), *named, *near)
+    return Evidence(*arrays), vectors["named_BE"]
+
+
 class Wishes:
     """What all replies of a split are asked for, looked up by dialogue and turn; zero where a reply has no context."""
 
     def __init__(self, task: Task, split: str):
         where = task.replies(split)
-        vectors = context_vectors(
-            task.dialogues(split), where, task.corpus.catalogue, task.content_NE, task.embed, task.config.data.window
-        )
-        rows_BX, by_recommender_BX = named_rows(task.dialogues(split), where, task.corpus.catalogue)
-        self._rows = np.pad(rows_BX, ((1, 0), (0, 0)), constant_values=-1)
-        self._by_recommender = np.pad(by_recommender_BX, ((1, 0), (0, 0)))
-        near_BK, nearness_BK = task.together.near(task.dialogues(split), where)
-        self._near = np.pad(near_BK, ((1, 0), (0, 0)), constant_values=-1)
-        self._nearness = np.pad(nearness_BK, ((1, 0), (0, 0)))
-        self._asked = np.pad(task.facets.asked(task.dialogues(split), where), ((1, 0), (0, 0)))
-        self._text, self._named = (np.pad(vectors[name], ((1, 0), (0, 0))) for name in ("text_BE", "named_BE"))
+        found, named_BE = evidence_at(task, split, where)
+        blank = [-1 if name in ("named", "near") else 0 for name in Evidence._fields]
+        padded: Any = [np.pad(a, ((1, 0), (0, 0)), constant_values=b) for a, b in zip(found, blank, strict=True)]
+        self._evidence: Any = Evidence(*padded)
+        self._named = np.pad(named_BE, ((1, 0), (0, 0)))
         longest = max((len(dialogue.turns) for dialogue in task.dialogues(split)), default=0)
         self._row_DT = np.zeros((len(task.dialogues(split)), longest), np.int32)
         act_BM = np.full((len(where) + 1, task.config.data.act_items), -1, np.int32)
@@ -53,20 +56,19 @@ class Wishes:
             self._row_DT[d, t] = row
             items = task.corpus.catalogue.rows(task.dialogues(split)[d].turns[t].distinct_items)[: act_BM.shape[1]]
             act_BM[row, : len(items)] = items
-        new_BM = new_items(jnp.asarray(act_BM), jnp.asarray(self._rows))
-        arrays = (new_BM, *(jnp.asarray(a) for a in (self._text, self._named, task.content_NE)))
+        new_BM = new_items(jnp.asarray(act_BM), jnp.asarray(self._evidence.named))
+        arrays = (new_BM, *(jnp.asarray(a) for a in (self._evidence.text, self._named, task.content_NE)))
         self._features = np.asarray(act_features(*arrays))
 
     def at(self, dialogue: np.ndarray, turn: np.ndarray) -> tuple[np.ndarray, ...]:
         """The arrays of `Evidence` of the replies at the given dialogues and turns."""
         row = self._row_DT[dialogue, turn]
-        evidence = (self._text, self._asked, self._rows, self._by_recommender, self._near, self._nearness)
-        return tuple(a[row] for a in evidence)
+        return tuple(a[row] for a in self._evidence)
 
     def fit(self, dialogue: np.ndarray, turn: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """What `act_features` compares acts with: text `[..., E]`, items named `[..., E]`, their rows `[..., X]`."""
         row = self._row_DT[dialogue, turn]
-        return self._text[row], self._named[row], self._rows[row]
+        return self._evidence.text[row], self._named[row], self._evidence.named[row]
 
     def features(self, dialogue: np.ndarray, turn: np.ndarray) -> np.ndarray:
         """`act_features` `[..., 3]` of what the humans newly proposed there."""

@@ -238,8 +238,10 @@ def run_sft(task: Task, writer: MetricsWriter) -> tuple[Any, Any, Any]:
         o.learning_rate, o.warmup, steps, o.weight_decay, o.clip_norm, o.item_decay, o.query_rate
     )
     done, meta = checkpoints.latest()
+    if done is None or not meta["done"]:
+        wishes = Wishes(task, "train")
     if done is None:
-        params = fit_head(task, writer, graphdef, params, frozen)
+        params = fit_head(task, writer, graphdef, params, frozen, wishes)
     best, best_loss = params, float("inf")
     extra = {"average": copy_tree(params)} if c.sft.average > 0 else {}
     state = fresh_state(copy_tree(params), optimizer, task.mesh, extra)
@@ -253,7 +255,7 @@ def run_sft(task: Task, writer: MetricsWriter) -> tuple[Any, Any, Any]:
     writer.drop_after("sft", done or 0)
     step = make_step(graphdef, optimizer, task)
     rate = schedule(c.sft.learning_rate, c.sft.warmup, steps)
-    validation, wishes = Validation(task, graphdef), Wishes(task, "train")
+    validation = Validation(task, graphdef)
     if steps == 0:
         checkpoints.save(0, state, best, best=validation(best, frozen)["loss"], done=True, seconds=spent.since(meta))
         checkpoints.close()

@@ -22,11 +22,12 @@ from crs_jax.training.act_head import (
     trained_part,
     with_part,
 )
+from crs_jax.training.replies import Wishes
 
 
 @pytest.fixture(scope="module")
 def rows(world):
-    return examples(world.task, "train", fresh_instances(world.task, "train"))
+    return examples(Wishes(world.task, "train"), fresh_instances(world.task, "train"))
 
 
 def test_examples_are_fresh_targets(world, rows):
@@ -78,7 +79,7 @@ def test_it_learns_what_was_planted_and_touches_nothing_else(world, tmp_path):
     task = dataclasses.replace(task, corpus=corpus)
     before = head_validation(task, *world.sft)
     with MetricsWriter(tmp_path, tensorboard=False) as writer:
-        params = fit_head(task, writer, *world.sft)
+        params = fit_head(task, writer, *world.sft, Wishes(task, "train"))
     after = head_validation(task, world.sft[0], params, world.sft[2])
     assert after["loss"] < before["loss"] - 0.5
     assert after["hr@10"] > before["hr@10"] + 0.1
@@ -93,7 +94,7 @@ def test_it_learns_what_was_planted_and_touches_nothing_else(world, tmp_path):
 def test_no_epochs_no_head(world, tmp_path):
     task = world.at(tmp_path, head__epochs=0.0)
     with MetricsWriter(tmp_path, tensorboard=False) as writer:
-        assert fit_head(task, writer, *world.sft) is world.sft[1]
+        assert fit_head(task, writer, *world.sft, Wishes(task, "train")) is world.sft[1]
 
 
 def test_validation_counts_each_target_once(world, tmp_path):
