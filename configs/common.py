@@ -57,12 +57,14 @@ def get_config() -> ConfigDict:
     c.model.dropout = 0.1  # SFT and reward model only; PPO has none
     c.model.dtype = "float32"  # of activations; parameters, reductions and losses stay float32
     c.model.act_hidden = 0.3  # first weight of what hidden states say of items, beside the evidence
-    c.model.leave_out = ()  # kinds of evidence to do without where items are chosen: text, asked, named, near
+    c.model.leave_out = ()  # kinds of evidence to do without where items are chosen: text, asked, named, near, people
     c.model.value = "detached"  # shared, detached (no gradient into the policy), or separate (a trunk of its own)
     c.model.remat = False
 
     c.head = ConfigDict()  # the act head by itself, at the start of the stage sft
-    c.head.epochs = 5.0  # over the recommending replies; 0: none
+    c.head.epochs = 7.0  # over the messages that name something new; 0: none
+    c.head.seeker = 1.0  # weight of what seekers name; 0: only recommenders
+    c.head.later = 0.25  # weight of what either side names within the next eight utterances
     c.head.batch = 256
     c.head.learning_rate = 2e-3  # of matrices and item biases
     c.head.gain_rate = 1e-2  # of gains and gates

@@ -47,6 +47,8 @@ _AT_LEAST: dict[str, float] = {
     "head.epochs": 0,
     "head.batch": 1,
     "head.weight_decay": 0,
+    "head.seeker": 0,
+    "head.later": 0,
     "sft.epochs": 0,
     "sft.rows": 1,
     "sft.accumulate": 1,
@@ -256,8 +258,8 @@ def _validate_data(config: ConfigDict) -> None:
 def _validate_model(config: ConfigDict) -> None:
     model, data = config.model, config.data
     for kind in model.leave_out:
-        if kind not in ("text", "asked", "named", "near"):
-            raise _error("model.leave_out", model.leave_out, f"{kind!r} is none of text, asked, named, near")
+        if kind not in ("text", "asked", "named", "near", "people"):
+            raise _error("model.leave_out", model.leave_out, f"{kind!r} is none of text, asked, named, near, people")
     if model.width % model.heads:
         raise _error("model.heads", model.heads, f"must divide --config.model.width={model.width}")
     if config.sft.row_tokens > model.positions:

@@ -18,6 +18,7 @@ from crs_jax.errors import InputError
 from crs_jax.models.encoder import embed, find_encoder
 from crs_jax.progress import Progress, say
 from crs_jax.signals.facets import Facets
+from crs_jax.signals.people import People
 from crs_jax.signals.relevance import utterance_texts
 from crs_jax.signals.together import Together
 from crs_jax.training.task import SPLITS, Task
@@ -105,6 +106,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, mesh: Mesh) -> Task:
         content_NE=content_NE,
         facets=Facets.of(corpus.catalogue),
         together=Together(corpus.train, corpus.catalogue),
+        people=People(corpus.catalogue),
         embed=with_cache,
         cache=cache,
         fingerprint=fingerprint(config, corpus, ("train", "validation")),

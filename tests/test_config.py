@@ -40,7 +40,7 @@ def test_defaults_are_valid():
         ("sft__row_tokens", 513, "--config.model.positions=512"),
         ("sft__learning_rate", 0.0, "above 0"),
         ("sft__learning_rate", float("nan"), "finite"),
-        ("model__leave_out", ("text", "genre"), "none of text, asked, named, near"),
+        ("model__leave_out", ("text", "genre"), "none of text, asked, named, near, people"),
         ("model__heads", 5, "--config.model.width=192"),
         ("model__value", "none", "shared, detached, separate"),
         ("model__dtype", "float16", "bfloat16"),

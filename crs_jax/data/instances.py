@@ -26,8 +26,8 @@ class Instance:
     fresh: tuple[int, ...]
 
 
-def ranking_instances(dialogues: Sequence[Dialogue], catalogue: Catalogue) -> list[Instance]:
-    """Each recommender message that names at least one item and is not the dialogue's first.
+def ranking_instances(dialogues: Sequence[Dialogue], catalogue: Catalogue, role: str = RECOMMENDER) -> list[Instance]:
+    """Each recommender message (or the other side's) that names at least one item and is not the dialogue's first.
 
     Messages are single records: two in a row by the recommender are two instances, the second with the first in its
     context. `InputError` names an item that is not in the catalogue.
@@ -37,7 +37,7 @@ def ranking_instances(dialogues: Sequence[Dialogue], catalogue: Catalogue) -> li
         named: set[int] = set()
         for t, turn in enumerate(dialogue.turns):
             targets = tuple(catalogue.rows(turn.distinct_items))
-            if t and targets and turn.role == RECOMMENDER:
+            if t and targets and turn.role == role:
                 instances.append(Instance(d, t, targets, tuple(row for row in targets if row not in named)))
             named.update(targets)
     return instances

@@ -19,9 +19,9 @@ from flax import nnx
 from crs_jax.models.gpt2 import dropout
 
 MOST_NAMED = 16  # the latest items named that are looked at
-KINDS = ("text", "asked", "named", "near")
+KINDS = ("text", "asked", "named", "near", "people")
 """Kinds of evidence, each of which can be left out: to see what it is worth, or to do without it."""
-MATCHES = ("text", "named", "asked facets", "named facets", "popularity", "near")
+MATCHES = ("text", "named", "asked facets", "named facets", "popularity", "near", "people")
 
 
 class Evidence(NamedTuple):
@@ -34,6 +34,8 @@ class Evidence(NamedTuple):
       by_recommender: `[..., X]` 1 where the recommender named it first, 0 where the seeker did.
       near: `[..., K]` rows of items that others named together with those, -1 padded (`signals/together.py`).
       nearness: `[..., K]` how much, 0 where padded.
+      starring: `[..., S]` rows of items with people named so far, -1 padded (`signals/people.py`).
+      stars: `[..., S]` how many of those people, 0 where padded.
     """
 
     text: jax.Array
@@ -42,6 +44,8 @@ class Evidence(NamedTuple):
     by_recommender: jax.Array
     near: jax.Array
     nearness: jax.Array
+    starring: jax.Array
+    stars: jax.Array
 
 
 class Wish(NamedTuple):
@@ -50,7 +54,7 @@ class Wish(NamedTuple):
     Attributes:
       vector: `[..., D]`, for the value function, which has no contents to match.
       content: `[..., E + F + 1]`, matched with the items' frozen contents.
-      rows, gains: `[..., X + K]` numbers added to the logits of single items, -1 where there is none.
+      rows, gains: `[..., X + K + S]` numbers added to the logits of single items, -1 where there is none.
     """
 
     vector: jax.Array
@@ -72,8 +76,8 @@ class Query(nnx.Module):
     The content part is that vector projected back, so that it matches contents by a bilinear form of rank D that no
     item's residual disturbs. To it are added direct matches: text and named items by cosine, asked and named genres and
     years through two small matrices, popularity. Items named before move by one learned number, those that others named
-    together with them in proportion to their nearness. Each kind of match is scaled by a gate that knows how far the
-    talk is and what is known.
+    together with them in proportion to their nearness, those with people who were named by how many of these are in
+    them. Each kind of match is scaled by a gate that knows how far the talk is and what is known.
 
     Args:
       embedding: E.
@@ -112,7 +116,7 @@ class Query(nnx.Module):
         self.attention_age = nnx.Param(-0.1 * jnp.arange(MOST_NAMED, dtype=jnp.float32))
         self.named_gain = nnx.Param(jnp.zeros(()))
         self.hidden_gain = nnx.Param(jnp.asarray(hidden_gain, jnp.float32))
-        self.gain = nnx.Param(jnp.array([2.5, 2.5, 1.0, 1.0, 0.7, 1.0]))  # as in MATCHES
+        self.gain = nnx.Param(jnp.array([2.5, 2.5, 1.0, 1.0, 0.7, 1.0, 0.5]))  # as in MATCHES
         self.gate = nnx.Param(jnp.zeros((5, len(MATCHES))))
         years = np.arange(facets - genres)
         by_asked, by_named = np.zeros((asked, facets)), np.zeros((facets, facets))
@@ -138,13 +142,15 @@ class Query(nnx.Module):
             two thirds of it.
         """
         text, asked = evidence.text.astype(jnp.float32), evidence.asked.astype(jnp.float32)
-        nearness = evidence.nearness.astype(jnp.float32)
+        nearness, stars = evidence.nearness.astype(jnp.float32), evidence.stars.astype(jnp.float32)
         if "text" in self.leave_out:
             text = jnp.zeros_like(text)
         if "asked" in self.leave_out:  # how far the talk is stays
             asked = jnp.where(jnp.arange(asked.shape[-1]) < asked.shape[-1] - 3, 0.0, asked)
         if "near" in self.leave_out:
             nearness = jnp.zeros_like(nearness)
+        if "people" in self.leave_out:
+            stars = jnp.zeros_like(stars)
         rows, role = evidence.named[..., :MOST_NAMED], evidence.by_recommender[..., :MOST_NAMED].astype(jnp.int32)
         there = (rows >= 0) & ("named" not in self.leave_out)
         if key is not None:
@@ -168,11 +174,11 @@ class Query(nnx.Module):
         known = [jnp.any(part != 0, -1, keepdims=True) for part in (text, asked[..., : self.genres])]
         state = jnp.concatenate([asked[..., -3:], *(k.astype(jnp.float32) for k in known)], -1)
         gain = self.gain[...] * jnp.exp(jnp.einsum("...S,SK->...K", state, self.gate[...][: state.shape[-1]]))
-        by_text, by_named, by_asked, by_facets, by_popularity, by_near = jnp.split(gain, len(MATCHES), -1)
+        by_text, by_named, by_asked, by_facets, by_popularity, by_near, by_people = jnp.split(gain, len(MATCHES), -1)
         facets = by_asked * (asked @ self.asked_match[...])
         facets = facets + by_facets * (mean[..., E : E + self.facets] @ self.named_match[...])
         content = jnp.concatenate([by_text * text + by_named * mean[..., :E], facets, by_popularity], -1)
         content = content + vector @ self.match_kernel[...]
         again = jnp.broadcast_to(self.named_gain[...], evidence.named.shape)
-        gains = jnp.concatenate([again, by_near * nearness], -1)
-        return Wish(vector, content, jnp.concatenate([evidence.named, evidence.near], -1), gains)
+        gains = jnp.concatenate([again, by_near * nearness, by_people * stars], -1)
+        return Wish(vector, content, jnp.concatenate([evidence.named, evidence.near, evidence.starring], -1), gains)

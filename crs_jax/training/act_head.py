@@ -7,8 +7,8 @@ with the hidden state left out; the supervised stage goes on from there, the que
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,42 +16,17 @@ import numpy as np
 import optax
 from flax import nnx
 
-from crs_jax.data.instances import Instance, ranking_instances
 from crs_jax.metrics import MetricsWriter
 from crs_jax.models.policy import MASKED, Policy, add_at
 from crs_jax.models.query import Evidence
 from crs_jax.progress import Progress, say
 from crs_jax.sharding import everywhere, on_mesh, path_name, place, shard_batch
-from crs_jax.training.replies import Wishes
+from crs_jax.training.examples import Examples, examples, fresh_instances, training_examples
 from crs_jax.training.task import Task
 
-MOST_TARGETS = 8
 DECAYED = ("_kernel", "role_scale")  # of the query; its gains, gates and matches start at sensible values and are not
 MATRICES = (*DECAYED, "_match")
 KS = (1, 10, 50)
-
-
-class Examples(NamedTuple):
-    """Contexts of recommending replies, leading axis B; `target_BY` rows of the items newly named, -1 padded."""
-
-    evidence: Evidence
-    target_BY: Any
-
-
-def examples(wishes: Wishes, instances: Sequence[Instance]) -> Examples:
-    """Host arrays of the instances, of the split that the wishes are of."""
-    index = np.array([(i.dialogue, i.turn) for i in instances]).reshape(-1, 2).T
-    target_BY = np.full((len(instances), MOST_TARGETS), -1, np.int32)
-    for b, instance in enumerate(instances):
-        fresh = instance.fresh[:MOST_TARGETS]
-        target_BY[b, : len(fresh)] = fresh
-    evidence: Any = wishes.at(*index)
-    return Examples(Evidence(*evidence), target_BY)
-
-
-def fresh_instances(task: Task, split: str) -> list[Instance]:
-    """Recommending replies that name something new."""
-    return [i for i in ranking_instances(task.dialogues(split), task.corpus.catalogue) if i.fresh]
 
 
 def head_logits(policy: Policy, evidence: Evidence, key: jax.Array | None, rate: float) -> jax.Array:
@@ -63,11 +38,11 @@ def head_logits(policy: Policy, evidence: Evidence, key: jax.Array | None, rate:
 
 
 def head_loss(policy: Policy, rows: Examples, key: jax.Array | None, rate: float) -> jax.Array:
-    """Mean cross-entropy over the targets, nats; a reply's targets count alike."""
+    """Weighted mean cross-entropy over the targets, nats."""
     logp_BN = jax.nn.log_softmax(head_logits(policy, rows.evidence, key, rate), -1)
-    there_BY = rows.target_BY >= 0
+    weight_BY = jnp.where(rows.target_BY >= 0, rows.weight_BY, 0.0)
     chosen_BY = jnp.take_along_axis(logp_BN, jnp.maximum(rows.target_BY, 0), -1)
-    return -jnp.where(there_BY, chosen_BY, 0.0).sum() / jnp.maximum(there_BY.sum(), 1)
+    return -(weight_BY * chosen_BY).sum() / jnp.maximum(weight_BY.sum(), 1e-6)
 
 
 def make_head_optimizer(c: Any, steps: int) -> optax.GradientTransformation:
@@ -110,13 +85,13 @@ def orders(count: int, size: int, seed: int) -> Iterator[np.ndarray]:
         epoch += 1
 
 
-def fit_head(task: Task, writer: MetricsWriter, graphdef: Any, params: Any, frozen: Any, wishes: Wishes) -> Any:
-    """The parameters with a fitted query, laid over the mesh; `wishes` are those of the training split.
+def fit_head(task: Task, writer: MetricsWriter, graphdef: Any, params: Any, frozen: Any) -> Any:
+    """The parameters with a fitted query, laid over the mesh.
 
     Logs loss, and at the end hr@k of fresh validation targets over the whole catalogue (`validation/hr@10`).
     """
     c = task.config.head
-    rows = examples(wishes, fresh_instances(task, "train"))
+    rows = training_examples(task)
     count = len(rows.target_BY)
     size = min(c.batch, count)
     steps = round(c.epochs * count / size) if count else 0
@@ -155,7 +130,7 @@ def fit_head(task: Task, writer: MetricsWriter, graphdef: Any, params: Any, froz
 
 def head_validation(task: Task, graphdef: Any, params: Any, frozen: Any) -> dict[str, float]:
     """`loss` and hr@k of the head on the fresh targets of the validation split."""
-    rows = examples(Wishes(task, "validation"), fresh_instances(task, "validation"))
+    rows = examples(task, "validation", fresh_instances(task, "validation"))
     size = task.config.evaluation.batch
 
     def ranks(params, frozen, batch: Examples):

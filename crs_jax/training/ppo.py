@@ -38,6 +38,7 @@ class Contexts(NamedTuple):
       by_recommender_CX: 1 where the recommender named it first.
       asked_CZ: facets asked for (`signals/facets.py`).
       near_CK, nearness_CK: items that others named together with those (`signals/together.py`).
+      starring_CS, stars_CS: items with people who were named (`signals/people.py`).
     """
 
     prompt_CP: jax.Array
@@ -49,12 +50,15 @@ class Contexts(NamedTuple):
     asked_CZ: jax.Array
     near_CK: jax.Array
     nearness_CK: jax.Array
+    starring_CS: jax.Array
+    stars_CS: jax.Array
 
     @property
     def evidence(self) -> Evidence:
         """Of the policy's query."""
+        named = (self.named_CX, self.by_recommender_CX)
         return Evidence(
-            self.text_CE, self.asked_CZ, self.named_CX, self.by_recommender_CX, self.near_CK, self.nearness_CK
+            self.text_CE, self.asked_CZ, *named, self.near_CK, self.nearness_CK, self.starring_CS, self.stars_CS
         )
 
 

@@ -48,8 +48,9 @@ def contexts_at(task: Task, split: str, where: list[tuple[int, int]]) -> Context
     """Host arrays of all contexts of a split that the list names."""
     windows = make_windows(task.config, task.encoded[split], where, task.tokenizer)
     found, named_BE = evidence_at(task, split, where)
-    named, near = (found.named, found.by_recommender), (found.near, found.nearness)
-    arrays: Any = (windows.tokens_BP, windows.mask_BP, found.text, named_BE, *named, found.asked, *near)
+    named = (found.named, found.by_recommender)
+    beside = (found.near, found.nearness, found.starring, found.stars)
+    arrays: Any = (windows.tokens_BP, windows.mask_BP, found.text, named_BE, *named, found.asked, *beside)
     return Contexts(*arrays)
 
 

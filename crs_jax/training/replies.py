@@ -34,8 +34,9 @@ def evidence_at(task: Task, split: str, where: Sequence[tuple[int, int]]) -> tup
     """Evidence of the contexts before the given turns, host arrays; and the named items' embeddings `[B, E]`."""
     dialogues, catalogue = task.dialogues(split), task.corpus.catalogue
     vectors = context_vectors(dialogues, where, catalogue, task.content_NE, task.embed, task.config.data.window)
-    named, near = named_rows(dialogues, where, catalogue), task.together.near(dialogues, where)
-    arrays: Any = (vectors["text_BE"], task.facets.asked(dialogues, where), *named, *near)
+    beside = (*task.together.near(dialogues, where), *task.people.starring(dialogues, where))
+    named = named_rows(dialogues, where, catalogue)
+    arrays: Any = (vectors["text_BE"], task.facets.asked(dialogues, where), *named, *beside)
     return Evidence(*arrays), vectors["named_BE"]
 
 
@@ -45,7 +46,7 @@ class Wishes:
     def __init__(self, task: Task, split: str):
         where = task.replies(split)
         found, named_BE = evidence_at(task, split, where)
-        blank = [-1 if name in ("named", "near") else 0 for name in Evidence._fields]
+        blank = [-1 if name in ("named", "near", "starring") else 0 for name in Evidence._fields]
         padded: Any = [np.pad(a, ((1, 0), (0, 0)), constant_values=b) for a, b in zip(found, blank, strict=True)]
         self._evidence: Any = Evidence(*padded)
         self._named = np.pad(named_BE, ((1, 0), (0, 0)))

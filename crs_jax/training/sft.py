@@ -46,7 +46,9 @@ from crs_jax.training.state import (
 from crs_jax.training.task import Task, copy_tree, new_policy, split_model
 
 DeviceRows = dict[str, jax.Array]  # packed rows and what goes with them, on the mesh
-EVIDENCE = ("text_RAE", "asked_RAZ", "named_RAX", "by_recommender_RAX", "near_RAK", "nearness_RAK")
+EVIDENCE = (
+    "text_RAE", "asked_RAZ", "named_RAX", "by_recommender_RAX", "near_RAK", "nearness_RAK", "starring_RAS", "stars_RAS",
+)  # fmt: skip
 """Of act slots, in the order of `Evidence`."""
 
 
@@ -241,7 +243,7 @@ def run_sft(task: Task, writer: MetricsWriter) -> tuple[Any, Any, Any]:
     if done is None or not meta["done"]:
         wishes = Wishes(task, "train")
     if done is None:
-        params = fit_head(task, writer, graphdef, params, frozen, wishes)
+        params = fit_head(task, writer, graphdef, params, frozen)
     best, best_loss = params, float("inf")
     extra = {"average": copy_tree(params)} if c.sft.average > 0 else {}
     state = fresh_state(copy_tree(params), optimizer, task.mesh, extra)

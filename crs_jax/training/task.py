@@ -23,6 +23,7 @@ from crs_jax.models.items import Frozen
 from crs_jax.models.policy import Layout, Policy
 from crs_jax.models.query import KINDS
 from crs_jax.signals.facets import Facets
+from crs_jax.signals.people import People
 from crs_jax.signals.together import Together
 
 SPLITS = ("train", "validation", "test")
@@ -42,6 +43,7 @@ class Task:
       content_NE: frozen description embeddings, `[N, E]` unit rows.
       facets: genres and years of the items.
       together: what is named together in training dialogues.
+      people: who is in which item.
       embed: texts to unit embeddings `[n, E]`, cached on disk.
       cache: folder of prepared data.
       fingerprint: of the dialogues and the encoder; part of the name of whatever is cached.
@@ -56,6 +58,7 @@ class Task:
     content_NE: np.ndarray
     facets: Facets
     together: Together
+    people: People
     embed: Callable[[Sequence[str]], np.ndarray]
     cache: pathlib.Path
     fingerprint: str

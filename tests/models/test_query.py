@@ -97,6 +97,7 @@ def test_what_is_left_out_changes_nothing(policy, evidence, kind):
         "text": {"text": other.text},
         "asked": {"asked": np.concatenate([other.asked[:, :-3], evidence.asked[:, -3:]], 1)},
         "named": {"named": np.where(evidence.named >= 0, 1, -1)}, "near": {"nearness": other.nearness},
+        "people": {"stars": evidence.stars + 1},
     }  # fmt: skip
     for name, change in changes.items():
         before, after = bare(evidence, content), bare(evidence._replace(**change), content)
@@ -107,7 +108,7 @@ def test_what_is_left_out_changes_nothing(policy, evidence, kind):
 def test_a_genre_asked_for_lifts_its_items_at_the_start():
     """First values: a genre asked for adds 2 to the match of an item of that genre alone."""
     query = Query(6, FACETS, 2, 4, 16, rngs=nnx.Rngs(0))
-    none = np.full((1, 3), -1)
-    evidence = Evidence(np.zeros((1, 6)), np.array([[0, 1.0, 0, 0]]), none, np.zeros((1, 3)), none, np.zeros((1, 3)))
+    none, zero = np.full((1, 3), -1), np.zeros((1, 3))
+    evidence = Evidence(np.zeros((1, 6)), np.array([[0, 1.0, 0, 0]]), none, zero, none, zero, none, zero)
     wish = query(evidence, jnp.zeros((9, 6 + FACETS + 1)))
     np.testing.assert_allclose(wish.content[0], [*[0] * 6, 0, 2.0, 0, 0, 0, 0.7], atol=0.03)

@@ -137,7 +137,9 @@ def random_evidence(rng, layout, count):
     nearness = rng.random(near.shape).astype(np.float32)
     near[0], near[-1, -1], nearness[0], nearness[-1, -1] = -1, -1, 0.0, 0.0
     roles = rng.integers(0, 2, named.shape).astype(np.int32)
-    return Evidence(random_vectors(rng, count), asked, named, roles, near, nearness)
+    starring = near[:, ::-1][:, :2]
+    stars = np.where(starring >= 0, 1.0 + starring % 2, 0.0).astype(np.float32)
+    return Evidence(random_vectors(rng, count), asked, named, roles, near, nearness, starring, stars)
 
 
 def plain_wishes(policy, evidence):
@@ -153,7 +155,7 @@ def plain_wishes(policy, evidence):
     vectors = contents @ match.T
     E = contents.shape[1] - FACETS - 1
     out = []
-    for text, asked, rows, roles, near, nearness in zip(*(np.asarray(part) for part in evidence), strict=True):
+    for text, asked, rows, roles, *beside in zip(*(np.asarray(part) for part in evidence), strict=True):
         there = [(int(row), int(role), n) for n, (row, role) in enumerate(zip(rows, roles, strict=True)) if row >= 0]
         state = [*asked[-3:], float(text.any()), float(asked[:GENRES].any())]
         gain = [g * np.exp(sum(s * gate[n, k] for n, s in enumerate(state))) for k, g in enumerate(gains_K)]
@@ -167,9 +169,10 @@ def plain_wishes(policy, evidence):
                 content[E:-1] += gain[3] * (contents[row, E:-1] @ named_match) / len(there)
         content += vector @ match
         gains = {row: float(q.named_gain[...]) for row, _, _ in there}
-        for row, value in zip(near.tolist(), nearness.tolist(), strict=True):
-            if row >= 0:
-                gains[row] = gains.get(row, 0.0) + gain[5] * value
+        for k, (near, values) in enumerate((beside[:2], beside[2:])):
+            for row, value in zip(near.tolist(), values.tolist(), strict=True):
+                if row >= 0:
+                    gains[row] = gains.get(row, 0.0) + gain[5 + k] * value
         out.append((vector, content, gains))
     return out
 

@@ -12,9 +12,7 @@ from tiny_task import change
 from crs_jax.metrics import MetricsWriter, read_json_lines
 from crs_jax.training.act_head import (
     KS,
-    examples,
     fit_head,
-    fresh_instances,
     head_logits,
     head_loss,
     head_validation,
@@ -22,12 +20,12 @@ from crs_jax.training.act_head import (
     trained_part,
     with_part,
 )
-from crs_jax.training.replies import Wishes
+from crs_jax.training.examples import SOON, examples, fresh_instances, training_examples
 
 
 @pytest.fixture(scope="module")
 def rows(world):
-    return examples(Wishes(world.task, "train"), fresh_instances(world.task, "train"))
+    return examples(world.task, "train", fresh_instances(world.task, "train"), later=0.5)
 
 
 def test_examples_are_fresh_targets(world, rows):
@@ -37,10 +35,36 @@ def test_examples_are_fresh_targets(world, rows):
     for b, instance in enumerate(instances):
         before = task.corpus.train[instance.dialogue].turns[: instance.turn]
         named = {task.corpus.catalogue.index[i] for turn in before for i in turn.items}
-        targets = [row for row in rows.target_BY[b].tolist() if row >= 0]
-        assert targets == list(instance.fresh)
-        assert not named & set(targets)
+        assert rows.target_BY[b][rows.weight_BY[b] == 1].tolist() == list(instance.fresh)
+        assert not named & set(rows.target_BY[b].tolist())
         assert named == {row for row in rows.evidence.named[b].tolist() if row >= 0}
+
+
+def test_seekers_and_later_mentions_are_examples_too(world, tmp_path):
+    """Against a loop over all messages: who named what for the first time, at once and within the next utterances."""
+    task = world.at(tmp_path, head__seeker=0.5, head__later=0.25)
+    rows = training_examples(task)
+    expected = []
+    for d in task.corpus.train:
+        first = {}
+        for t, turn in enumerate(d.turns):
+            for item in turn.items:
+                first.setdefault(item, t)
+        for t, turn in enumerate(d.turns):
+            weight = 1.0 if turn.role == "recommender" else 0.5
+            at_once = {task.corpus.catalogue.index[i]: weight for i in turn.items if first[i] == t}
+            soon = {task.corpus.catalogue.index[i]: weight / 4 for i in first if t < first[i] <= t + SOON}
+            if t and at_once:
+                expected.append(tuple(sorted({**soon, **at_once}.items())))
+    found = [
+        tuple(sorted((row, w) for row, w in zip(rows_Y, weight_Y, strict=True) if row >= 0))
+        for rows_Y, weight_Y in zip(rows.target_BY.tolist(), rows.weight_BY.tolist(), strict=True)
+    ]
+    assert sorted(found) == sorted(expected)
+    assert len(found) > len(fresh_instances(task, "train"))
+    alone = training_examples(world.at(tmp_path, head__seeker=0.0, head__later=0.0))
+    assert len(alone.target_BY) == len(fresh_instances(task, "train"))
+    assert set(alone.weight_BY.ravel().tolist()) == {0.0, 1.0}
 
 
 def test_loss_equals_a_loop(world, rows):
@@ -57,9 +81,10 @@ def test_loss_equals_a_loop(world, rows):
         open_N = [n for n in range(N) if n not in named]
         assert (logits_BN[b, list(named)] < -1e8).all()
         mass = np.log(np.exp(logits_BN[b, open_N]).sum())
-        for target in some.target_BY[b]:
+        for target, weight in zip(some.target_BY[b], some.weight_BY[b], strict=True):
             if target >= 0:
-                total, count = total + mass - logits_BN[b, target], count + 1
+                total, count = total + weight * (mass - logits_BN[b, target]), count + weight
+    assert 0 < float((some.weight_BY == 0.5).sum()) < float((some.weight_BY == 1).sum())
     assert float(head_loss(policy, some, None, 0.0)) == pytest.approx(total / count, rel=1e-5)
 
 
@@ -79,7 +104,7 @@ def test_it_learns_what_was_planted_and_touches_nothing_else(world, tmp_path):
     task = dataclasses.replace(task, corpus=corpus)
     before = head_validation(task, *world.sft)
     with MetricsWriter(tmp_path, tensorboard=False) as writer:
-        params = fit_head(task, writer, *world.sft, Wishes(task, "train"))
+        params = fit_head(task, writer, *world.sft)
     after = head_validation(task, world.sft[0], params, world.sft[2])
     assert after["loss"] < before["loss"] - 0.5
     assert after["hr@10"] > before["hr@10"] + 0.1
@@ -94,7 +119,7 @@ def test_it_learns_what_was_planted_and_touches_nothing_else(world, tmp_path):
 def test_no_epochs_no_head(world, tmp_path):
     task = world.at(tmp_path, head__epochs=0.0)
     with MetricsWriter(tmp_path, tensorboard=False) as writer:
-        assert fit_head(task, writer, *world.sft, Wishes(task, "train")) is world.sft[1]
+        assert fit_head(task, writer, *world.sft) is world.sft[1]
 
 
 def test_validation_counts_each_target_once(world, tmp_path):

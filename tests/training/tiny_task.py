@@ -16,6 +16,7 @@ from crs_jax.prepare import make_tokenizer
 from crs_jax.rl.reward import RewardModel
 from crs_jax.sharding import AXES, place
 from crs_jax.signals.facets import Facets
+from crs_jax.signals.people import People
 from crs_jax.signals.together import Together
 from crs_jax.training.task import SPLITS, Task, copy_tree, new_policy, split_model
 
@@ -74,7 +75,8 @@ def make_task(workdir: pathlib.Path, config: ConfigDict, mesh: Mesh | None = Non
     return Task(
         config=config, workdir=workdir, mesh=mesh or one_device(), corpus=corpus, tokenizer=tokenizer, encoded=encoded,
         content_NE=embed([item.describe() for item in corpus.catalogue.items]), facets=Facets.of(corpus.catalogue),
-        together=Together(corpus.train, corpus.catalogue), embed=embed, cache=workdir / "cache", fingerprint="tiny",
+        together=Together(corpus.train, corpus.catalogue), people=People(corpus.catalogue), embed=embed,
+        cache=workdir / "cache", fingerprint="tiny",
     )  # fmt: skip
 
 
