@@ -138,7 +138,7 @@ def random_evidence(rng, layout, count):
     near[0], near[-1, -1], nearness[0], nearness[-1, -1] = -1, -1, 0.0, 0.0
     roles = rng.integers(0, 2, named.shape).astype(np.int32)
     starring = near[:, ::-1][:, :2]
-    stars = np.where(starring >= 0, 1.0 + starring % 2, 0.0).astype(np.float32)
+    stars = np.where(starring >= 0, 0.1 + 0.1 * (starring % 2), 0.0).astype(np.float32)
     return Evidence(random_vectors(rng, count), asked, named, roles, near, nearness, starring, stars)
 
 

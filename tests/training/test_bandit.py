@@ -112,7 +112,7 @@ class Bandit:
         text_KE = np.eye(EMBEDDING, dtype=np.float32)[:2]
         rows = Contexts(
             PROMPT_KP, MASK_KP, text_KE, np.zeros_like(text_KE), NAMED_KX, np.zeros_like(NAMED_KX), np.zeros((2, 0)),
-            np.full((2, 1), -1), np.zeros((2, 1)),
+            np.full((2, 1), -1), np.zeros((2, 1)), np.full((2, 1), -1), np.zeros((2, 1)),
         )  # fmt: skip
         self.contexts = shard_batch(Contexts(*(np.repeat(a, c.ppo.contexts // 2, 0) for a in rows)), mesh)
         updates = ITERATIONS * c.ppo.epochs * c.ppo.minibatches

@@ -98,6 +98,7 @@ def compiled(shape: tuple[int, int, int]):
         floats(c.contexts, EMBEDDING), floats(c.contexts, EMBEDDING), jax.ShapeDtypeStruct((c.contexts, 32), jnp.int32),
         jax.ShapeDtypeStruct((c.contexts, 32), jnp.int32), floats(c.contexts, ASKED),
         jax.ShapeDtypeStruct((c.contexts, 512), jnp.int32), floats(c.contexts, 512),
+        jax.ShapeDtypeStruct((c.contexts, 48), jnp.int32), floats(c.contexts, 48),
     )  # fmt: skip
     iteration = make_iteration(Graphs(actor_graph, policy_graph, reward_graph), optimizer, config, mesh)
     lowered = iteration.lower(
