@@ -1,6 +1,7 @@
 import math
 
 import pytest
+from rouge_score import tokenizers
 
 from crs_jax.errors import InputError
 from crs_jax.evaluation import text
@@ -41,6 +42,17 @@ def test_rouge_l_equals_a_plain_longest_common_subsequence():
         common = lcs(h, r)
         expected.append(2 * common / (len(h) + len(r)) if common else 0.0)  # 2PR / (P + R)
     assert text.rouge_l(HYPOTHESES, REFERENCES) == pytest.approx(sum(expected) / 4)
+
+
+def test_rouge_l_equals_tensorflow_text():
+    """The same words, cut by rouge-score's own tokenizer, through the other library."""
+    tf, tftext = (pytest.importorskip(name) for name in ("tensorflow", "tensorflow_text"))
+    cut = tokenizers.DefaultTokenizer(use_stemmer=False).tokenize
+    filled = [(h, r) for h, r in zip(HYPOTHESES, REFERENCES, strict=True) if h]
+    hypotheses, references = ([cut(t) for t in column] for column in zip(*filled, strict=True))
+    found = tftext.metrics.rouge_l(tf.ragged.constant(hypotheses), tf.ragged.constant(references)).f_measure.numpy()
+    assert text.rouge_l(HYPOTHESES, REFERENCES) == pytest.approx(found.sum() / len(HYPOTHESES), rel=1e-6)
+    assert len(set(found.round(3))) == 3
 
 
 def test_bleu_worked_by_hand():
