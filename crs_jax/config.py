@@ -24,6 +24,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "model.dtype": ("float32", "bfloat16"),
     "model.value": ("shared", "detached", "separate"),
     "reward.relevance": ("exact", "learned"),
+    "signals.shift": ("residual", "difference"),
 }
 
 _AT_LEAST: dict[str, float] = {

@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 from crs_jax import config as settings
 from crs_jax.checkpoint import digest, done_meta, flatten
 from crs_jax.errors import InputError
+from crs_jax.evaluation.observed import signal_table
 from crs_jax.evaluation.signals import auc, correlation
 from crs_jax.evaluation.stage import run_evaluate
 from crs_jax.metrics import MetricsWriter, read_json, read_json_lines, write_json, write_json_lines
@@ -121,7 +122,7 @@ def run_stages(task: Task, stages: tuple[str, ...], metrics: dict, seconds: dict
             result = function(task, writer, *(_have(i, need, stage) for need, i in inputs))
             if not known[stage]:
                 worked.append(stage)
-                for name in (*EVALUATED, *(("reward_model",) if stage != "ppo" else ()), "ppo"):
+                for name in (*EVALUATED, *(("reward_model", "signals") if stage != "ppo" else ()), "ppo"):
                     metrics.pop(name, None)
             seconds[stage] = done_meta(workdir, stage)["seconds"]
             return result
@@ -130,6 +131,7 @@ def run_stages(task: Task, stages: tuple[str, ...], metrics: dict, seconds: dict
         reward = model("reward", run_reward, ("sft", sft))
         if reward is not None and "reward_model" not in metrics:
             metrics["reward_model"], metrics["labels"] = held_out(task, reward)
+            metrics["signals"] = signal_table(task, "validation")
             print_held_out(metrics["reward_model"])
         aligned: Aligned | None = model("ppo", run_ppo, ("sft", sft), ("reward", reward))
         if aligned is not None and "ppo" not in metrics:

@@ -37,6 +37,7 @@ def page(run: Run) -> Html:
         overview.simulator(run),
         ranking.ranking(run),
         scores.replies(run),
+        scores.signals(run),
         scores.reward_model(run),
         scores.alignment(run),
         curves.curves(run),

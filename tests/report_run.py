@@ -90,6 +90,13 @@ def full_metrics(rng: np.random.Generator) -> dict[str, Any]:
             "sentiment": {"pearson": 0.287, "spearman": 0.263, "n": 1987, "liked": 0.164},
             "available": {"latency": 2113, "uptake": 1711},
         },
+        "signals": {
+            "liked": {
+                "uptake": {"pearson": 0.201, "pearson-low": 0.15, "pearson-high": 0.25, "spearman": 0.21, "auc": 0.672,
+                           "auc-low": 0.65, "auc-high": 0.69, "positives": 7211, "n": 8425},
+                "sentiment": {"pearson": 0.214, "auc": 0.723, "n": 8425},
+            },
+        },
         "ppo": {"kl": 2.871, "entropy": 6.44, "reward": 0.259, "iterations": 100, "clip_fraction": 0.087},
         "simulator": {"utility_sft": 0.5523, "utility_ppo": 0.6171, "difference": 0.0648, "low": 0.0511, "high": 0.0793,
                       "n": 812, "utility_random": 0.4211, "utility_best": 0.9304},
@@ -198,7 +205,7 @@ def make_run(workdir: pathlib.Path, seed: int = 0, count: int = 6) -> dict[str, 
 def make_sft_run(workdir: pathlib.Path) -> dict[str, Any]:
     """A workdir after `--config.stages=sft,evaluate`: no reward model, no PPO, no simulator, no samples."""
     metrics = make_run(workdir)
-    for key in ("paired", "rewards", "reward_model", "ppo", "simulator", "success", "published"):
+    for key in ("paired", "rewards", "reward_model", "signals", "ppo", "simulator", "success", "published"):
         del metrics[key]
     for table in (metrics["ranking"], metrics["text"]):
         del table["ppo"]

@@ -91,6 +91,7 @@ def test_tags_are_balanced_and_every_section_is_there(page):
         "utility",
         "ranking",
         "text",
+        "signals",
         "reward-model",
         "ppo",
         "curves",
@@ -227,6 +228,8 @@ def test_the_difference_turns_round_where_only_sft_minus_ppo_is_recorded(tmp_pat
 
 def test_the_other_tables_hold_their_figures(page):
     assert row(page, "reward-model", "Engagement")[0] == ["Engagement", "0.632", "0.604", "2,113", "0.211"]
+    assert row(page, "signals", "Uptake")[0] == ["Uptake", "0.201", "0.210", "0.672", "8,425"]
+    assert "0.650–0.690" in page.sections["signals"]
     assert "0.601–0.661" in page.sections["reward-model"]
     assert row(page, "reward-model", "Available · Uptake")[0] == ["Available · Uptake", "1,711"]
     assert "Published: Kostric & Balog." in page.sections["ranking"]
@@ -291,6 +294,7 @@ def test_a_run_of_sft_alone_says_what_is_missing(tmp_path):
     assert "no PPO stage" in page.sections["comparison"]
     assert "No simulator" in page.sections["utility"]
     assert "No reward model" in page.sections["reward-model"]
+    assert "No table of signals" in page.sections["signals"]
     assert "No PPO stage" in page.sections["ppo"]
     assert "Nothing logged by: Reward model, PPO." in page.sections["curves"]
     assert "No samples" in page.sections["samples"]

@@ -60,6 +60,23 @@ def reward_model(run: Run) -> Html:
     )
 
 
+def signals(run: Run) -> Html:
+    """What the observed signals say of what the seekers answered after the talk."""
+    title = "Signals"
+    parts = []
+    for outcome, rows in run.table("signals").items():
+        if found := {name: flat_figures(values) for name, values in rows.items()}:
+            label = f"Against {name_of(outcome).lower()}"
+            parts.append(tag("div", tag("h3", label), _grid(found, ("pearson", "spearman", "auc", "n"), label)))
+    if not parts:
+        return section("signals", title, missing("No table of signals: no answers to compare with in this run."))
+    words = note(
+        "Observed signals of the proposals on the validation split, against what the seeker answered after the talk "
+        "(any proposed item liked, or seen) and whether they came back. None of these answers is trained on."
+    )
+    return section("signals", title, tag("div", *parts), words)
+
+
 def replies(run: Run) -> Html:
     """The generated replies, every measure of every row."""
     title = "Replies"

@@ -4,7 +4,8 @@ Four parts, none of which reads the questionnaires (`liked`, `seen`), which are 
   dwell: log reply latency less what reading and typing explain, by a least-squares fit on train;
   length: log number of words in the reaction;
   continuation: 0 the seeker never answers, 1/2 answers and then says no more, 1 answers and speaks again later;
-  uptake: 1 where the reaction names a proposed item or accepts in words (`ACCEPTS`), else 0.
+  uptake: 1 where the reaction names a proposed item or accepts in words (`ACCEPTS`), less 1 where it refuses in words
+    (`REFUSES`).
 Each is standardised on train and clipped; the score is their weighted mean over the parts that are known. A part that
 is missing (no times in the corpus, nothing proposed) leaves the mean, it is never taken for zero.
 """
@@ -34,6 +35,18 @@ ACCEPTS = re.compile(
     r"|(?:on|to) my (?:watch ?)?list|can(?:'t|not) wait|i'm sold|good (?:suggestion|recommendation|pick|choice)"
     r"|great (?:suggestion|recommendation|pick|choice)"
     r")",
+    re.IGNORECASE,
+)
+
+REFUSES = re.compile(
+    r"\bnot (?:really )?(?:a (?:big |huge )?fan|my (?:thing|kind|type|cup|style|taste|favorite)|into|for me|interested"
+    r"|(?:quite )?what i)"
+    r"|\b(?:didn'?t|did not|don'?t|do not|never) (?:really |much |particularly )?(?:like|love|care for|enjoy)"
+    r"|\bno,? (?:thanks|thank you)|\bsomething (?:else|different|less|more|newer|older)"
+    r"|\btoo (?:scary|old|long|violent|sad|much|slow|gory|silly|dark)"
+    r"|\b(?:hate|hated|boring|terrible|awful|dumb|stupid|disappoint\w*)\b"
+    r"|\b(?:not|wasn'?t|isn'?t) (?:very |that |so |really |too |a )?(?:good|great|funny|impressed)"
+    r"|\bpass on\b|\brather not",
     re.IGNORECASE,
 )
 
@@ -145,12 +158,16 @@ class EngagementModel:
 
 
 def uptake(reaction: Reaction) -> float:
-    """1 where the seeker names an item of the proposal or accepts in words, else 0; NaN where nothing is proposed."""
+    """1 where the seeker names an item of the proposal or accepts in words, less 1 where they refuse in words.
+
+    NaN where nothing is proposed.
+    """
     proposed = {item for turn in reaction.proposal for item in turn.items}
     if not proposed:
         return float("nan")
     named = any(item in proposed for turn in reaction.after for item in turn.items)
-    return float(named or ACCEPTS.search(plain_text(reaction.after).replace("’", "'")) is not None)
+    said = plain_text(reaction.after).replace("’", "'")
+    return float(named or ACCEPTS.search(said) is not None) - float(REFUSES.search(said) is not None)
 
 
 def availability(dialogues: Sequence[Dialogue], model: EngagementModel) -> dict[str, int]:

@@ -35,14 +35,35 @@ def sentiment(texts: Sequence[str], kind: str = "vader") -> np.ndarray:
     return np.array([values.get(text, 0.0) for text in plain], dtype=np.float32)
 
 
-def sentiment_shift(dialogues: Sequence[Dialogue], kind: str = "vader") -> list[np.ndarray]:
+def carried_over(dialogues: Sequence[Dialogue], kind: str = "vader") -> float:
+    """How much of the mood before is still there in the reaction: slope of its least-squares line, 0 without data."""
+    _, value = _before_and_after(dialogues, kind)
+    before, after = value[::2].astype(np.float64), value[1::2].astype(np.float64)
+    if len(before) < 2 or np.ptp(before) == 0:
+        return 0.0
+    centred = before - before.mean()
+    return float(centred @ after / (centred @ centred))
+
+
+def sentiment_shift(dialogues: Sequence[Dialogue], kind: str = "vader", carried: float = 1.0) -> list[np.ndarray]:
     """Sentiment of the seeker's reaction minus that of what the seeker said before the recommender's message.
 
-    Messages of one speaker in a row are joined, on both sides.
+    Messages of one speaker in a row are joined, on both sides. With `carried` 1 it is the plain difference, which falls
+    after any cheerful message, whatever is proposed: moods go back to their mean. With `carried_over` of the training
+    dialogues it is what the mood before does not foretell.
 
     Returns:
       For each dialogue float32 [turns] in [-2, 2], NaN where the recommender opens the dialogue, ends it, or goes on.
     """
+    where, value = _before_and_after(dialogues, kind)
+    out = [np.full(len(dialogue.turns), np.nan, dtype=np.float32) for dialogue in dialogues]
+    for i, (d, t) in enumerate(where):
+        out[d][t] = value[2 * i + 1] - carried * value[2 * i]
+    return out
+
+
+def _before_and_after(dialogues: Sequence[Dialogue], kind: str) -> tuple[list[tuple[int, int]], np.ndarray]:
+    """(dialogue, turn) of the messages with both; and sentiments, before and after by turns."""
     where: list[tuple[int, int]] = []
     texts: list[str] = []
     for d, dialogue in enumerate(dialogues):
@@ -50,11 +71,7 @@ def sentiment_shift(dialogues: Sequence[Dialogue], kind: str = "vader") -> list[
             if reaction.before and reaction.after:
                 where.append((d, reaction.turn))
                 texts += [plain_text(reaction.before), plain_text(reaction.after)]
-    value = sentiment(texts, kind)
-    out = [np.full(len(dialogue.turns), np.nan, dtype=np.float32) for dialogue in dialogues]
-    for i, (d, t) in enumerate(where):
-        out[d][t] = value[2 * i + 1] - value[2 * i]
-    return out
+    return where, sentiment(texts, kind)
 
 
 def _vader() -> Callable[[list[str]], list[float]]:

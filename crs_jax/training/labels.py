@@ -12,10 +12,10 @@ import numpy as np
 from crs_jax.models.heads import SIGNALS
 from crs_jax.signals.engagement import EngagementModel, availability
 from crs_jax.signals.relevance import turn_relevance
-from crs_jax.signals.sentiment import sentiment_shift
+from crs_jax.signals.sentiment import carried_over, sentiment_shift
 from crs_jax.training.task import Task
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,12 +31,12 @@ class Labels:
     available: dict[str, int]
 
 
-def _raw(task: Task, split: str, engagement: EngagementModel) -> np.ndarray:
+def _raw(task: Task, split: str, engagement: EngagementModel, carried: float) -> np.ndarray:
     dialogues = task.dialogues(split)
     columns = (
         engagement.score(dialogues),
         turn_relevance(dialogues, task.corpus.catalogue, task.content_NE, task.embed, task.config.data.window),
-        sentiment_shift(dialogues, task.config.signals.sentiment),
+        sentiment_shift(dialogues, task.config.signals.sentiment, carried),
     )
     longest = max((len(dialogue.turns) for dialogue in dialogues), default=0)
     out = np.full((len(dialogues), longest, len(SIGNALS)), np.nan, np.float32)
@@ -54,14 +54,16 @@ def label(task: Task, split: str) -> Labels:
         with np.load(path) as stored:
             return Labels(stored["signal_DTS"], json.loads(str(stored["available"])))
     engagement = EngagementModel.fit(task.dialogues("train"), task.config.signals.engagement.to_dict())
-    train = _raw(task, "train", engagement)
+    s = task.config.signals
+    carried = 1.0 if s.shift == "difference" else carried_over(task.dialogues("train"), s.sentiment)
+    train = _raw(task, "train", engagement, carried)
     flat = train.reshape(-1, len(SIGNALS)).astype(np.float64)
     with np.errstate(invalid="ignore"):
         known = np.isfinite(flat)
         count_S = np.maximum(known.sum(0), 1)
         mean_S = np.where(known, flat, 0).sum(0) / count_S
         std_S = np.sqrt(np.where(known, (flat - mean_S) ** 2, 0).sum(0) / count_S)
-    raw = train if split == "train" else _raw(task, split, engagement)
+    raw = train if split == "train" else _raw(task, split, engagement, carried)
     labels = Labels(
         ((raw - mean_S) / np.where(std_S > 1e-6, std_S, 1.0)).astype(np.float32),
         availability(task.dialogues(split), engagement),

@@ -78,7 +78,7 @@ def test_parts_by_hand():
                   log(2) - 1 - 0.5 * log(3) - 0.25 * log(4), nan, nan],
         "length": [log(6), nan, nan, log(8), nan, nan, log(4), nan, nan],
         "continuation": [1, nan, nan, 1, nan, nan, 0.5, nan, 0],
-        "uptake": [nan, nan, nan, 1, nan, nan, 0, nan, nan],
+        "uptake": [nan, nan, nan, 1, nan, nan, -1, nan, nan],
     }  # fmt: skip
     for name in PARTS:
         assert parts[name].dtype == np.float32
@@ -113,11 +113,17 @@ def test_a_clock_that_runs_backwards_counts_as_no_wait():
         ("good suggestion, thanks", (), 1),
         ("oh I loved *", ("1",), 1),
         ("have you seen *", ("2",), 0),
-        ("not my kind of movie", (), 0),
-        ("no, they don't sound very good", (), 0),
-        ("that is not a good suggestion", (), 0),
+        ("not my kind of movie", (), -1),
+        ("no, they don't sound that way to me", (), 0),
+        ("it wasn't very good", (), -1),
+        ("that is not a good suggestion", (), -1),
+        ("I didn\u2019t really like it", (), -1),
+        ("that is too scary, something else please", (), -1),
+        ("No thank you, I hate westerns", (), -1),
+        ("it is a bit old but I like it", (), 0),
+        ("I liked * but it was boring", ("1",), 0),  # named and refused
         ("I will not watch it", (), 0),
-        ("the first sounds good, the rest awful", (), 1),  # which item is meant is beyond matching words
+        ("the first sounds good, the rest sad", (), 1),  # which item is meant is beyond matching words
         ("I watched it, it was fine", (), 0),
         ("what is it about?", (), 0),
     ],

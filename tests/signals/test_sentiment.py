@@ -4,10 +4,11 @@ import json
 
 import numpy as np
 import pytest
+from sklearn.linear_model import LinearRegression
 
 from crs_jax.data.dialogue import MENTION, RECOMMENDER, SEEKER, Dialogue, Turn
 from crs_jax.errors import InputError
-from crs_jax.signals.sentiment import label_signs, sentiment, sentiment_shift
+from crs_jax.signals.sentiment import carried_over, label_signs, sentiment, sentiment_shift
 
 PUBLISHED = {  # github.com/cjhutto/vaderSentiment, README, "Output for the above example code"
     "VADER is smart, handsome, and funny.": 0.8316,
@@ -60,6 +61,23 @@ def test_shift_by_hand():
     nan = np.nan
     np.testing.assert_allclose(shift, [nan, nan, nan, poor - great, nan, nan, fine - poor, nan, nan], atol=1e-6)
     assert shift[3] < -1 < 0.5 < shift[6]
+
+
+def test_what_the_mood_before_foretells_is_taken_out():
+    """The slope is that of scikit-learn's line; what is left does not go with the mood before, a plain shift does."""
+    rng = np.random.default_rng(0)
+    moods = ["awful", "bad", "so so", "fine", "good", "great, love it"]
+    pairs = [(a, int(np.clip(a + rng.integers(-3, 4), 0, 5))) for a in rng.integers(0, 6, 200)]
+    dialogues = [talk((SEEKER, moods[a]), (RECOMMENDER, "x"), (SEEKER, moods[b])) for a, b in pairs]
+    before, after = (sentiment([moods[pair[side]] for pair in pairs]) for side in (0, 1))
+    slope = carried_over(dialogues)
+    assert slope == pytest.approx(LinearRegression().fit(before[:, None], after).coef_[0], abs=1e-6)
+    assert 0.2 < slope < 0.9
+    left, plain = (np.array([s[1] for s in sentiment_shift(dialogues, carried=c)]) for c in (slope, 1.0))
+    np.testing.assert_allclose(left, after - slope * before, atol=1e-6)
+    assert abs(np.corrcoef(before, left)[0, 1]) < 1e-5
+    assert np.corrcoef(before, plain)[0, 1] < -0.2
+    assert carried_over([talk((SEEKER, "alone"))]) == 0.0
 
 
 def test_shift_keeps_dialogues_apart():

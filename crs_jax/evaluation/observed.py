@@ -1,0 +1,91 @@
+"""What observed signals say of what seekers answered later: each weak label against `liked`, `seen` and staying.
+
+The answers are in questionnaires filled in after the talk. They never enter a label or a reward; this table shows how
+much of them the labels hold.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from crs_jax.data.dialogue import Dialogue
+from crs_jax.evaluation.signals import auc, correlation
+from crs_jax.models.heads import SIGNALS
+from crs_jax.rl.reward import combine
+from crs_jax.signals.engagement import PARTS, EngagementModel
+from crs_jax.signals.reactions import Reaction, plain_text, reactions
+from crs_jax.signals.sentiment import sentiment
+from crs_jax.training.labels import label
+from crs_jax.training.task import Task
+
+OUTCOMES = ("liked", "seen", "continuation")
+HOLDS_STAYING = ("continuation", "engagement", "reward")  # signals that it is a part of
+
+
+def answered(dialogue: Dialogue, reaction: Reaction, question: str) -> float:
+    """1 where the seeker said yes of any item proposed, 0 where of none, NaN where they said nothing of any."""
+    items = {item for turn in reaction.proposal for item in turn.items if item in dialogue.feedback}
+    said = [getattr(dialogue.feedback[item], question) for item in items]
+    known = [answer for answer in said if answer is not None]
+    return float(any(answer == 1 for answer in known)) if known else float("nan")
+
+
+def observed(task: Task, split: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], np.ndarray]:
+    """Signals, outcomes and the dialogue of each recommender message that ends a proposal of items and is answered.
+
+    Beside the labels (as trained on) and the parts of engagement stand two raw figures: the logarithm of 1 + the
+    seconds to the answer, and the sentiment of the reaction.
+    """
+    dialogues = task.dialogues(split)
+    found = [(d, r) for d, dialogue in enumerate(dialogues) for r in reactions(dialogue)]
+    found = [(d, r) for d, r in found if r.after and any(turn.items for turn in r.proposal)]
+    at = [(d, r.turn) for d, r in found]
+    parts = EngagementModel.fit(task.dialogues("train"), task.config.signals.engagement.to_dict())
+    scaled, labels = parts.standardised(dialogues), label(task, split).signal_DTS
+    label_PS = np.array([labels[d, t] for d, t in at], np.float32).reshape(-1, len(SIGNALS))
+    c = task.config.reward
+    weight_S = jnp.array([c.alpha, c.beta, c.gamma], jnp.float32)
+    signals = {
+        "latency": np.array([_log_latency(r) for _, r in found]),
+        **{part: np.array([scaled[part][d][t] for d, t in at]) for part in PARTS},
+        "engagement": label_PS[:, SIGNALS.index("engagement")],
+        "relevance": label_PS[:, SIGNALS.index("relevance")],
+        "reaction's sentiment": sentiment([plain_text(r.after) for _, r in found], task.config.signals.sentiment),
+        "sentiment": label_PS[:, SIGNALS.index("sentiment")],
+        "reward": np.asarray(combine(jnp.asarray(label_PS), weight_S, float("inf"))),
+    }
+    outcomes = {name: np.array([answered(dialogues[d], r, name) for d, r in found]) for name in OUTCOMES[:2]}
+    outcomes["continuation"] = np.array([float(r.returns) for _, r in found])
+    return signals, outcomes, np.array([d for d, _ in found], np.int64)
+
+
+def _log_latency(reaction: Reaction) -> float:
+    sent, answer = reaction.proposal[-1].seconds, reaction.after[0].seconds
+    return float("nan") if sent is None or answer is None else float(np.log1p(max(answer - sent, 0.0)))
+
+
+def signal_table(task: Task, split: str) -> dict[str, Any]:
+    """By outcome, by signal: Pearson, Spearman and AUC with 95 % intervals over dialogues, and counts.
+
+    A signal that staying is a part of is not held against staying. What cannot be said (one outcome alone, a signal
+    that is constant or missing) is left out.
+    """
+    signals, outcomes, group_P = observed(task, split)
+    bootstrap = task.config.evaluation.bootstrap
+    table: dict[str, Any] = {}
+    for outcome, outcome_P in outcomes.items():
+        rows = {}
+        for name, value_P in signals.items():
+            if outcome == "continuation" and name in HOLDS_STAYING:
+                continue
+            keep = np.isfinite(value_P) & np.isfinite(outcome_P)
+            if keep.sum() < 3 or len(np.unique(outcome_P[keep])) < 2 or np.ptp(value_P[keep]) == 0:
+                continue
+            some = (value_P[keep], outcome_P[keep], group_P[keep], bootstrap)
+            rows[name] = {**correlation(*some), **auc(*some)}
+        if rows:
+            table[outcome] = rows
+    return table
