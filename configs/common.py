@@ -146,6 +146,9 @@ def get_config() -> ConfigDict:
     c.evaluation.negatives = 99
     c.evaluation.bootstrap = 1000
     c.evaluation.generate = 500  # instances whose replies are generated for the text metrics; 0: all
+    c.evaluation.optimum_acts = (
+        128  # likeliest items of SFT that the row `optimum` weighs by their rewards; 0: no such row
+    )
     c.evaluation.samples = 50  # lines in samples.jsonl
     c.evaluation.temperature = 0.0  # of generated replies; 0: greedy
 

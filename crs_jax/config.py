@@ -87,6 +87,7 @@ _AT_LEAST: dict[str, float] = {
     "evaluation.negatives": 1,
     "evaluation.bootstrap": 1,
     "evaluation.generate": 0,
+    "evaluation.optimum_acts": 0,
     "evaluation.samples": 0,
     "evaluation.temperature": 0,
     "mesh.fsdp": 1,

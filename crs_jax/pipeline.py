@@ -38,7 +38,18 @@ from crs_jax.training.sft import run_sft
 from crs_jax.training.task import SPLITS, Task, count, new_policy, split_model
 
 # Sections of metrics.json that an evaluation owns: they go when a model they speak of is trained anew.
-EVALUATED = ("data", "ranking", "paired", "success", "text", "rewards", "simulator", "published", "evaluated")
+EVALUATED = (
+    "data",
+    "ranking",
+    "paired",
+    "success",
+    "text",
+    "rewards",
+    "optimum",
+    "simulator",
+    "published",
+    "evaluated",
+)
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
@@ -243,6 +254,13 @@ def headline(metrics: dict[str, Any]) -> None:
         ]
         if rows:
             print_table(f"{targets} targets, full catalogue", columns, rows)
+    reached = metrics.get("optimum", {})
+    if reached:
+        say(
+            f"PPO went {_shown(reached, 'share', 2)} of the way from sft to optimum: reward of acts "
+            f"{_shown(reached, 'reward-sft')}, {_shown(reached, 'reward-ppo')}, {_shown(reached, 'reward-optimum')}, "
+            f"at a KL of {_shown(reached, 'kl', 2)} nats"
+        )
     s = metrics.get("simulator", {})
     if s.get("difference") is not None:
         say(

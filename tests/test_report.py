@@ -230,6 +230,8 @@ def test_the_other_tables_hold_their_figures(page):
     assert row(page, "reward-model", "Engagement")[0] == ["Engagement", "0.632", "0.604", "2,113", "0.211"]
     assert row(page, "signals", "Uptake")[0] == ["Uptake", "0.201", "0.210", "0.672", "8,425"]
     assert "0.650–0.690" in page.sections["signals"]
+    assert "How far PPO went" in page.sections["ppo"]
+    assert row(page, "ppo", "Share")[0][:1] == ["Share"]
     assert "0.601–0.661" in page.sections["reward-model"]
     assert row(page, "reward-model", "Available · Uptake")[0] == ["Available · Uptake", "1,711"]
     assert "Published: Kostric & Balog." in page.sections["ranking"]

@@ -11,6 +11,7 @@ from crs_jax.data.instances import ranking_instances
 from crs_jax.errors import InputError
 from crs_jax.evaluation.baselines import Baselines
 from crs_jax.evaluation.bootstrap import interval, resample
+from crs_jax.evaluation.optimum import optimum
 from crs_jax.evaluation.pairs import make_pairs
 from crs_jax.evaluation.policies import Judged, generate, judge_replies, ranking_scores, reference_nll
 from crs_jax.evaluation.published import published_rows
@@ -55,8 +56,10 @@ def data_counts(task: Task, instances: list) -> Tree:
     }
 
 
-def rank_all(task: Task, models: dict[str, Model]) -> tuple[Tree, Tree, Tree, Tree]:
-    """Ranking rows, paired differences, SR/RDL and data counts on the test split."""
+def rank_all(
+    task: Task, models: dict[str, Model], aligned: Aligned | None = None
+) -> tuple[Tree, Tree, Tree, Tree, Tree]:
+    """Ranking rows, paired differences, SR/RDL, data counts, and how far PPO went, on the test split."""
     e, corpus = task.config.evaluation, task.corpus
     instances = ranking_instances(corpus.test, corpus.catalogue)
     if not instances:
@@ -82,6 +85,10 @@ def rank_all(task: Task, models: dict[str, Model]) -> tuple[Tree, Tree, Tree, Tr
 
     for row, model in models.items():
         add(row, ranking_scores(task, model, contexts, f"ranking, {row}"))
+    reached: Tree = {}
+    if aligned is not None and e.optimum_acts:
+        scores_IN, reached = optimum(task, aligned, models, contexts, np.array([d for d, _ in where]))
+        add("optimum", scores_IN)
     for row, scores_IN in baseline_scores(task, instances, contexts):
         add(row, scores_IN)
     dialogues = protocol_dialogues(pairs)
@@ -98,7 +105,7 @@ def rank_all(task: Task, models: dict[str, Model]) -> tuple[Tree, Tree, Tree, Tr
         }
         for a, b in compared(list(models), list(ranks))
     }  # fmt: skip
-    return ranking, paired, success, data_counts(task, instances)
+    return ranking, paired, success, data_counts(task, instances), reached
 
 
 def compared(models: list[str], rows: list[str]) -> list[tuple[str, str]]:
@@ -216,13 +223,15 @@ def run_evaluate(task: Task, models: dict[str, Model], aligned: Aligned | None) 
     Returns:
       The tree of `metrics.json` less what the pipeline adds, and the lines of `samples.jsonl`.
     """
-    ranking, paired, success, data = rank_all(task, models)
+    ranking, paired, success, data, reached = rank_all(task, models, aligned)
     text, rewards, gap, samples = reply_rows(task, models, aligned)
     if gap:
         paired["ppo-sft"]["rewards"] = gap
     out: Tree = {"data": data, "ranking": ranking, "paired": paired, "success": success, "text": text}
     if rewards:
         out["rewards"] = rewards
+    if reached:
+        out["optimum"] = reached
     if task.corpus.name == "simulated":
         out["simulator"] = true_utility(task, models)
     published = published_rows(task.corpus.name)

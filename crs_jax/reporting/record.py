@@ -10,7 +10,19 @@ from crs_jax.reporting.scores import row_names
 from crs_jax.reporting.tables import facts, head, row_head, table
 from crs_jax.reporting.workdir import Run, flat_figures
 
-SECTIONS = ("ranking", "paired", "published", "success", "text", "rewards", "reward_model", "signals", "ppo", "health")
+SECTIONS = (
+    "ranking",
+    "paired",
+    "published",
+    "success",
+    "text",
+    "rewards",
+    "reward_model",
+    "signals",
+    "ppo",
+    "optimum",
+    "health",
+)
 SHOWN = frozenset({*SECTIONS, "simulator", "data", "run", "evaluated"})
 IN_HEADER = frozenset(
     ["device", "devices", "commit", "command", "stages", "seconds", "seconds_by_stage", "finished", "date", "seed"]

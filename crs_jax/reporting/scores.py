@@ -97,7 +97,11 @@ def alignment(run: Run) -> Html:
     """What PPO ended with, and the health of the alignment."""
     title = "PPO and its health"
     parts = []
-    for top, label in (("ppo", "At the end of PPO"), ("health", "Health of the alignment")):
+    for top, label in (
+        ("ppo", "At the end of PPO"),
+        ("optimum", "How far PPO went"),
+        ("health", "Health of the alignment"),
+    ):
         if values := flat_figures(run.table(top)):
             parts.append(tag("div", tag("h3", label), facts(values, label, row_names(values))))
     if scored := {row: flat_figures(run.table("rewards", row)) for row in run.table("rewards") if row != "ppo-sft"}:

@@ -1,0 +1,150 @@
+"""The tilted policy against scipy's optimiser and plain sums; rewards of acts against the reward model alone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.optimize
+import scipy.special
+from flax import nnx
+from tiny_task import fresh_models, make_task, tiny_config
+
+from crs_jax.evaluation.optimum import STEEPEST, act_rewards, first_token, optimum, slope_of, tilt
+from crs_jax.evaluation.policies import ranking_scores
+from crs_jax.rl.reward import Normaliser, predict, score
+from crs_jax.training.ppo import Graphs
+from crs_jax.training.ppo_stage import Aligned, contexts_at, make_judges
+from crs_jax.training.task import copy_tree
+
+
+def acts(rng, contexts, count, mass=1.0):
+    """Log-probabilities of `count` acts whose sum is `mass`, and their rewards."""
+    logits = rng.normal(0, 1.5, (contexts, count))
+    return scipy.special.log_softmax(logits, 1) + np.log(mass), rng.normal(0, 1, (contexts, count))
+
+
+def test_tilt_is_the_best_there_is():
+    """E[R] - beta KL of the tilted policy equals the maximum that a general optimiser finds."""
+    rng = np.random.default_rng(0)
+    logp, reward = acts(rng, 3, 5)
+    beta = 0.7
+    found = tilt(logp, reward, 1 / beta)
+    for i in range(3):
+
+        def loss(z, i=i):
+            logq = scipy.special.log_softmax(z)
+            return -(np.exp(logq) @ (reward[i] - beta * (logq - logp[i])))
+
+        best = scipy.optimize.minimize(loss, np.zeros(5), tol=1e-12)
+        assert found.reward_I[i] - beta * found.kl_I[i] == pytest.approx(-best.fun, abs=1e-8)
+        np.testing.assert_allclose(found.logp_IA[i], scipy.special.log_softmax(best.x), atol=1e-4)
+
+
+def test_unscored_mass_is_one_more_act_of_mean_reward():
+    rng = np.random.default_rng(1)
+    logp, reward = acts(rng, 4, 6, mass=0.6)
+    mean = (np.exp(logp) * reward).sum(1, keepdims=True) / 0.6
+    whole = tilt(np.concatenate([logp, np.full((4, 1), np.log(0.4))], 1), np.concatenate([reward, mean], 1), 1.3)
+    part = tilt(logp, reward, 1.3)
+    np.testing.assert_allclose(part.logp_IA, whole.logp_IA[:, :-1], atol=1e-12)
+    np.testing.assert_allclose(part.kl_I, whole.kl_I, atol=1e-12)
+    np.testing.assert_allclose(part.reward_I, whole.reward_I, atol=1e-12)
+
+
+def test_slope_meets_the_kl():
+    rng = np.random.default_rng(2)
+    logp, reward = acts(rng, 20, 8)
+    for kl in (0.01, 0.3, 1.0):
+        assert tilt(logp, reward, slope_of(logp, reward, kl)).kl_I.mean() == pytest.approx(kl, rel=1e-6)
+    assert slope_of(logp, reward, 0.0) == 0.0
+    assert slope_of(logp, reward, 50.0) == STEEPEST  # no tilt has that much
+    np.testing.assert_allclose(tilt(logp, reward, 0.0).logp_IA, logp)
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory):
+    """An untrained SFT policy, one that differs from it, judges whose rewards differ by item, and test contexts."""
+    cache = tmp_path_factory.mktemp("cache")
+    config = tiny_config(cache, evaluation__optimum_acts=12, reward__clip=50.0)
+    task = make_task(tmp_path_factory.mktemp("optimum"), config)
+    sft, reward = fresh_models(task)
+    rng = np.random.default_rng(3)
+    heads = jax.tree.map(lambda a: a + jnp.asarray(rng.normal(0, 1, a.shape), a.dtype), reward[1]["heads"])
+    judges = make_judges(task, sft, (reward[0], {**reward[1], "heads": heads}, reward[2]))
+    normaliser = Normaliser(jnp.array([0.1, 0.2, -0.1]), jnp.array([1.5, 0.4, 2.0]), jnp.float32(1.3))
+    params = copy_tree(sft[1])
+    params["items"]["bias"] = params["items"]["bias"] + jnp.asarray(
+        rng.normal(0, 1, params["items"]["bias"].shape), jnp.float32
+    )
+    ppo = (sft[0], params, sft[2])
+    aligned = Aligned(ppo, Graphs(None, sft[0], reward[0]), judges, normaliser)
+    where = [(d, t) for d, t in task.replies("test")][:20]
+    return task, aligned, {"sft": sft, "ppo": ppo}, contexts_at(task, "test", where), np.array([d for d, _ in where])
+
+
+def test_first_token_is_the_ranking_and_say(setting):
+    task, _, models, contexts, _ = setting
+    logp = first_token(task, models["ppo"], contexts, "x")
+    assert logp.shape == (20, task.layout.num_items + 1)
+    np.testing.assert_allclose(np.exp(logp).sum(1), 1.0, rtol=1e-5)
+    logits = ranking_scores(task, models["ppo"], contexts, "x")
+    gap = logp[:, :-1] - logits
+    np.testing.assert_allclose(gap, np.broadcast_to(gap[:, :1], gap.shape), atol=1e-4)
+
+
+def test_rewards_of_acts_equal_the_reward_model_on_each_alone(setting):
+    task, aligned, _, contexts, _ = setting
+    layout, rng = task.layout, np.random.default_rng(4)
+    rows = np.stack([rng.permutation(layout.num_items + 1)[:5] for _ in range(20)]).astype(np.int32)
+    rows[::2, 0] = layout.num_items
+    found = act_rewards(task, aligned, contexts, rows)
+    judges = aligned.judges
+    model = nnx.merge(aligned.graphs.reward, judges.reward, judges.reward_frozen)
+    items = np.asarray(judges.items_NE)
+    for i in (0, 1, 7, 19):
+        for a, row in enumerate(rows[i].tolist()):
+            act = [] if row == layout.num_items else [layout.item_offset + row]
+            tokens = np.array([[[*act, layout.say]]])
+            one = [np.asarray(part)[i : i + 1] for part in contexts[:2]]
+            beside = [np.asarray(part)[i : i + 1] for part in (contexts.text_CE, contexts.named_CE, contexts.named_CX)]
+            say_BS, _, _ = predict(model, *one, tokens, np.ones_like(tokens, bool), *beside, items)
+            parts = [beside[n][0] for n in (0, 1) if beside[n].any()]
+            new = act and row not in beside[2]
+            relevance = sum(part @ items[row] for part in parts) / max(len(parts), 1) if new else np.nan
+            exact = jnp.array([relevance], jnp.float32)
+            expected = score(say_BS, say_BS, exact, aligned.normaliser, judges.weight_S, 50.0).act_B
+            assert found[i, a] == pytest.approx(float(expected[0]), abs=2e-4)
+
+
+def test_optimum_against_sums_over_the_whole_catalogue(setting):
+    """With all items scored: KL as PPO's, the scores PPO's reward would choose, and shares by plain sums."""
+    task, aligned, models, contexts, group = setting
+    with task.config.unlocked():
+        task.config.evaluation.optimum_acts = task.layout.num_items + 5
+    scores, facts = optimum(task, aligned, models, contexts, group)
+    sft, ppo = (first_token(task, models[row], contexts, "x").astype(float) for row in ("sft", "ppo"))
+    N = task.layout.num_items
+    reward = act_rewards(task, aligned, contexts, np.broadcast_to(np.arange(N + 1, dtype=np.int32), (20, N + 1)))
+    kl = (np.exp(ppo) * (ppo - sft)).sum(1).mean()
+    assert facts["acts"] == N
+    assert facts["mass"] == pytest.approx(1.0, abs=1e-5)
+    assert facts["kl"] == pytest.approx(kl, rel=1e-4)
+    assert facts["kl-optimum"] == pytest.approx(kl, rel=1e-4)
+    logq = scipy.special.log_softmax(sft + reward / facts["beta"], 1)
+    gap = logq[:, :-1] - scores
+    np.testing.assert_allclose(gap, np.broadcast_to(gap[:, :1], gap.shape), atol=2e-3)
+    means = [(np.exp(logp) * reward).sum(1).mean() for logp in (sft, ppo, logq)]
+    for row, mean in zip(("sft", "ppo", "optimum"), means, strict=True):
+        assert facts[f"reward-{row}"]["value"] == pytest.approx(mean, abs=1e-4)
+    share = (means[1] - means[0]) / (means[2] - means[0])
+    assert facts["share"]["value"] == pytest.approx(share, abs=1e-3)
+    assert abs(share) < 0.5  # this policy went nowhere in particular
+
+
+def test_a_policy_that_went_nowhere_has_no_share(setting):
+    task, aligned, models, contexts, group = setting
+    scores, facts = optimum(task, aligned, {"sft": models["sft"], "ppo": models["sft"]}, contexts, group)
+    assert np.isnan(facts["share"]["value"])
+    assert facts["kl"] == pytest.approx(0.0, abs=1e-6)
+    logp = first_token(task, models["sft"], contexts, "x")
+    np.testing.assert_allclose(scores, logp[:, :-1], atol=1e-4)
