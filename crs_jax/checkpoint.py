@@ -24,7 +24,7 @@ from crs_jax.errors import InputError
 SECTIONS = {
     "sft": ("head", "seed", "data", "simulator", "tokenizer", "encoder", "model", "mesh", "sft"),
     "reward": ("signals", "reward"),
-    "ppo": ("ppo",),
+    "ppo": ("ppo", "algorithm"),
 }
 # Settings that may change without touching a stage's result.
 FREE = {

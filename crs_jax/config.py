@@ -16,6 +16,7 @@ STAGES = ("sft", "reward", "ppo", "evaluate")
 """All stages, in the only order in which they run."""
 
 _CHOICES: dict[str, tuple[str, ...]] = {
+    "algorithm": ("ppo", "rloo", "grpo"),
     "data.dataset": ("simulated", "redial", "opendialkg", "inspired"),
     "data.domain": ("movies", "books"),
     "data.pipeline": ("numpy", "tftext"),
@@ -205,6 +206,8 @@ def derive(config: ConfigDict, devices: int) -> dict[str, Any]:
     for path in ("model.heads", "model.width"):
         if _get(config, path) % mesh["tensor"]:
             raise _error(path, _get(config, path), f"must be a multiple of --config.mesh.tensor={mesh['tensor']}")
+    if config.algorithm != "ppo" and config.ppo.group < 2:
+        raise _error("ppo.group", config.ppo.group, f"must be at least 2 for --config.algorithm={config.algorithm}")
     replies = config.ppo.contexts * config.ppo.group
     minibatch = replies // config.ppo.minibatches
     contexts = config.ppo.contexts // config.ppo.minibatches

@@ -117,6 +117,11 @@ def test_derived_sizes_by_hand():
     assert sizes["reply_row_tokens"] == 160 + 48
 
 
+def test_a_group_of_one_has_no_others():
+    with pytest.raises(InputError, match=r"ppo\.group=1.*at least 2 for --config\.algorithm=rloo"):
+        derive(changed(algorithm="rloo", ppo__group=1), 1)
+
+
 @pytest.mark.parametrize("devices", [1, 2, 4, 8])
 def test_quickstart_fits_up_to_eight_devices(devices):
     assert derive(quickstart.get_config(), devices)["mesh"]["data"] == devices

@@ -74,7 +74,7 @@ def test_leaves_what_the_readme_says(workdir):
 
 def test_metrics_have_the_documented_shape(workdir):
     metrics = strict((workdir / "metrics.json").read_text())
-    for row in ("sft", "ppo", "popularity", "copy", "similarity", "cooccurrence", "mix"):
+    for row in ("sft", "ppo", "optimum", "popularity", "copy", "similarity", "cooccurrence", "mix"):
         for targets in ("all", "fresh"):
             for pool in ("full", "sampled"):
                 figures = metrics["ranking"][row][targets][pool]
@@ -85,6 +85,8 @@ def test_metrics_have_the_documented_shape(workdir):
         assert metrics["text"][row]["perplexity"] > 1
     for signal in ("engagement", "relevance", "sentiment"):
         assert {"pearson", "spearman", "n"} <= metrics["reward_model"][signal].keys()
+    assert {"share", "kl", "reward-sft", "reward-ppo", "reward-optimum"} <= metrics["optimum"].keys()
+    assert {"auc", "pearson"} <= metrics["signals"]["liked"]["uptake"].keys()
     assert all(isinstance(metrics["ppo"][name], float) for name in ("kl", "entropy", "reward", "engagement"))
     assert {"utility_sft", "utility_ppo", "difference", "low", "high", "n"} <= metrics["simulator"].keys()
     assert metrics["data"]["test_dialogues"] == 10

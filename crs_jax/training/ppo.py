@@ -18,48 +18,16 @@ from ml_collections import ConfigDict
 
 from crs_jax.models.actor_critic import ActorCritic
 from crs_jax.models.heads import SIGNALS
-from crs_jax.models.query import Evidence, Wish
+from crs_jax.models.query import Wish
 from crs_jax.rl import ppo
+from crs_jax.rl.groups import group_advantages
 from crs_jax.rl.reward import Normaliser, Scores, predict, score, with_relevance
 from crs_jax.rl.rollout import Replies, sample
 from crs_jax.rl.scoring import Parts, TokenLikelihood, parts, reply_likelihood, tree_hidden
 from crs_jax.sharding import in_parts, on_mesh
 from crs_jax.signals.relevance import new_items, relevance
+from crs_jax.training.contexts import Contexts
 from crs_jax.training.state import TrainState, accumulated_gradients, apply_gradients, keep_layout, select
-
-
-class Contexts(NamedTuple):
-    """Prompts of an iteration, C rows, with what acts and relevance are matched with.
-
-    Attributes:
-      prompt_CP, mask_CP: tokens, left-padded.
-      text_CE, named_CE: what the seeker said and the items named, as embeddings (`signals/relevance.py`).
-      named_CX: rows of the items named before, the latest first, -1 padded.
-      by_recommender_CX: 1 where the recommender named it first.
-      asked_CZ: facets asked for (`signals/facets.py`).
-      near_CK, nearness_CK: items that others named together with those (`signals/together.py`).
-      starring_CS, stars_CS: items with people who were named (`signals/people.py`).
-    """
-
-    prompt_CP: jax.Array
-    mask_CP: jax.Array
-    text_CE: jax.Array
-    named_CE: jax.Array
-    named_CX: jax.Array
-    by_recommender_CX: jax.Array
-    asked_CZ: jax.Array
-    near_CK: jax.Array
-    nearness_CK: jax.Array
-    starring_CS: jax.Array
-    stars_CS: jax.Array
-
-    @property
-    def evidence(self) -> Evidence:
-        """Of the policy's query."""
-        named = (self.named_CX, self.by_recommender_CX)
-        return Evidence(
-            self.text_CE, self.asked_CZ, *named, self.near_CK, self.nearness_CK, self.starring_CS, self.stars_CS
-        )
 
 
 class Judges(NamedTuple):
@@ -98,6 +66,7 @@ class Experience(NamedTuple):
     reply_mask_CGR: jax.Array
     act_CGR: jax.Array
     logp_CGR: jax.Array
+    reference_CGR: jax.Array
     value_CGR: jax.Array
     advantage_CGR: jax.Array
     return_CGR: jax.Array
@@ -207,10 +176,11 @@ def make_iteration(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mes
     Metrics are masked means over the real tokens of the global batch. With the key of the run, iteration i draws from
     `fold_in(key, i)`.
     """
-    c, R = config.ppo, config.data.reply_tokens
+    c, R, algorithm = config.ppo, config.data.reply_tokens, config.algorithm
 
-    def loss_of(params, frozen, mini: Experience, of_act: jax.Array, of_word: jax.Array):
+    def loss_of(params, fixed, mini: Experience, of_act: jax.Array, of_word: jax.Array):
         """Sums over a micro-batch, divided by the tokens `of_act`, `of_word` of the whole minibatch."""
+        frozen, act_kl, word_kl = fixed
         actor = nnx.merge(graphs.actor, params, frozen)
         shape = mini.tokens_CGR.shape
         likelihood, value_BR = actor_pass(actor, mini.contexts, mini.tokens_CGR, mini.reply_mask_CGR, c.temperature)
@@ -223,7 +193,12 @@ def make_iteration(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mes
         value_loss = ppo.masked_mean(critic, real, of_all)
         bonus = c.act_entropy * ppo.masked_mean(entropy, act, of_act)
         bonus += c.word_entropy * ppo.masked_mean(entropy, word, of_word)
-        loss = policy_loss + c.value_coef * value_loss - bonus
+        loss = policy_loss - bonus
+        if algorithm == "ppo":
+            loss = loss + c.value_coef * value_loss
+        if algorithm == "grpo":  # its KL penalty is in the loss, not in the reward
+            k3 = ppo.kl_k3(logp, mini.reference_CGR)
+            loss = loss + act_kl * ppo.masked_mean(k3, act, of_act) + word_kl * ppo.masked_mean(k3, word, of_word)
         return loss, {
             "loss": loss,
             "policy_loss": policy_loss,
@@ -234,12 +209,12 @@ def make_iteration(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mes
         }
 
     def update(carry, mini: Experience):
-        params, opt_state, halted, stopped, frozen = carry
+        params, opt_state, halted, stopped, fixed = carry
         of_act = mini.act_CGR.sum()
         counts = of_act, mini.reply_mask_CGR.sum() - of_act
 
         def loss(params, micro: Experience, _):
-            return loss_of(params, frozen, micro, *counts)
+            return loss_of(params, fixed, micro, *counts)
 
         each, grads = accumulated_gradients(loss, params, in_parts(mini, c.accumulate, mesh))
         metrics = {name: value.max() if name == "ratio_error" else value.sum() for name, value in each.items()}
@@ -250,7 +225,7 @@ def make_iteration(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mes
             optimizer, grads, params, opt_state, jnp.isfinite(metrics["loss"]) & go
         )
         halted = halted | (go & ~made)
-        return (params, opt_state, halted, stopped, frozen), {**metrics, "grad_norm": norm, "updated": made}
+        return (params, opt_state, halted, stopped, fixed), {**metrics, "grad_norm": norm, "updated": made}
 
     def iteration(state: TrainState, judges: Judges, normaliser: Normaliser, contexts: Contexts, key: jax.Array):
         key = jax.random.fold_in(key, state.step)
@@ -271,21 +246,25 @@ def make_iteration(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mes
         scores = score(say_BS, end_BS, relevance_B, normaliser, judges.weight_S, config.reward.clip)
         k1_BR = ppo.kl_k1(old.logp_BR, reference.logp_BR)
         act_kl, word_kl = state.extra["act_kl"], state.extra["word_kl"]
-        if c.group_baseline:
+        learned, paid_kl = scores, (act_kl, word_kl)
+        if algorithm == "ppo" and c.group_baseline:
             act_B, total_B = (ppo.leave_one_out(a.reshape(C, c.group)).reshape(B) for a in scores[:2])
             learned = Scores(act_B, total_B, scores.signal_BS)
-        else:
-            learned = scores
-        reward_BR = token_rewards(learned, split, k1_BR, act_kl, word_kl, c.missing_end_penalty)
+        elif algorithm == "grpo":
+            paid_kl = jnp.float32(0), jnp.float32(0)
+        reward_BR = token_rewards(learned, split, k1_BR, *paid_kl, c.missing_end_penalty)
         advantage_BR, return_BR = ppo.gae(reward_BR, value_BR, replies.mask_BR, c.discount, c.gae_lambda)
-        white_BR = ppo.whiten(advantage_BR, split.act_BR) + ppo.whiten(advantage_BR, split.word_BR)
+        if algorithm == "ppo":
+            advantage_BR = ppo.whiten(advantage_BR, split.act_BR) + ppo.whiten(advantage_BR, split.word_BR)
+        else:
+            advantage_BR = group_advantages(reward_BR, split, c.group, algorithm)
 
         def by_context(a_BR):
             return a_BR.reshape(C, c.group, R)
 
         experience = Experience(
             contexts, tokens_CGR, mask_CGR, by_context(split.act_BR), by_context(old.logp_BR),
-            by_context(value_BR), by_context(white_BR), by_context(return_BR),
+            by_context(reference.logp_BR), by_context(value_BR), by_context(advantage_BR), by_context(return_BR),
         )  # fmt: skip
 
         def epoch(carry, epoch_key):
@@ -295,7 +274,8 @@ def make_iteration(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mes
 
         finite = jnp.isfinite(reward_BR).all() & jnp.isfinite(old.logp_BR).all()
         finite = finite & jnp.isfinite(say_BS).all() & jnp.isfinite(end_BS).all()
-        carry = (state.params, state.opt_state, state.halted | ~finite, jnp.asarray(False), frozen)
+        fixed = frozen, act_kl, word_kl
+        carry = (state.params, state.opt_state, state.halted | ~finite, jnp.asarray(False), fixed)
         (params, opt_state, halted, _, _), updates = lax.scan(epoch, carry, jax.random.split(order_key, c.epochs))
 
         mask = replies.mask_BR

@@ -88,7 +88,7 @@ def item_vectors(relevance_KN: np.ndarray) -> jax.Array:
 class Bandit:
     """Policy, judges and the jitted iteration for one kind of critic."""
 
-    def __init__(self, value: str, gae_lambda: float, group_baseline: bool = True, seed: int = 5):
+    def __init__(self, value: str, gae_lambda: float, group_baseline: bool = True, seed: int = 5, **changes):
         c = get_config()
         c.data.reply_tokens, c.data.act_items, c.model.value = REPLY, 1, value
         c.reward.clip, c.reward.alpha, c.reward.gamma = CLIP, 0.0, 0.0
@@ -96,6 +96,7 @@ class Bandit:
             "contexts": 64, "group": 8, "epochs": 1, "minibatches": 4, "learning_rate": 1e-2, "decode_block": REPLY,
             "missing_end_penalty": PENALTY, "gae_lambda": gae_lambda, "group_baseline": group_baseline,
         })  # fmt: skip
+        c.update(changes)
         policy_graph, self.reference, self.frozen = split_model(make_policy(seed))
         critic = nnx.merge(policy_graph, copy_tree(self.reference), self.frozen) if value == "separate" else None
         actor = ActorCritic(nnx.merge(policy_graph, self.reference, self.frozen), value, critic)
@@ -206,3 +207,23 @@ def test_bandit_without_kl_is_solved(bandit):
     found = bandit.train(0.0, 0.0, average=1, judges=judges)
     assert (acts(found)[[0, 1], [4, 1]] > 0.98).all()
     assert ((found * ENDED_Y).sum(-1) > 0.98).all()
+
+
+def test_kl_regularised_optimum_by_rloo():
+    """Without a value function; KL in the reward, so the optimum is the same."""
+    bandit = Bandit("detached", gae_lambda=1.0, algorithm="rloo")
+    optimum, found = bandit.optimum(ACT_KL, WORD_KL), bandit.train(ACT_KL, WORD_KL, average=30)
+    assert (distance(acts(found), acts(optimum)) < 0.015).all()
+    assert (distance(found, optimum) < 0.02).all()
+
+
+def test_grpo_earns_the_reward_and_its_penalty_holds():
+    """Its standardised advantages have no optimum in closed form: little KL cost, near the best; much, at home."""
+    bandit = Bandit("detached", gae_lambda=1.0, algorithm="grpo")
+    value_KA = np.concatenate([REWARD_KN, np.zeros((2, 1))], 1)
+    start = bandit.distribution(bandit.reference)
+    free, held = (bandit.train(kl, kl, average=10) for kl in (0.01, 30.0))
+    first, reached = ((acts(p) * value_KA).sum(-1) for p in (start, free))
+    assert (reached > value_KA.max(-1) - 0.2 * (value_KA.max(-1) - first)).all()
+    assert (distance(held, start) < 0.05).all()
+    assert (distance(free, start) > 0.3).all()

@@ -1,0 +1,43 @@
+"""The contexts that a policy replies to: prompts, and the evidence and vectors beside them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+
+from crs_jax.models.query import Evidence
+
+
+class Contexts(NamedTuple):
+    """Prompts of an iteration, C rows, with what acts and relevance are matched with.
+
+    Attributes:
+      prompt_CP, mask_CP: tokens, left-padded.
+      text_CE, named_CE: what the seeker said and the items named, as embeddings (`signals/relevance.py`).
+      named_CX: rows of the items named before, the latest first, -1 padded.
+      by_recommender_CX: 1 where the recommender named it first.
+      asked_CZ: facets asked for (`signals/facets.py`).
+      near_CK, nearness_CK: items that others named together with those (`signals/together.py`).
+      starring_CS, stars_CS: items with people who were named (`signals/people.py`).
+    """
+
+    prompt_CP: jax.Array
+    mask_CP: jax.Array
+    text_CE: jax.Array
+    named_CE: jax.Array
+    named_CX: jax.Array
+    by_recommender_CX: jax.Array
+    asked_CZ: jax.Array
+    near_CK: jax.Array
+    nearness_CK: jax.Array
+    starring_CS: jax.Array
+    stars_CS: jax.Array
+
+    @property
+    def evidence(self) -> Evidence:
+        """Of the policy's query."""
+        named = (self.named_CX, self.by_recommender_CX)
+        return Evidence(
+            self.text_CE, self.asked_CZ, *named, self.near_CK, self.nearness_CK, self.starring_CS, self.stars_CS
+        )
