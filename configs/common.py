@@ -109,11 +109,14 @@ def get_config() -> ConfigDict:
     c.reward.weight_decay = 0.05
     c.reward.clip_norm = 1.0
     c.reward.accumulate = 1  # micro-batches a step
-    c.reward.holdout = 0.1  # share of labelled dialogues held out for the correlations
+    c.reward.counterfactual = 0.1  # weight of proposals that nobody made, as not taken up; 0: none
+    c.reward.alternatives = 4  # of them to a context
+    c.reward.holdout = 0.3  # share of dialogues it is not fitted on: they choose it, and PPO's contexts come from them
 
     c.ppo = ConfigDict()
     c.ppo.iterations = 100
     c.ppo.contexts = 16  # contexts an iteration, over all devices
+    c.ppo.unseen = True  # only contexts of dialogues that the reward model was not fitted on
     c.ppo.group = 4  # replies a context, from one prefill
     c.ppo.epochs = 2
     c.ppo.minibatches = 2

@@ -65,6 +65,8 @@ _AT_LEAST: dict[str, float] = {
     "signals.engagement.continuation": 0,
     "signals.engagement.uptake": 0,
     "reward.epochs": 0,
+    "reward.counterfactual": 0,
+    "reward.alternatives": 1,
     "reward.accumulate": 1,
     "reward.weight_decay": 0,
     "ppo.iterations": 0,

@@ -23,6 +23,7 @@ from crs_jax.training.halt import stop_if_halted
 from crs_jax.training.optimizer import make_optimizer, schedule
 from crs_jax.training.ppo import Contexts, Graphs, Judges, make_iteration, make_sampler
 from crs_jax.training.replies import evidence_at
+from crs_jax.training.reward import split_holdout
 from crs_jax.training.state import Stopwatch, fresh_state
 from crs_jax.training.task import Task, copy_tree, split_model
 
@@ -59,6 +60,18 @@ def chosen(seed: int, iteration: int, total: int, count: int) -> np.ndarray:
     places = np.arange(iteration * count, (iteration + 1) * count)
     orders = {int(p): np.random.default_rng([seed, 11, int(p)]).permutation(total) for p in np.unique(places // total)}
     return np.array([orders[int(at // total)][at % total] for at in places])
+
+
+def contexts_of(task: Task) -> list[tuple[int, int]]:
+    """(dialogue, turn) of the training replies that PPO starts from, by `config.ppo.unseen`.
+
+    On dialogues that the reward model was fitted on it remembers the reactions; elsewhere it must judge.
+    """
+    where = task.replies("train")
+    if not task.config.ppo.unseen:
+        return where
+    held = set(split_holdout(task)[1].tolist())
+    return [(d, t) for d, t in where if d in held]
 
 
 def take(contexts: Contexts, index: np.ndarray) -> Contexts:
@@ -113,7 +126,7 @@ def run_ppo(task: Task, writer: MetricsWriter, sft: Model, reward: Model) -> Ali
         checkpoints.close()
         return Aligned((sft[0], result["policy"], sft[2]), graphs, judges, Normaliser(**result["normaliser"]))
 
-    where = task.replies("train")
+    where = contexts_of(task)
     contexts = contexts_at(task, "train", where)
     updates = c.iterations * c.epochs * c.minibatches
     optimizer = make_optimizer(c.learning_rate, c.warmup, updates, c.weight_decay, c.clip_norm)

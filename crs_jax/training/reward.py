@@ -22,7 +22,9 @@ from crs_jax.models.heads import SIGNALS
 from crs_jax.progress import Progress, say
 from crs_jax.rl.ppo import masked_mean
 from crs_jax.rl.reward import RewardModel, predict
+from crs_jax.rl.scoring import tree_hidden
 from crs_jax.sharding import everywhere, in_parts, on_mesh, place, shard_batch
+from crs_jax.training.counterfactual import Counterfactuals
 from crs_jax.training.halt import stop_if_halted
 from crs_jax.training.labels import label
 from crs_jax.training.optimizer import make_optimizer
@@ -61,8 +63,9 @@ READ_AT = (
 
 
 def label_counts(rows: DeviceRows) -> dict[str, jax.Array]:
-    """How many labels of each signal there are, `[S]`, at `<|say|>` and at `<|end|>`."""
-    return {labels: jnp.isfinite(rows[labels]).sum((0, 1)) for _, labels, _ in READ_AT}
+    """How many labels of each signal there are, `[S]`, at `<|say|>` and at `<|end|>`; and how many other proposals."""
+    counts = {labels: jnp.isfinite(rows[labels]).sum((0, 1)) for _, labels, _ in READ_AT}
+    return counts | ({"others": jnp.asarray(rows["other_act_RG2"][..., 0].size)} if "other_act_RG2" in rows else {})
 
 
 def reward_loss(
@@ -71,11 +74,13 @@ def reward_loss(
     window: int,
     key: jax.Array | None,
     counts: dict[str, jax.Array] | None = None,
+    counterfactual: float = 0.0,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Mean squared error over the labels that exist, signals weighing alike, `<|say|>` and `<|end|>` alike.
 
     `rows` are packed rows with `slot_labels`. Of a micro-batch, with the `label_counts` of the whole batch: its share
-    of the means.
+    of the means. Where the rows hold other proposals (`training/counterfactual.py`), `counterfactual` times their mean
+    squared error is added, at `<|say|>`.
     """
     counts = label_counts(rows) if counts is None else counts
     policy = model.policy
@@ -93,6 +98,15 @@ def reward_loss(
             )
             metrics[f"{name}_loss"] = metrics.get(f"{name}_loss", 0.0) + 0.5 * error
             loss = loss + 0.5 * error / len(SIGNALS)
+    if "other_act_RG2" in rows:
+        act = rows["other_act_RG2"]
+        other_key = None if key is None else jax.random.fold_in(key, 1)
+        prompt = rows["other_prompt_RP"], rows["other_mask_RP"]
+        hidden = tree_hidden(policy, policy.item_table(), *prompt, act, jnp.ones(act.shape, bool), other_key)
+        read_RG = model.heads(hidden.at[:, :, 1], rows["other_features_RGF"])[..., SIGNALS.index("engagement")]
+        error = jnp.square(read_RG - rows["other_label_R"][:, None]).sum() / counts["others"]
+        metrics["counterfactual_loss"] = error
+        loss = loss + counterfactual * error
     return loss, {"loss": loss, **metrics}
 
 
@@ -116,14 +130,14 @@ def slot_labels(task: Task, rows: Rows, numbers: np.ndarray, signal_DTS: np.ndar
 
 def make_step(graphdef: Any, optimizer: Any, task: Task):
     """Jitted (state, frozen, rows, key) -> (state, metrics)."""
-    c = task.config
+    c, weight = task.config, task.config.reward.counterfactual
 
     def step(state: TrainState, frozen: Any, rows: DeviceRows, key: jax.Array):
         step_key, counts = jax.random.fold_in(key, state.step), label_counts(rows)
 
         def loss(params, micro: DeviceRows, number: jax.Array):
             model = nnx.merge(graphdef, params, frozen)
-            return reward_loss(model, micro, c.data.window, jax.random.fold_in(step_key, number), counts)
+            return reward_loss(model, micro, c.data.window, jax.random.fold_in(step_key, number), counts, weight)
 
         each, grads = accumulated_gradients(loss, state.params, in_parts(rows, c.reward.accumulate, task.mesh))
         metrics = {name: value.sum() for name, value in each.items()}
@@ -206,6 +220,7 @@ def run_reward(task: Task, writer: MetricsWriter, sft: tuple[Any, Any, Any]) -> 
         sums = [held_loss(params, frozen, shard_batch(with_labels(rows, held), task.mesh)) for rows in held_rows]
         return {name: float(np.mean([float(s[name]) for s in sums])) for name in sums[0]}
 
+    others = Counterfactuals(task, fitted, signal_DTS) if c.reward.counterfactual else None
     key, first, pending = jax.random.key(c.seed + 3), done or 0, None
 
     def report(number: int, metrics: dict[str, Any], batch: Rows, every: int) -> float:
@@ -223,6 +238,8 @@ def run_reward(task: Task, writer: MetricsWriter, sft: tuple[Any, Any, Any]) -> 
             if number <= first:
                 continue
             batch = with_labels(rows, fitted)
+            if others is not None and others.where:
+                batch |= others.draw(c.sft.rows, number)
             state, metrics = step(state, frozen, shard_batch(batch, task.mesh), key)
             if pending is not None:
                 progress.update(loss=report(*pending, c.log_every))

@@ -9,7 +9,7 @@ from faults import at
 from crs_jax.metrics import MetricsWriter, read_json
 from crs_jax.training import reward, sft
 from crs_jax.training.halt import TrainingHaltedError
-from crs_jax.training.ppo_stage import chosen, contexts_at, run_ppo, take
+from crs_jax.training.ppo_stage import chosen, contexts_at, contexts_of, run_ppo, take
 from crs_jax.training.reward import run_reward
 from crs_jax.training.sft import run_sft
 
@@ -66,7 +66,7 @@ def test_ppo_keeps_the_state_before_the_bad_iteration(world, faults, tmp_path, f
     assert updates_made(left) == 2 * UPDATES
 
     task = world.at(tmp_path)
-    where = task.replies("train")
+    where = contexts_of(task)
     batch = take(contexts_at(task, "train", where), chosen(task.config.seed, 2, len(where), task.config.ppo.contexts))
     with np.load(tmp_path / "halted" / "ppo-3" / "batch.npz") as arrays:
         assert_same_bits(dict(arrays), batch._asdict())
