@@ -110,7 +110,7 @@ def get_config() -> ConfigDict:
     c.reward.clip_norm = 1.0
     c.reward.accumulate = 1  # micro-batches a step
     c.reward.counterfactual = 0.1  # weight of proposals that nobody made, as not taken up; 0: none
-    c.reward.alternatives = 4  # of them to a context
+    c.reward.alternatives = 2  # of them to a logged one
     c.reward.holdout = 0.3  # share of dialogues it is not fitted on: they choose it, and PPO's contexts come from them
 
     c.ppo = ConfigDict()
@@ -150,9 +150,7 @@ def get_config() -> ConfigDict:
     c.evaluation.negatives = 99
     c.evaluation.bootstrap = 1000
     c.evaluation.generate = 500  # instances whose replies are generated for the text metrics; 0: all
-    c.evaluation.optimum_acts = (
-        128  # likeliest items of SFT that the row `optimum` weighs by their rewards; 0: no such row
-    )
+    c.evaluation.optimum_acts = 128  # likeliest items that the row `optimum` weighs by their rewards; 0: no such row
     c.evaluation.samples = 50  # lines in samples.jsonl
     c.evaluation.temperature = 0.0  # of generated replies; 0: greedy
 

@@ -3,6 +3,8 @@
 The optimum of E[R] - beta KL(pi || pi_ref) is pi_ref(a) exp(R(a) / beta), up to its norm. Over the first token of an
 act (an item, or `<|say|>`: no proposal) it can be computed: R(a) is what the reward model says at `<|say|>` of the act
 with that item alone. beta is chosen so that its KL is PPO's own, so the row tells a weak reward from a weak optimiser.
+What PPO earns with the words after the act is not in it: where the two reads of the reward model disagree on items, PPO
+goes elsewhere.
 """
 
 from __future__ import annotations
@@ -136,7 +138,8 @@ def optimum(
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Scores `[I, N]` of the tilted policy, and how far PPO went towards it.
 
-    Scored are the likeliest `config.evaluation.optimum_acts` items of the SFT policy, and the act without any.
+    Scored are the `config.evaluation.optimum_acts` items that are likeliest under the likelier of the two policies, and
+    the act without any.
 
     Args:
       task: the data.
@@ -147,13 +150,13 @@ def optimum(
 
     Returns:
       The scores, and: `kl` of PPO's first token, `beta`, `share` = (PPO's expected reward less SFT's) / (the optimum's
-      less SFT's), the three expected rewards, how much of the SFT policy's mass was scored (`mass`). Without a KL or a
-      gain to go for, `share` is NaN.
+      less SFT's), the three expected rewards, how much of the two policies' mass was scored (`mass-sft`, `mass-ppo`).
+      Without a KL or a gain to go for, `share` is NaN.
     """
     reference, learned = (first_token(task, models[row], contexts, f"first token, {row}") for row in ("sft", "ppo"))
     N, kl_I = task.layout.num_items, (np.exp(learned) * (learned - reference)).sum(1, dtype=np.float64)
     acts = min(task.config.evaluation.optimum_acts, N)
-    top_IA = np.argpartition(-reference[:, :N], acts - 1, axis=1)[:, :acts]
+    top_IA = np.argpartition(-np.maximum(reference, learned)[:, :N], acts - 1, axis=1)[:, :acts]
     row_IA = np.concatenate([top_IA, np.full((len(top_IA), 1), N)], 1).astype(np.int32)
     reward_IA = act_rewards(task, aligned, contexts, row_IA).astype(np.float64)
     logp_IA, learned_IA = (np.take_along_axis(a, row_IA, 1).astype(np.float64) for a in (reference, learned))
@@ -180,7 +183,8 @@ def optimum(
         "beta": 1.0 / slope if slope else float("inf"),
         "share": interval(share(rewards.mean(0)), share(means_RM)) if gain else nothing,
         "acts": acts,
-        "mass": float(np.exp(logp_IA).sum(1).mean()),
+        "mass-sft": float(np.exp(logp_IA).sum(1).mean()),
+        "mass-ppo": float(q_IA.sum(1).mean()),
     }
     for m, row in enumerate(("sft", "ppo", "optimum")):
         facts[f"reward-{row}"] = interval(rewards[:, m].mean(), means_RM[:, m])

@@ -72,7 +72,7 @@ def signals(run: Run) -> Html:
         return section("signals", title, missing("No table of signals: no answers to compare with in this run."))
     words = note(
         "Observed signals of the proposals on the validation split, against what the seeker answered after the talk "
-        "(any proposed item liked, or seen) and whether they came back. None of these answers is trained on."
+        "(any proposed item liked, or seen), which nothing is trained on, and whether they came back."
     )
     return section("signals", title, tag("div", *parts), words)
 

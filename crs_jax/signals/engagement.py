@@ -43,8 +43,8 @@ REFUSES = re.compile(
     r"|(?:quite )?what i)"
     r"|\b(?:didn'?t|did not|don'?t|do not|never) (?:really |much |particularly )?(?:like|love|care for|enjoy)"
     r"|\bno,? (?:thanks|thank you)|\bsomething (?:else|different|less|more|newer|older)"
-    r"|\btoo (?:scary|old|long|violent|sad|much|slow|gory|silly|dark)"
-    r"|\b(?:hate|hated|boring|terrible|awful|dumb|stupid|disappoint\w*)\b"
+    r"|\btoo (?:scary|old|long|violent|sad|slow|gory|silly|dark)"
+    r"|(?<!n't )(?<!not )(?<!never )\b(?:hate|hated|boring|terrible|awful|dumb|stupid|disappoint\w*)\b"
     r"|\b(?:not|wasn'?t|isn'?t) (?:very |that |so |really |too |a )?(?:good|great|funny|impressed)"
     r"|\bpass on\b|\brather not",
     re.IGNORECASE,

@@ -1,4 +1,4 @@
-"""Items with people named in the talk: "anything with Tom Hanks", "that new Tarantino".
+"""Items with people named in the talk: "anything with Tom Hanks", "the one by Sofia Coppola".
 
 A sentence encoder knows few names, and a small language model none; the catalogue's credits do. Names are found in the
 text so far of both speakers, spelled out (two words or more); nothing is fitted.

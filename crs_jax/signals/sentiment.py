@@ -6,6 +6,7 @@ three- or two-class classifier for `transformers` (such as a RoBERTa trained on 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -31,8 +32,11 @@ def sentiment(texts: Sequence[str], kind: str = "vader") -> np.ndarray:
     """
     plain = [" ".join(text.replace(MENTION, " ").split()) for text in texts]
     distinct = [text for text in dict.fromkeys(plain) if text]
-    values = dict(zip(distinct, (_vader() if kind == "vader" else _classifier(kind))(distinct), strict=True))
-    return np.array([values.get(text, 0.0) for text in plain], dtype=np.float32)
+    known, score = _scorer(kind)
+    new = [text for text in distinct if text not in known]
+    if new:
+        known.update(zip(new, score(new), strict=True))
+    return np.array([known.get(text, 0.0) for text in plain], dtype=np.float32)
 
 
 def carried_over(dialogues: Sequence[Dialogue], kind: str = "vader") -> float:
@@ -72,6 +76,12 @@ def _before_and_after(dialogues: Sequence[Dialogue], kind: str) -> tuple[list[tu
                 where.append((d, reaction.turn))
                 texts += [plain_text(reaction.before), plain_text(reaction.after)]
     return where, sentiment(texts, kind)
+
+
+@functools.cache
+def _scorer(kind: str) -> tuple[dict[str, float], Callable[[list[str]], list[float]]]:
+    """What was scored before in this process, and what scores the rest."""
+    return {}, _vader() if kind == "vader" else _classifier(kind)
 
 
 def _vader() -> Callable[[list[str]], list[float]]:

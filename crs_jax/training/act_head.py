@@ -93,8 +93,9 @@ def fit_head(task: Task, writer: MetricsWriter, graphdef: Any, params: Any, froz
     c = task.config.head
     rows = training_examples(task)
     count = len(rows.target_BY)
-    size = min(c.batch, count)
-    steps = round(c.epochs * count / size) if count else 0
+    shards = task.mesh.shape["data"] * task.mesh.shape["fsdp"]
+    size = min(c.batch, count) // shards * shards
+    steps = round(c.epochs * count / size) if size else 0
     if steps == 0:
         return params
     optimizer = make_head_optimizer(c, steps)

@@ -1,19 +1,22 @@
-"""Proposals that nobody made: the same contexts with other items, as weak evidence for the reward model.
+"""Proposals that nobody made: the same reply with another item, as weak evidence for the reward model.
 
-Logs hold one proposal a context, chosen by a person, so they cannot say what a bad one would have met with. Other
-items, drawn as often as recommenders name them, are taken as proposals that the seeker does not take up: their label of
-engagement is the mean of the real proposals that were not taken up. No other signal is made up for them.
+Logs hold one proposal a context, chosen by a person, so they cannot say what a bad one would have met with. Beside a
+logged reply that proposes one item stand copies that propose another, drawn as often as recommenders name it, in the
+act and in the words. A copy counts as a proposal that the seeker does not take up: its label of engagement is the mean
+of the logged proposals that were not taken up. No other signal is made up for it.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from crs_jax.data.dialogue import RECOMMENDER, Dialogue
 from crs_jax.data.packing import Rows
 from crs_jax.data.windows import make_windows
 from crs_jax.models.heads import SIGNALS
 from crs_jax.signals.engagement import EngagementModel
-from crs_jax.signals.relevance import context_vectors, named_rows
+from crs_jax.signals.relevance import context_vectors
+from crs_jax.training.replies import reply_arrays
 from crs_jax.training.task import Task, log_popularity
 
 
@@ -26,52 +29,80 @@ def not_taken_up(task: Task, signal_DTS: np.ndarray) -> float:
     return float(labels.mean()) if len(labels) else 0.0
 
 
+def known_by_then(dialogue: Dialogue, turn: int) -> set[str]:
+    """Items named up to the message, and in the answer to it: no copy may propose them."""
+    after = dialogue.turns[turn + 1 :]
+    answer = next((n for n, later in enumerate(after) if later.role == RECOMMENDER), len(after))
+    return {item for said in dialogue.turns[: turn + 1 + answer] for item in said.items}
+
+
 class Counterfactuals:
-    """Draws contexts of real proposals, each with other items."""
+    """Draws logged replies, each with its copies.
+
+    Attributes:
+      where: (dialogue, turn) of the replies of the training split that propose one new item and have a label of
+        engagement; empty where there is none.
+      label: of the copies.
+    """
 
     def __init__(self, task: Task, numbers: np.ndarray, signal_DTS: np.ndarray):
-        """`numbers` are the training dialogues whose contexts are used, `signal_DTS` the labels of the split."""
-        self.task, self.group = task, task.config.reward.alternatives
-        dialogues, catalogue, inside = task.dialogues("train"), task.corpus.catalogue, set(numbers.tolist())
-        self.where = [(d, t) for d, t in task.replies("train") if d in inside and dialogues[d].turns[t].items]
-        self.label = not_taken_up(task, signal_DTS)
+        """`numbers` are the training dialogues whose replies are used, `signal_DTS` the labels of the split."""
+        self.task, self.label = task, not_taken_up(task, signal_DTS)
+        dialogues, catalogue = task.dialogues("train"), task.corpus.catalogue
+        engagement_DT, inside = signal_DTS[..., SIGNALS.index("engagement")], set(numbers.tolist())
+        share_N = np.exp(log_popularity(task))
+        self.where, self._barred = [], []
+        for d, t in task.replies("train"):
+            proposed = dialogues[d].turns[t].distinct_items
+            if d not in inside or not np.isfinite(engagement_DT[d, t]) or len(proposed) != 1:
+                continue
+            barred = known_by_then(dialogues[d], t)
+            before = {item for said in dialogues[d].turns[:t] for item in said.items}
+            if proposed[0] not in before and len(catalogue) - len(barred) >= task.config.reward.alternatives:
+                self.where.append((d, t))
+                self._barred.append(catalogue.rows(sorted(barred)))
+        if not self.where:
+            return
+        self._share_N, self._real = share_N / share_N.sum(), engagement_DT[tuple(np.array(self.where).T)]
         self._windows = make_windows(task.config, task.encoded["train"], self.where, task.tokenizer)
+        self._tokens_BL, self._mask_BL = reply_arrays(task, "train", self.where)
+        self._item_B = self._tokens_BL[:, 0] - task.layout.item_offset
         self._vectors = context_vectors(
             dialogues, self.where, catalogue, task.content_NE, task.embed, task.config.data.window
         )
-        named_BX = named_rows(dialogues, self.where, catalogue)[0]
-        self._barred = [
-            {*(row for row in named.tolist() if row >= 0), *catalogue.rows(dialogues[d].turns[t].distinct_items)}
-            for named, (d, t) in zip(named_BX, self.where, strict=True)
-        ]
-        share_N = np.exp(log_popularity(task))
-        self._share_N = share_N / share_N.sum()
 
     def draw(self, count: int, step: int) -> Rows:
-        """`count` rows: prompts, acts of one other item each, their features, and the label.
+        """`count` rows, each a logged reply (first of its group G) and its copies; the same for the same step.
 
         Returns:
-          `other_prompt_RP`, `other_mask_RP`, `other_act_RG2`, `other_features_RGF`, `other_label_R`.
+          `other_prompt_RP`, `other_mask_RP`: the prompts.
+          `other_tokens_RGL`, `other_real_RGL`: the replies, and where they are real.
+          `other_features_RGF`: how their items fit (`act_features`).
+          `other_label_RG`: of engagement.
         """
-        rng, layout = np.random.default_rng([self.task.config.seed, 23, step]), self.task.layout
+        rng, offset = np.random.default_rng([self.task.config.seed, 23, step]), self.task.layout.item_offset
         index_R = rng.integers(0, len(self.where), count)
-        items_RG = np.stack([self._others(int(i), rng) for i in index_R])
+        items_RG = np.stack([[self._item_B[i], *self._others(int(i), rng)] for i in index_R]).astype(np.int32)
+        tokens_RL, G = self._tokens_BL[index_R], items_RG.shape[1]
+        own_RL = tokens_RL == offset + items_RG[:, :1]
+        tokens_RGL = np.where(own_RL[:, None], offset + items_RG[..., None], tokens_RL[:, None])
         vectors_RGE = self.task.content_NE[items_RG]
         cosines = [
             np.einsum("RGE,RE->RG", vectors_RGE, self._vectors[part][index_R]) for part in ("text_BE", "named_BE")
         ]
+        label_RG = np.full((count, G), self.label, np.float32)
+        label_RG[:, 0] = self._real[index_R]
         return {
             "other_prompt_RP": self._windows.tokens_BP[index_R],
             "other_mask_RP": self._windows.mask_BP[index_R],
-            "other_act_RG2": np.stack([layout.item_offset + items_RG, np.full_like(items_RG, layout.say)], -1),
+            "other_tokens_RGL": tokens_RGL.astype(np.int32),
+            "other_real_RGL": np.repeat(self._mask_BL[index_R][:, None], G, 1),
             "other_features_RGF": np.stack([*cosines, np.ones_like(cosines[0])], -1).astype(np.float32),
-            "other_label_R": np.full(count, self.label, np.float32),
+            "other_label_RG": label_RG,
         }
 
     def _others(self, i: int, rng: np.random.Generator) -> np.ndarray:
-        """Distinct items that were neither named before nor proposed there, by popularity."""
+        """Distinct rows of items that nobody had named, by popularity."""
         open_N = self._share_N.copy()
-        open_N[list(self._barred[i])] = 0.0
-        free = min(self.group, int((open_N > 0).sum()))
-        drawn = rng.choice(len(open_N), free, replace=False, p=open_N / open_N.sum())
-        return np.resize(drawn, self.group).astype(np.int32)
+        open_N[self._barred[i]] = 0.0
+        return rng.choice(len(open_N), self.task.config.reward.alternatives, replace=False, p=open_N / open_N.sum())

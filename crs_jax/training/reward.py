@@ -21,8 +21,8 @@ from crs_jax.metrics import MetricsWriter
 from crs_jax.models.heads import SIGNALS
 from crs_jax.progress import Progress, say
 from crs_jax.rl.ppo import masked_mean
-from crs_jax.rl.reward import RewardModel, predict
-from crs_jax.rl.scoring import tree_hidden
+from crs_jax.rl.reward import RewardModel, predict, read_heads
+from crs_jax.rl.scoring import parts, tree_hidden
 from crs_jax.sharding import everywhere, in_parts, on_mesh, place, shard_batch
 from crs_jax.training.counterfactual import Counterfactuals
 from crs_jax.training.halt import stop_if_halted
@@ -55,6 +55,7 @@ def split_holdout(task: Task) -> tuple[np.ndarray, np.ndarray]:
     return np.sort(order[held:]), np.sort(order[:held])
 
 
+HELD = 1_000_000_000  # number of the first draw of copies that is held out
 READ_AT = (
     ("act_at_RA", "say_label_RAS", "say_features_RAF"),
     ("word_at_RW", "end_label_RWS", "end_features_RWF"),
@@ -63,9 +64,9 @@ READ_AT = (
 
 
 def label_counts(rows: DeviceRows) -> dict[str, jax.Array]:
-    """How many labels of each signal there are, `[S]`, at `<|say|>` and at `<|end|>`; and how many other proposals."""
+    """How many labels of each signal there are, `[S]`, at `<|say|>` and at `<|end|>`, and replies beside the rows."""
     counts = {labels: jnp.isfinite(rows[labels]).sum((0, 1)) for _, labels, _ in READ_AT}
-    return counts | ({"others": jnp.asarray(rows["other_act_RG2"][..., 0].size)} if "other_act_RG2" in rows else {})
+    return counts | ({"others": jnp.asarray(rows["other_label_RG"].size)} if "other_label_RG" in rows else {})
 
 
 def reward_loss(
@@ -79,8 +80,8 @@ def reward_loss(
     """Mean squared error over the labels that exist, signals weighing alike, `<|say|>` and `<|end|>` alike.
 
     `rows` are packed rows with `slot_labels`. Of a micro-batch, with the `label_counts` of the whole batch: its share
-    of the means. Where the rows hold other proposals (`training/counterfactual.py`), `counterfactual` times their mean
-    squared error is added, at `<|say|>`.
+    of the means. Where the rows hold replies with their copies (`training/counterfactual.py`), `counterfactual` times
+    their loss is added.
     """
     counts = label_counts(rows) if counts is None else counts
     policy = model.policy
@@ -98,16 +99,32 @@ def reward_loss(
             )
             metrics[f"{name}_loss"] = metrics.get(f"{name}_loss", 0.0) + 0.5 * error
             loss = loss + 0.5 * error / len(SIGNALS)
-    if "other_act_RG2" in rows:
-        act = rows["other_act_RG2"]
-        other_key = None if key is None else jax.random.fold_in(key, 1)
-        prompt = rows["other_prompt_RP"], rows["other_mask_RP"]
-        hidden = tree_hidden(policy, policy.item_table(), *prompt, act, jnp.ones(act.shape, bool), other_key)
-        read_RG = model.heads(hidden.at[:, :, 1], rows["other_features_RGF"])[..., SIGNALS.index("engagement")]
-        error = jnp.square(read_RG - rows["other_label_R"][:, None]).sum() / counts["others"]
-        metrics["counterfactual_loss"] = error
-        loss = loss + counterfactual * error
+    if "other_tokens_RGL" in rows:
+        added, found = counterfactual_loss(model, rows, key, counts["others"])
+        metrics |= found
+        loss = loss + counterfactual * added
     return loss, {"loss": loss, **metrics}
+
+
+def counterfactual_loss(
+    model: RewardModel, rows: DeviceRows, key: jax.Array | None, count: jax.Array
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Mean squared error of engagement over logged replies and their copies, `<|say|>` and `<|end|>` alike.
+
+    `count` is the number of replies in the whole batch. Also `real_over_other`: how much higher logged replies read
+    than their copies at `<|say|>`, in standard deviations of the label.
+    """
+    tokens, real, policy = rows["other_tokens_RGL"], rows["other_real_RGL"], model.policy
+    R, G, L = tokens.shape
+    prompt = rows["other_prompt_RP"], rows["other_mask_RP"]
+    other_key = None if key is None else jax.random.fold_in(key, 1)
+    hidden = tree_hidden(policy, policy.item_table(), *prompt, tokens, real, other_key)
+    split = parts(tokens.reshape(R * G, L), real.reshape(R * G, L), policy.layout)
+    both = read_heads(model.heads, hidden, split, rows["other_features_RGF"].reshape(R * G, -1))
+    read = [values_BS[:, SIGNALS.index("engagement")].reshape(R, G) for values_BS in both]
+    error = sum(0.5 * jnp.square(read_RG - rows["other_label_RG"]).sum() for read_RG in read) / count
+    gap = (read[0][:, 0] - read[0][:, 1:].mean(1)).sum() * G / count
+    return error, {"counterfactual_loss": error, "real_over_other": gap}
 
 
 def slot_labels(task: Task, rows: Rows, numbers: np.ndarray, signal_DTS: np.ndarray, wishes: Wishes) -> Rows:
@@ -208,19 +225,27 @@ def run_reward(task: Task, writer: MetricsWriter, sft: tuple[Any, Any, Any]) -> 
     writer.drop_after("reward", done or 0)
     step = make_step(graphdef, optimizer, task)
 
+    others, held_others = (
+        Counterfactuals(task, numbers, signal_DTS) if c.reward.counterfactual else None for numbers in (fitted, held)
+    )
+
     def loss_of(params: Any, frozen: Any, rows: Any) -> dict[str, jax.Array]:
-        return reward_loss(nnx.merge(graphdef, params, frozen), rows, c.data.window, None)[1]
+        model = nnx.merge(graphdef, params, frozen)
+        return reward_loss(model, rows, c.data.window, None, None, c.reward.counterfactual)[1]
 
     held_loss = jax.jit(on_mesh(loss_of, task.mesh))
 
-    def with_labels(rows: Rows, numbers: np.ndarray) -> Rows:
-        return slot_labels(task, rows, numbers, signal_DTS, wishes)
+    def with_labels(rows: Rows, numbers: np.ndarray, beside: Counterfactuals | None, step: int) -> Rows:
+        rows = slot_labels(task, rows, numbers, signal_DTS, wishes)
+        return rows | beside.draw(c.sft.rows, step) if beside is not None and beside.where else rows
 
     def validate(params) -> dict[str, float]:
-        sums = [held_loss(params, frozen, shard_batch(with_labels(rows, held), task.mesh)) for rows in held_rows]
+        sums = [
+            held_loss(params, frozen, shard_batch(with_labels(rows, held, held_others, HELD + n), task.mesh))
+            for n, rows in enumerate(held_rows)
+        ]
         return {name: float(np.mean([float(s[name]) for s in sums])) for name in sums[0]}
 
-    others = Counterfactuals(task, fitted, signal_DTS) if c.reward.counterfactual else None
     key, first, pending = jax.random.key(c.seed + 3), done or 0, None
 
     def report(number: int, metrics: dict[str, Any], batch: Rows, every: int) -> float:
@@ -237,9 +262,7 @@ def run_reward(task: Task, writer: MetricsWriter, sft: tuple[Any, Any, Any]) -> 
                 break
             if number <= first:
                 continue
-            batch = with_labels(rows, fitted)
-            if others is not None and others.where:
-                batch |= others.draw(c.sft.rows, number)
+            batch = with_labels(rows, fitted, others, number)
             state, metrics = step(state, frozen, shard_batch(batch, task.mesh), key)
             if pending is not None:
                 progress.update(loss=report(*pending, c.log_every))

@@ -121,6 +121,8 @@ def test_a_clock_that_runs_backwards_counts_as_no_wait():
         ("that is too scary, something else please", (), -1),
         ("No thank you, I hate westerns", (), -1),
         ("it is a bit old but I like it", (), 0),
+        ("it was not boring, I wasn't disappointed", (), 0),
+        ("I don't hate it", (), 0),
         ("I liked * but it was boring", ("1",), 0),  # named and refused
         ("I will not watch it", (), 0),
         ("the first sounds good, the rest sad", (), 1),  # which item is meant is beyond matching words

@@ -12,6 +12,7 @@ from tiny_task import change, fresh_models
 from crs_jax.rl.reward import Normaliser
 from crs_jax.sharding import place, shard_batch
 from crs_jax.training import reward, sft
+from crs_jax.training.counterfactual import Counterfactuals
 from crs_jax.training.labels import label
 from crs_jax.training.ppo import make_iteration
 from crs_jax.training.ppo_stage import build, contexts_at, take
@@ -52,7 +53,9 @@ def reward_step(world, config):
     optimizer = optax.sgd(RATE)
     rows = sft.make_packer(task, "train").epoch(rows=8, crop=0.0, rng=np.random.default_rng(0))[0]
     numbers = np.arange(len(task.corpus.train))
-    rows = reward.slot_labels(task, rows, numbers, label(task, "train").signal_DTS, Wishes(task, "train"))
+    signals_DTS = label(task, "train").signal_DTS
+    rows = reward.slot_labels(task, rows, numbers, signals_DTS, Wishes(task, "train"))
+    rows |= Counterfactuals(task, numbers, signals_DTS).draw(8, 1)
     batch = shard_batch(rows, task.mesh)
     params = lively(params)
     step = reward.make_step(graph, optimizer, task)
