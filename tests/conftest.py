@@ -3,9 +3,15 @@
 import os
 import pathlib
 
+import hypothesis
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the hub; before `datasets` is first imported
+
+# New examples are for those who work on the code; a run that is to say whether a commit is good tries the same ones.
+hypothesis.settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI"):
+    hypothesis.settings.load_profile("ci")
 
 
 @pytest.fixture(scope="session")
