@@ -6,9 +6,9 @@ GPT-2 medium from the hub, for a GPU or TPU; the sentiment classifier needs the 
 From nothing, without a hub, for a CPU with two cores:
   python -m crs_jax.main --config=configs/redial_ppo.py:scratch --config.data.dir=FOLDER
 
-Last run of :scratch with --config.stages=sft,evaluate: 42 minutes on one core that was shared for half of the time,
-4.3M parameters, 3,331 training dialogues, seed 0, commit af0db29: test, fresh targets, full catalogue, HR@1/10/50
-.037/.184/.365.
+Last run of :scratch with --config.stages=sft,evaluate: 38 to 42 minutes a seed on one core that was partly shared, 4.3M
+parameters, 3,331 training dialogues, seeds 0, 1, 2, commit ae99fb6: test, fresh targets, full catalogue, mean
+HR@1/10/50 .040/.195/.383.
 
 All stages on a sample, for a CPU with two cores:
   python -m crs_jax.main --config=configs/redial_ppo.py:tiny --config.data.dir=FOLDER
