@@ -15,7 +15,7 @@ from crs_jax.data.dialogue import Dialogue
 from crs_jax.evaluation.signals import auc, correlation
 from crs_jax.models.heads import SIGNALS
 from crs_jax.rl.reward import combine
-from crs_jax.signals.engagement import PARTS, EngagementModel
+from crs_jax.signals.engagement import PARTS, EngagementModel, timing
 from crs_jax.signals.reactions import Reaction, plain_text, reactions
 from crs_jax.signals.sentiment import sentiment
 from crs_jax.training.labels import label
@@ -49,7 +49,7 @@ def observed(task: Task, split: str) -> tuple[dict[str, np.ndarray], dict[str, n
     c = task.config.reward
     weight_S = jnp.array([c.alpha, c.beta, c.gamma], jnp.float32)
     signals = {
-        "latency": np.array([_log_latency(r) for _, r in found]),
+        "latency": np.array([(timing(r) or (np.nan,))[0] for _, r in found]),
         **{part: np.array([scaled[part][d][t] for d, t in at]) for part in PARTS},
         "engagement": label_PS[:, SIGNALS.index("engagement")],
         "relevance": label_PS[:, SIGNALS.index("relevance")],
@@ -60,11 +60,6 @@ def observed(task: Task, split: str) -> tuple[dict[str, np.ndarray], dict[str, n
     outcomes = {name: np.array([answered(dialogues[d], r, name) for d, r in found]) for name in OUTCOMES[:2]}
     outcomes["continuation"] = np.array([float(r.returns) for _, r in found])
     return signals, outcomes, np.array([d for d, _ in found], np.int64)
-
-
-def _log_latency(reaction: Reaction) -> float:
-    sent, answer = reaction.proposal[-1].seconds, reaction.after[0].seconds
-    return float("nan") if sent is None or answer is None else float(np.log1p(max(answer - sent, 0.0)))
 
 
 def signal_table(task: Task, split: str) -> dict[str, Any]:

@@ -19,10 +19,10 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from crs_jax.evaluation.bootstrap import interval, resample
-from crs_jax.evaluation.policies import run_batched
+from crs_jax.evaluation.policies import after_rec, run_batched
 from crs_jax.models.likelihood import log_normaliser
 from crs_jax.rl.reward import score
-from crs_jax.rl.rollout import Replies, causal, positions
+from crs_jax.rl.rollout import Replies
 from crs_jax.sharding import everywhere, on_mesh
 from crs_jax.training.ppo import Contexts, Graphs, judge
 from crs_jax.training.ppo_stage import Aligned, Model
@@ -47,6 +47,11 @@ class Tilted(NamedTuple):
     reward_I: np.ndarray
 
 
+def expected(p_IA: np.ndarray, reward_IA: np.ndarray, mean_I: np.ndarray) -> np.ndarray:
+    """Expected reward of each context; what mass the acts leave earns `mean_I`."""
+    return (p_IA * reward_IA).sum(1) + np.maximum(1.0 - p_IA.sum(1), 0.0) * mean_I
+
+
 def tilt(logp_IA: np.ndarray, reward_IA: np.ndarray, slope: float) -> Tilted:
     """The reference tilted by `slope` = 1 / beta times the reward, over acts that may leave some mass unscored.
 
@@ -64,8 +69,7 @@ def tilt(logp_IA: np.ndarray, reward_IA: np.ndarray, slope: float) -> Tilted:
     logq_IA = logp_IA + gain_IA - norm_I[:, None]
     q_IA = np.exp(logq_IA)
     kl_I = (q_IA * gain_IA).sum(1) - norm_I
-    reward_I = (q_IA * reward_IA).sum(1) + np.maximum(1.0 - q_IA.sum(1), 0.0) * mean_I
-    return Tilted(logq_IA, gain_IA, kl_I, reward_I)
+    return Tilted(logq_IA, gain_IA, kl_I, expected(q_IA, reward_IA, mean_I))
 
 
 def slope_of(logp_IA: np.ndarray, reward_IA: np.ndarray, kl: float) -> float:
@@ -83,12 +87,9 @@ def slope_of(logp_IA: np.ndarray, reward_IA: np.ndarray, kl: float) -> float:
 def _first_token(graphdef: Any, mesh: Mesh, temperature: float):
     def run(params, frozen, contexts: Contexts):
         policy = nnx.merge(graphdef, params, frozen)
-        items_NW, mask_BP = policy.item_table(), contexts.mask_CP
-        x_BPD = policy.embed(contexts.prompt_CP, items_NW)
-        hidden = policy.trunk(x_BPD, positions(mask_BP), causal(mask_BP))[:, -1]
-        wish = policy.wish(contexts.evidence)
-        none_BM = jnp.full((len(hidden), policy.layout.act_items), -1)
-        logits = policy.act_logits(policy.acting(hidden, wish), items_NW, none_BM, wish.beside)
+        acting, items_NW, wish = after_rec(policy, contexts)
+        none_BM = jnp.full((len(acting), policy.layout.act_items), -1)
+        logits = policy.act_logits(acting, items_NW, none_BM, wish.beside)
         logits = jax.tree.map(lambda a: a / temperature, logits)
         both = jnp.concatenate([logits.main[:, : policy.layout.num_items], logits.extra], -1)
         return both - log_normaliser(logits)[:, None]
@@ -167,7 +168,7 @@ def optimum(
         scores_IN, top_IA, (np.take_along_axis(reference, top_IA, 1) + best.gain_IA[:, :-1]).astype(np.float32), 1
     )
     q_IA = np.exp(learned_IA)
-    ppo_I = (q_IA * reward_IA).sum(1) + np.maximum(1.0 - q_IA.sum(1), 0.0) * none.reward_I
+    ppo_I = expected(q_IA, reward_IA, none.reward_I)
     rewards = np.stack([none.reward_I, ppo_I, best.reward_I], 1)
     means_RM = resample(group_I, task.config.evaluation.bootstrap, task.config.seed).means(rewards)
 

@@ -12,6 +12,8 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from crs_jax.models.policy import Policy
+from crs_jax.models.query import Wish
 from crs_jax.progress import Progress
 from crs_jax.rl import ppo
 from crs_jax.rl.reward import score
@@ -69,15 +71,21 @@ def run_batched(task: Task, function: Callable, count: int, inputs: Any, label: 
     return jax.tree.map(lambda *parts: np.concatenate(parts), *out)
 
 
+def after_rec(policy: Policy, contexts: Contexts) -> tuple[jax.Array, jax.Array, Wish]:
+    """The state of the slot at `<|rec|>` (`Policy.acting`), the item table, and the wish; inside jit."""
+    items_NW, mask_BP = policy.item_table(), contexts.mask_CP
+    x_BPD = policy.embed(contexts.prompt_CP, items_NW)
+    hidden = policy.trunk(x_BPD, positions(mask_BP), causal(mask_BP))[:, -1]
+    wish = policy.wish(contexts.evidence)
+    return policy.acting(hidden, wish), items_NW, wish
+
+
 @functools.cache
 def _ranker(graphdef: Any, mesh: Mesh):
     def run(params, frozen, contexts):
         policy = nnx.merge(graphdef, params, frozen)
-        items_NW, mask_BP = policy.item_table(), contexts.mask_CP
-        x_BPD = policy.embed(contexts.prompt_CP, items_NW)
-        hidden = policy.trunk(x_BPD, positions(mask_BP), causal(mask_BP))[:, -1]
-        wish = policy.wish(contexts.evidence)
-        logits_BN = policy.item_logits(policy.acting(hidden, wish), items_NW, wish.beside)
+        acting, items_NW, wish = after_rec(policy, contexts)
+        logits_BN = policy.item_logits(acting, items_NW, wish.beside)
         return logits_BN[:, : policy.layout.num_items]
 
     return jax.jit(on_mesh(run, mesh), out_shardings=everywhere(mesh))

@@ -82,7 +82,7 @@ class EngagementModel:
         negative = next((part for part in weights if not weights[part] >= 0), None)
         if negative:
             raise InputError(f"engagement weights: {negative} is {weights[negative]}; give a number of at least 0")
-        rows = [_timing(reaction) for dialogue in dialogues for reaction in reactions(dialogue)]
+        rows = [timing(reaction) for dialogue in dialogues for reaction in reactions(dialogue)]
         timed = np.array([row for row in rows if row is not None], dtype=np.float64)
         dwell_weights = None
         if len(timed) >= 3:
@@ -114,9 +114,9 @@ class EngagementModel:
                 arrays["uptake"][t] = uptake(reaction)
                 if reaction.after:
                     arrays["length"][t] = np.log1p(words_of(reaction.after))
-                timing = _timing(reaction)
-                if timing is not None and self.dwell_weights is not None:
-                    log_latency, *lengths = timing
+                times = timing(reaction)
+                if times is not None and self.dwell_weights is not None:
+                    log_latency, *lengths = times
                     intercept, read, typed = self.dwell_weights
                     arrays["dwell"][t] = log_latency - (intercept + read * lengths[0] + typed * lengths[1])
             for part in PARTS:
@@ -181,7 +181,7 @@ def availability(dialogues: Sequence[Dialogue], model: EngagementModel) -> dict[
     return out
 
 
-def _timing(reaction: Reaction) -> tuple[float, float, float] | None:
+def timing(reaction: Reaction) -> tuple[float, float, float] | None:
     """Log(1 + seconds to the first answer), log(1 + words read), log(1 + words typed); None where a time is missing.
 
     What was read is the recommender's whole run, what was typed the first message of the answer. A negative gap, as

@@ -8,6 +8,7 @@ of the logged proposals that were not taken up. No other signal is made up for i
 
 from __future__ import annotations
 
+import jax.numpy as jnp
 import numpy as np
 
 from crs_jax.data.dialogue import RECOMMENDER, Dialogue
@@ -15,8 +16,8 @@ from crs_jax.data.packing import Rows
 from crs_jax.data.windows import make_windows
 from crs_jax.models.heads import SIGNALS
 from crs_jax.signals.engagement import EngagementModel
-from crs_jax.signals.relevance import context_vectors
-from crs_jax.training.replies import reply_arrays
+from crs_jax.signals.relevance import act_features
+from crs_jax.training.replies import Wishes, reply_arrays
 from crs_jax.training.task import Task, log_popularity
 
 
@@ -45,8 +46,8 @@ class Counterfactuals:
       label: of the copies.
     """
 
-    def __init__(self, task: Task, numbers: np.ndarray, signal_DTS: np.ndarray):
-        """`numbers` are the training dialogues whose replies are used, `signal_DTS` the labels of the split."""
+    def __init__(self, task: Task, numbers: np.ndarray, signal_DTS: np.ndarray, wishes: Wishes):
+        """`numbers` are the training dialogues whose replies are used; labels and `wishes` are of the whole split."""
         self.task, self.label = task, not_taken_up(task, signal_DTS)
         dialogues, catalogue = task.dialogues("train"), task.corpus.catalogue
         engagement_DT, inside = signal_DTS[..., SIGNALS.index("engagement")], set(numbers.tolist())
@@ -67,9 +68,8 @@ class Counterfactuals:
         self._windows = make_windows(task.config, task.encoded["train"], self.where, task.tokenizer)
         self._tokens_BL, self._mask_BL = reply_arrays(task, "train", self.where)
         self._item_B = self._tokens_BL[:, 0] - task.layout.item_offset
-        self._vectors = context_vectors(
-            dialogues, self.where, catalogue, task.content_NE, task.embed, task.config.data.window
-        )
+        self._text_BE, self._named_BE, _ = wishes.fit(*np.array(self.where).T)
+        self._items_NE = jnp.asarray(task.content_NE)
 
     def draw(self, count: int, step: int) -> Rows:
         """`count` rows, each a logged reply (first of its group G) and its copies; the same for the same step.
@@ -86,10 +86,8 @@ class Counterfactuals:
         tokens_RL, G = self._tokens_BL[index_R], items_RG.shape[1]
         own_RL = tokens_RL == offset + items_RG[:, :1]
         tokens_RGL = np.where(own_RL[:, None], offset + items_RG[..., None], tokens_RL[:, None])
-        vectors_RGE = self.task.content_NE[items_RG]
-        cosines = [
-            np.einsum("RGE,RE->RG", vectors_RGE, self._vectors[part][index_R]) for part in ("text_BE", "named_BE")
-        ]
+        text_BE, named_BE = (jnp.asarray(np.repeat(a[index_R], G, 0)) for a in (self._text_BE, self._named_BE))
+        features_BF = act_features(jnp.asarray(items_RG.reshape(-1, 1)), text_BE, named_BE, self._items_NE)
         label_RG = np.full((count, G), self.label, np.float32)
         label_RG[:, 0] = self._real[index_R]
         return {
@@ -97,7 +95,7 @@ class Counterfactuals:
             "other_mask_RP": self._windows.mask_BP[index_R],
             "other_tokens_RGL": tokens_RGL.astype(np.int32),
             "other_real_RGL": np.repeat(self._mask_BL[index_R][:, None], G, 1),
-            "other_features_RGF": np.stack([*cosines, np.ones_like(cosines[0])], -1).astype(np.float32),
+            "other_features_RGF": np.asarray(features_BF).reshape(count, G, -1),
             "other_label_RG": label_RG,
         }
 

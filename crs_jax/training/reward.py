@@ -226,7 +226,8 @@ def run_reward(task: Task, writer: MetricsWriter, sft: tuple[Any, Any, Any]) -> 
     step = make_step(graphdef, optimizer, task)
 
     others, held_others = (
-        Counterfactuals(task, numbers, signal_DTS) if c.reward.counterfactual else None for numbers in (fitted, held)
+        Counterfactuals(task, numbers, signal_DTS, wishes) if c.reward.counterfactual else None
+        for numbers in (fitted, held)
     )
 
     def loss_of(params: Any, frozen: Any, rows: Any) -> dict[str, jax.Array]:

@@ -54,8 +54,9 @@ def reward_step(world, config):
     rows = sft.make_packer(task, "train").epoch(rows=8, crop=0.0, rng=np.random.default_rng(0))[0]
     numbers = np.arange(len(task.corpus.train))
     signals_DTS = label(task, "train").signal_DTS
-    rows = reward.slot_labels(task, rows, numbers, signals_DTS, Wishes(task, "train"))
-    rows |= Counterfactuals(task, numbers, signals_DTS).draw(8, 1)
+    wishes = Wishes(task, "train")
+    rows = reward.slot_labels(task, rows, numbers, signals_DTS, wishes)
+    rows |= Counterfactuals(task, numbers, signals_DTS, wishes).draw(8, 1)
     batch = shard_batch(rows, task.mesh)
     params = lively(params)
     step = reward.make_step(graph, optimizer, task)

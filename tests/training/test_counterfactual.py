@@ -27,7 +27,7 @@ def labels(world):
 
 @pytest.fixture(scope="module")
 def others(world, labels):
-    return Counterfactuals(world.task, split_holdout(world.task)[0], labels)
+    return Counterfactuals(world.task, split_holdout(world.task)[0], labels, Wishes(world.task, "train"))
 
 
 def test_label_is_the_mean_of_what_was_not_taken_up(world, labels):
