@@ -123,7 +123,7 @@ def actor_and_reward():
             Policy(GPT2Config(2, 32, 4, 64), layout, np.ones((10, 8), np.float32), rngs=nnx.Rngs(params=n), pad_to=256)
             for n in range(3)
         )
-        models = ActorCritic(policy, "separate", critic), RewardModel(judge, rngs=nnx.Rngs(params=3))
+        models = ActorCritic(policy, "separate", critic), RewardModel(judge)
         return [split_model(model)[1:] for model in models]
 
     return jax.eval_shape(arrays)

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from crs_jax.models.fit import FITS
+
 SIGNALS = ("engagement", "relevance", "sentiment")
-FEATURES = 3
 
 
 class ValueHead(nnx.Module):
@@ -23,18 +24,18 @@ class ValueHead(nnx.Module):
 
 
 class SignalHeads(nnx.Module):
-    """One linear head a signal, on a hidden state and `FEATURES` numbers of how the act fits (`act_features`).
+    """One linear head a signal, on a hidden state and on how the act fits the context (`models/fit.py`).
 
-    The kernel starts at standard deviation 1/sqrt(D+1) (Huang et al. 2024, N+ details), the features' at zero.
-    Outputs are in units of the standardised labels; the reward's own normaliser (`rl/reward.py`) puts them at mean 0
-    and standard deviation 1 on reference samples.
+    All start at zero; the reward stage starts those of the fit, and the biases, at least squares, so that the trunk
+    learns what is left. Outputs are in units of the standardised labels; the reward's own normaliser (`rl/reward.py`)
+    puts them at mean 0 and standard deviation 1 on reference samples.
     """
 
-    def __init__(self, width: int, *, rngs: nnx.Rngs):
-        self.kernel = nnx.Param(jax.random.normal(rngs.params(), (width, len(SIGNALS))) * (width + 1) ** -0.5)
-        self.feature_kernel = nnx.Param(jnp.zeros((FEATURES, len(SIGNALS))))
+    def __init__(self, width: int):
+        self.kernel = nnx.Param(jnp.zeros((width, len(SIGNALS))))
+        self.feature_kernel = nnx.Param(jnp.zeros((len(FITS), len(SIGNALS))))
         self.bias = nnx.Param(jnp.zeros(len(SIGNALS)))
 
     def __call__(self, hidden: jax.Array, features: jax.Array) -> jax.Array:
-        """`[..., D]` and `[..., FEATURES]` to `[..., 3]` in the order of `SIGNALS`, float32."""
+        """`[..., D]` and `[..., len(FITS)]` to `[..., 3]` in the order of `SIGNALS`, float32."""
         return hidden.astype(jnp.float32) @ self.kernel[...] + features @ self.feature_kernel[...] + self.bias[...]

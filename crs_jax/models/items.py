@@ -29,6 +29,14 @@ def centred(content_NE: np.ndarray) -> np.ndarray:
     return (content_NE / np.maximum(norm_N1, 1e-6)).astype(np.float32)
 
 
+def contents(content_NE: np.ndarray, facets_NF: np.ndarray | None, log_popularity_N: np.ndarray | None) -> np.ndarray:
+    """Frozen contents `[N, E + F + 1]`: centred description embeddings, facets, centred log popularity."""
+    N = len(content_NE)
+    facets_NF = np.zeros((N, 0)) if facets_NF is None else facets_NF
+    popular_N = np.zeros(N) if log_popularity_N is None else log_popularity_N - log_popularity_N.mean()
+    return np.concatenate([centred(content_NE), facets_NF, popular_N[:, None]], 1).astype(np.float32)
+
+
 class ItemTower(nnx.Module):
     """Vectors and biases of N items in tables of `padded(N)` rows.
 
@@ -54,9 +62,7 @@ class ItemTower(nnx.Module):
         N = len(content_NE)
         rows = padded(N, pad_to)
         self.num_items = N
-        facets_NF = np.zeros((N, 0)) if facets_NF is None else facets_NF
-        popular_N = np.zeros(N) if log_popularity_N is None else log_popularity_N - log_popularity_N.mean()
-        known_NE = np.concatenate([centred(content_NE), facets_NF, popular_N[:, None]], 1)
+        known_NE = contents(content_NE, facets_NF, log_popularity_N)
         self.content = Frozen(jnp.asarray(np.pad(known_NE, ((0, rows - N), (0, 0))), jnp.float32))
         self.projection = nnx.Param(scale * jax.random.normal(rngs.params(), (known_NE.shape[1], width)))
         self.residual = nnx.Param(0.1 * scale * jax.random.normal(rngs.params(), (rows, width)))

@@ -13,18 +13,25 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from crs_jax.models.fit import fits
 from crs_jax.models.heads import SIGNALS, SignalHeads
 from crs_jax.models.policy import Policy
+from crs_jax.models.query import Evidence
 from crs_jax.rl.scoring import Hidden, Parts, parts, tree_hidden
-from crs_jax.signals.relevance import act_features, new_items
+from crs_jax.signals.relevance import new_items
 
 
 class RewardModel(nnx.Module):
     """A policy-shaped trunk (it starts as the SFT model) with a head a signal."""
 
-    def __init__(self, policy: Policy, *, rngs: nnx.Rngs):
+    def __init__(self, policy: Policy):
         self.policy = policy
-        self.heads = SignalHeads(policy.trunk.config.width, rngs=rngs)
+        self.heads = SignalHeads(policy.trunk.config.width)
+
+    def fits(self, evidence: Evidence, act_BM: jax.Array) -> jax.Array:
+        """How acts fit (`models/fit.py`), by the items' frozen contents; what was named before does not count."""
+        policy = self.policy
+        return fits(evidence, new_items(act_BM, evidence.named), policy.items.content[...], policy.query.genres)
 
 
 class Normaliser(NamedTuple):
@@ -111,23 +118,18 @@ def predict(
     prompt_mask_CP: jax.Array,
     tokens_CGR: jax.Array,
     mask_CGR: jax.Array,
-    text_CE: jax.Array,
-    named_CE: jax.Array,
-    named_CX: jax.Array,
-    items_NE: jax.Array,
+    evidence: Evidence,
 ) -> tuple[jax.Array, jax.Array, Parts]:
     """Predicted signals at `<|say|>` and at the end of each reply, `[C * G, 3]` each, and the replies' parts.
 
     Args:
       model: the reward model.
       prompt_CP, prompt_mask_CP, tokens_CGR, mask_CGR: contexts and replies, as for `tree_hidden`.
-      text_CE, named_CE, named_CX, items_NE: context vectors, rows named before and description embeddings, as for
-        `signals/relevance.py`.
+      evidence: of the contexts, leading axis C.
     """
     C, G, R = tokens_CGR.shape
     items_NW = model.policy.item_table()
     hidden = tree_hidden(model.policy, items_NW, prompt_CP, prompt_mask_CP, tokens_CGR, mask_CGR)
     split = parts(tokens_CGR.reshape(C * G, R), mask_CGR.reshape(C * G, R), model.policy.layout)
-    text_BE, named_BE, named_BX = (jnp.repeat(a, G, axis=0) for a in (text_CE, named_CE, named_CX))
-    features_BF = act_features(new_items(split.items_BM, named_BX), text_BE, named_BE, items_NE)
+    features_BF = model.fits(jax.tree.map(lambda a: jnp.repeat(a, G, axis=0), evidence), split.items_BM)
     return *read_heads(model.heads, hidden, split, features_BF), split

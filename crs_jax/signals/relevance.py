@@ -128,17 +128,6 @@ def relevance(act_BM: jax.Array, text_BE: jax.Array, named_BE: jax.Array, items_
     return jnp.where(count_B > 0, mean_B, jnp.nan)
 
 
-def act_features(act_BM: jax.Array, text_BE: jax.Array, named_BE: jax.Array, items_NE: jax.Array) -> jax.Array:
-    """How acts fit their contexts, float32 `[B, 3]`: mean cos(text, item), mean cos(named, item), and 1 where there is
-    an item at all; zeros for an empty act. Works inside jit; arguments as for `relevance`.
-    """
-    mask_BM = act_BM >= 0
-    count_B1 = jnp.maximum(mask_BM.sum(-1, keepdims=True), 1)
-    mean_BE = (items_NE[jnp.maximum(act_BM, 0)] * mask_BM[..., None]).sum(1) / count_B1
-    cosines = [jnp.einsum("BE,BE->B", mean_BE, part, precision="highest") for part in (text_BE, named_BE)]
-    return jnp.stack([*cosines, mask_BM.any(-1).astype(jnp.float32)], -1)
-
-
 def turn_relevance(
     dialogues: Sequence[Dialogue], catalogue: Catalogue, items_NE: np.ndarray, embed: Embed, window: int
 ) -> list[np.ndarray]:

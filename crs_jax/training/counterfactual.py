@@ -8,7 +8,6 @@ of the logged proposals that were not taken up. No other signal is made up for i
 
 from __future__ import annotations
 
-import jax.numpy as jnp
 import numpy as np
 
 from crs_jax.data.dialogue import RECOMMENDER, Dialogue
@@ -16,7 +15,6 @@ from crs_jax.data.packing import Rows
 from crs_jax.data.windows import make_windows
 from crs_jax.models.heads import SIGNALS
 from crs_jax.signals.engagement import EngagementModel
-from crs_jax.signals.relevance import act_features
 from crs_jax.training.replies import Wishes, reply_arrays
 from crs_jax.training.task import Task, log_popularity
 
@@ -68,8 +66,7 @@ class Counterfactuals:
         self._windows = make_windows(task.config, task.encoded["train"], self.where, task.tokenizer)
         self._tokens_BL, self._mask_BL = reply_arrays(task, "train", self.where)
         self._item_B = self._tokens_BL[:, 0] - task.layout.item_offset
-        self._text_BE, self._named_BE, _ = wishes.fit(*np.array(self.where).T)
-        self._items_NE = jnp.asarray(task.content_NE)
+        self._wishes, self._at = wishes, np.array(self.where).T
 
     def draw(self, count: int, step: int) -> Rows:
         """`count` rows, each a logged reply (first of its group G) and its copies; the same for the same step.
@@ -77,7 +74,7 @@ class Counterfactuals:
         Returns:
           `other_prompt_RP`, `other_mask_RP`: the prompts.
           `other_tokens_RGL`, `other_real_RGL`: the replies, and where they are real.
-          `other_features_RGF`: how their items fit (`act_features`).
+          `other_features_RGF`: how their items fit (`models/fit.py`).
           `other_label_RG`: of engagement.
         """
         rng, offset = np.random.default_rng([self.task.config.seed, 23, step]), self.task.layout.item_offset
@@ -86,8 +83,8 @@ class Counterfactuals:
         tokens_RL, G = self._tokens_BL[index_R], items_RG.shape[1]
         own_RL = tokens_RL == offset + items_RG[:, :1]
         tokens_RGL = np.where(own_RL[:, None], offset + items_RG[..., None], tokens_RL[:, None])
-        text_BE, named_BE = (jnp.asarray(np.repeat(a[index_R], G, 0)) for a in (self._text_BE, self._named_BE))
-        features_BF = act_features(jnp.asarray(items_RG.reshape(-1, 1)), text_BE, named_BE, self._items_NE)
+        dialogue_B, turn_B = (np.repeat(a[index_R], G) for a in self._at)
+        features_BF = self._wishes.fits(dialogue_B, turn_B, items_RG.reshape(-1, 1))
         label_RG = np.full((count, G), self.label, np.float32)
         label_RG[:, 0] = self._real[index_R]
         return {
@@ -95,7 +92,7 @@ class Counterfactuals:
             "other_mask_RP": self._windows.mask_BP[index_R],
             "other_tokens_RGL": tokens_RGL.astype(np.int32),
             "other_real_RGL": np.repeat(self._mask_BL[index_R][:, None], G, 1),
-            "other_features_RGF": np.asarray(features_BF).reshape(count, G, -1),
+            "other_features_RGF": features_BF.reshape(count, G, -1),
             "other_label_RG": label_RG,
         }
 

@@ -104,17 +104,7 @@ def judge(
     C = contexts.prompt_CP.shape[0]
     model = nnx.merge(graphs.reward, judges.reward, judges.reward_frozen)
     tokens, mask = (a.reshape(C, -1, a.shape[-1]) for a in (replies.tokens_BR, replies.mask_BR))
-    say_BS, end_BS, split = predict(
-        model,
-        contexts.prompt_CP,
-        contexts.mask_CP,
-        tokens,
-        mask,
-        contexts.text_CE,
-        contexts.named_CE,
-        contexts.named_CX,
-        judges.items_NE,
-    )
+    say_BS, end_BS, split = predict(model, contexts.prompt_CP, contexts.mask_CP, tokens, mask, contexts.evidence)
     G = replies.tokens_BR.shape[0] // C
     wishes = (contexts.text_CE, contexts.named_CE, contexts.named_CX)
     text_BE, named_BE, named_BX = (jnp.repeat(a, G, axis=0) for a in wishes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,12 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from crs_jax.models.fit import FITS, fits
+from crs_jax.models.items import contents
 from crs_jax.models.policy import Policy
 from crs_jax.models.query import Evidence
 from crs_jax.rl.ppo import masked_sum
 from crs_jax.rl.scoring import parts, reply_likelihood, tree_hidden
-from crs_jax.signals.relevance import act_features, context_vectors, named_rows, new_items
-from crs_jax.training.task import Task
+from crs_jax.signals.relevance import context_vectors, named_rows, new_items
+from crs_jax.training.task import Task, log_popularity
 
 
 def reply_arrays(task: Task, split: str, where: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
@@ -45,11 +48,10 @@ class Wishes:
 
     def __init__(self, task: Task, split: str):
         where = task.replies(split)
-        found, named_BE = evidence_at(task, split, where)
+        found, _ = evidence_at(task, split, where)
         blank = [-1 if name in ("named", "near", "starring") else 0 for name in Evidence._fields]
         padded: Any = [np.pad(a, ((1, 0), (0, 0)), constant_values=b) for a, b in zip(found, blank, strict=True)]
         self._evidence: Any = Evidence(*padded)
-        self._named = np.pad(named_BE, ((1, 0), (0, 0)))
         longest = max((len(dialogue.turns) for dialogue in task.dialogues(split)), default=0)
         self._row_DT = np.zeros((len(task.dialogues(split)), longest), np.int32)
         act_BM = np.full((len(where) + 1, task.config.data.act_items), -1, np.int32)
@@ -57,23 +59,35 @@ class Wishes:
             self._row_DT[d, t] = row
             items = task.corpus.catalogue.rows(task.dialogues(split)[d].turns[t].distinct_items)[: act_BM.shape[1]]
             act_BM[row, : len(items)] = items
-        new_BM = new_items(jnp.asarray(act_BM), jnp.asarray(self._evidence.named))
-        arrays = (new_BM, *(jnp.asarray(a) for a in (self._evidence.text, self._named, task.content_NE)))
-        self._features = np.asarray(act_features(*arrays))
+        self._genres = len(task.facets.genres)
+        self._content_NW = jnp.asarray(contents(task.content_NE, task.facets.item_NF, log_popularity(task)))
+        self._features = self._fits(self._evidence, act_BM)
 
-    def at(self, dialogue: np.ndarray, turn: np.ndarray) -> tuple[np.ndarray, ...]:
-        """The arrays of `Evidence` of the replies at the given dialogues and turns."""
+    def at(self, dialogue: np.ndarray, turn: np.ndarray) -> Evidence:
+        """Evidence, host arrays, of the replies at the given dialogues and turns."""
         row = self._row_DT[dialogue, turn]
-        return tuple(a[row] for a in self._evidence)
-
-    def fit(self, dialogue: np.ndarray, turn: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """What `act_features` compares acts with: text `[..., E]`, items named `[..., E]`, their rows `[..., X]`."""
-        row = self._row_DT[dialogue, turn]
-        return self._evidence.text[row], self._named[row], self._evidence.named[row]
+        return Evidence(*(a[row] for a in self._evidence))
 
     def features(self, dialogue: np.ndarray, turn: np.ndarray) -> np.ndarray:
-        """`act_features` `[..., 3]` of what the humans newly proposed there."""
+        """`fits` `[..., len(FITS)]` of what the humans newly proposed there."""
         return self._features[self._row_DT[dialogue, turn]]
+
+    def fits(self, dialogue: np.ndarray, turn: np.ndarray, act_BM: np.ndarray) -> np.ndarray:
+        """`fits` `[B, len(FITS)]` of other acts `[B, M]` there."""
+        return self._fits(self.at(dialogue, turn), act_BM)
+
+    def _fits(self, evidence: Evidence, act_BM: np.ndarray) -> np.ndarray:
+        out = np.zeros((len(act_BM), len(FITS)), np.float32)
+        for start in range(0, len(act_BM), 1024):  # bounds the gather of the items named
+            some = slice(start, start + 1024)
+            here, act = jax.tree.map(lambda a, some=some: jnp.asarray(a[some]), (evidence, act_BM))
+            out[some] = _fits_of(here, act, self._content_NW, self._genres)
+        return out
+
+
+@functools.partial(jax.jit, static_argnames="genres")
+def _fits_of(evidence: Evidence, act_BM: jax.Array, content_NW: jax.Array, genres: int) -> jax.Array:
+    return fits(evidence, new_items(act_BM, evidence.named), content_NW, genres)
 
 
 def reply_nll(

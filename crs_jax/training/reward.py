@@ -145,6 +145,39 @@ def slot_labels(task: Task, rows: Rows, numbers: np.ndarray, signal_DTS: np.ndar
     return out
 
 
+RIDGE = 10.0  # of the least squares, in replies
+
+
+def least_squares(
+    task: Task, numbers: np.ndarray, signal_DTS: np.ndarray, wishes: Wishes
+) -> tuple[np.ndarray, np.ndarray]:
+    """Weights `[len(FITS), 3]` of how acts fit, and biases `[3]`, that explain the labels of the dialogues best.
+
+    Ridge regression on the standardised numbers; zero for what does not vary.
+    """
+    inside = set(numbers.tolist())
+    at = tuple(np.array([(d, t) for d, t in task.replies("train") if d in inside]).T)
+    fit_PF, label_PS = wishes.features(*at).astype(np.float64), signal_DTS[at].astype(np.float64)
+    kernel_FS, bias_S = np.zeros((fit_PF.shape[1], len(SIGNALS))), np.zeros(len(SIGNALS))
+    for s in range(len(SIGNALS)):
+        known = np.isfinite(label_PS[:, s])
+        if not known.any():
+            continue
+        mean_F, std_F, mean = fit_PF[known].mean(0), fit_PF[known].std(0), label_PS[known, s].mean()
+        scale_F = np.where(std_F > 1e-6, 1.0 / np.maximum(std_F, 1e-6), 0.0)
+        x_PF = (fit_PF[known] - mean_F) * scale_F
+        gram_FF = x_PF.T @ x_PF + RIDGE * np.eye(len(scale_F))
+        kernel_FS[:, s] = scale_F * np.linalg.solve(gram_FF, x_PF.T @ (label_PS[known, s] - mean))
+        bias_S[s] = mean - mean_F @ kernel_FS[:, s]
+    return kernel_FS.astype(np.float32), bias_S.astype(np.float32)
+
+
+def with_heads(params: Any, kernel_FS: np.ndarray, bias_S: np.ndarray) -> Any:
+    """The reward model's parameters with those weights of the fit and biases."""
+    heads = {**params["heads"], "feature_kernel": jnp.asarray(kernel_FS), "bias": jnp.asarray(bias_S)}
+    return {**params, "heads": heads}
+
+
 def make_step(graphdef: Any, optimizer: Any, task: Task):
     """Jitted (state, frozen, rows, key) -> (state, metrics)."""
     c, weight = task.config, task.config.reward.counterfactual
@@ -175,24 +208,22 @@ def predict_replies(
     contexts = make_windows(task.config, task.encoded[split], where, task.tokenizer)
     tokens_BR, mask_BR = reply_arrays(task, split, where)
 
-    def run(params, frozen, items_NE, prompt, prompt_mask, tokens, mask, text, named, named_rows):
+    def run(params, frozen, prompt, prompt_mask, tokens, mask, evidence):
         model = nnx.merge(graphdef, params, frozen)
-        wishes = (text, named, named_rows, items_NE)
-        return predict(model, prompt, prompt_mask, tokens[:, None], mask[:, None], *wishes)[1]
+        return predict(model, prompt, prompt_mask, tokens[:, None], mask[:, None], evidence)[1]
 
     if not where:
         return np.zeros((0, len(SIGNALS)), np.float32)
-    index_of, known = np.array(where).T, Wishes(task, split)
-    wishes = known.fit(*index_of)
-    items_NE = jnp.asarray(task.content_NE)
+    evidence = Wishes(task, split).at(*np.array(where).T)
     predicted = jax.jit(on_mesh(run, task.mesh), out_shardings=everywhere(task.mesh))
 
     size = task.config.evaluation.batch
     out = []
     for start in range(0, len(where), size):
         index = np.minimum(np.arange(start, start + size), len(where) - 1)
-        batch = [a[index] for a in (contexts.tokens_BP, contexts.mask_BP, tokens_BR, mask_BR, *wishes)]
-        out.append(np.asarray(predicted(params, frozen, items_NE, *shard_batch(batch, task.mesh))))
+        inputs = (contexts.tokens_BP, contexts.mask_BP, tokens_BR, mask_BR, evidence)
+        batch = jax.tree.map(lambda a, index=index: a[index], inputs)
+        out.append(np.asarray(predicted(params, frozen, *shard_batch(batch, task.mesh))))
     return np.concatenate(out)[: len(where)]
 
 
@@ -201,8 +232,7 @@ def run_reward(task: Task, writer: MetricsWriter, sft: tuple[Any, Any, Any]) -> 
     c = task.config
     inputs, spent = {"data": task.fingerprint, "SFT model": digest(sft[1])}, Stopwatch()
     checkpoints = Checkpoints(task.workdir, "reward", c, inputs)
-    model = RewardModel(nnx.merge(*sft), rngs=nnx.Rngs(params=jax.random.key(c.seed + 2)))
-    graphdef, params, frozen = split_model(model)
+    graphdef, params, frozen = split_model(RewardModel(nnx.merge(*sft)))
     params, frozen = place(copy_tree(params), task.mesh), place(frozen, task.mesh)
     done, meta = checkpoints.latest()
     if done is not None and meta["done"]:
@@ -212,6 +242,7 @@ def run_reward(task: Task, writer: MetricsWriter, sft: tuple[Any, Any, Any]) -> 
         return graphdef, params, frozen
     signal_DTS, wishes = label(task, "train").signal_DTS, Wishes(task, "train")
     fitted, held = split_holdout(task)
+    params = place(with_heads(params, *least_squares(task, fitted, signal_DTS, wishes)), task.mesh)
     packer, held_packer = make_packer(task, "train", fitted), make_packer(task, "train", held)
     held_rows = held_packer.epoch(rows=c.sft.rows, crop=0.0, rng=epoch_seed(task, "held", 0))
     per_epoch = len(packer.epoch(rows=c.sft.rows, crop=c.sft.crop, rng=epoch_seed(task, "reward", 0)))

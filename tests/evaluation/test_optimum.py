@@ -107,7 +107,8 @@ def test_rewards_of_acts_equal_the_reward_model_on_each_alone(setting):
             tokens = np.array([[[*act, layout.say]]])
             one = [np.asarray(part)[i : i + 1] for part in contexts[:2]]
             beside = [np.asarray(part)[i : i + 1] for part in (contexts.text_CE, contexts.named_CE, contexts.named_CX)]
-            say_BS, _, _ = predict(model, *one, tokens, np.ones_like(tokens, bool), *beside, items)
+            evidence = jax.tree.map(lambda a: np.asarray(a)[i : i + 1], contexts.evidence)  # noqa: B023
+            say_BS, _, _ = predict(model, *one, tokens, np.ones_like(tokens, bool), evidence)
             parts = [beside[n][0] for n in (0, 1) if beside[n].any()]
             new = act and row not in beside[2]
             relevance = sum(part @ items[row] for part in parts) / max(len(parts), 1) if new else np.nan

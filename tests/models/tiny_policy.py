@@ -177,6 +177,28 @@ def plain_wishes(policy, evidence):
     return out
 
 
+def plain_fits(policy, evidence_of_one, rows):
+    """How the items `rows` fit one context (`models/fit.py`), by loops; zeros for none."""
+    text, asked, named, _, near, nearness, starring, stars = (np.asarray(part) for part in evidence_of_one)
+    contents = np.asarray(policy.items.content[...], np.float64)
+    E = contents.shape[1] - FACETS - 1
+    before = [contents[row] for row in named if row >= 0]
+    mean = np.mean(before, 0) if before else np.zeros(contents.shape[1])
+    kinds, years = slice(E, E + GENRES), slice(E + GENRES, E + FACETS)
+    found = []
+    for row in rows:
+        item = contents[row]
+        by_near, by_people = (
+            sum(value for n, value in zip(rows_K, values_K, strict=True) if n == row)
+            for rows_K, values_K in ((near, nearness), (starring, stars))
+        )
+        found.append([
+            item[:E] @ text, item[:E] @ mean[:E], item[kinds] @ asked[:GENRES], item[kinds] @ mean[kinds],
+            item[years] @ mean[years], item[-1], by_near, by_people, 1.0,
+        ])  # fmt: skip
+    return np.mean(found, 0) if found else np.zeros(9)
+
+
 def next_token(policy, hidden_D, reply, temperature=1.0, wish=None):
     """{token: probability} after a legal beginning of a reply, by the grammar's words; the wish counts in the act."""
     layout = policy.layout

@@ -18,6 +18,7 @@ from tiny_policy import (
     make_layout,
     make_policy,
     pad,
+    plain_fits,
     plain_hidden,
     plain_likelihood,
     plain_wishes,
@@ -51,7 +52,7 @@ def make_config():
     c.ppo.update(
         contexts=C, group=G, epochs=EPOCHS, minibatches=1, temperature=1.3, clip=0.1, value_clip=0.1, value_coef=0.5,
         act_entropy=0.03, word_entropy=0.02, act_kl=ACT_KL, word_kl=WORD_KL, discount=0.97, gae_lambda=0.9,
-        missing_end_penalty=PENALTY, group_baseline=True, act_kl_target=0.174, word_kl_target=0.606,
+        missing_end_penalty=PENALTY, group_baseline=True, act_kl_target=0.1597, word_kl_target=0.1457,
         kl_horizon=HORIZON, kl_stop=0.0,
     )  # fmt: skip
     return c
@@ -86,8 +87,9 @@ def world():
         graph, params, frozen = split(reference)
         params = jax.tree.map(lambda a: a + 0.03 * rng.normal(size=a.shape), params)
         reference = nnx.merge(graph, params, frozen)
-        model = RewardModel(make_policy(2, LAYOUT, **shape), rngs=nnx.Rngs(0))
-        model.heads.feature_kernel[...] = jnp.asarray(rng.normal(size=(3, 3)))
+        model = RewardModel(make_policy(2, LAYOUT, **shape))
+        model.heads.kernel[...] = jnp.asarray(rng.normal(size=(8, 3)) / 3)
+        model.heads.feature_kernel[...] = jnp.asarray(rng.normal(size=(9, 3)))
         actor = ActorCritic(policy, "shared")
         actor.head.kernel[...] = jnp.asarray(rng.normal(size=8))
         actor.head.bias[...] = jnp.asarray(0.2)
@@ -177,12 +179,12 @@ def plain_scores(world):
         rows = [token - LAYOUT.item_offset for token in reply[:said]]
         rows = [row for row in rows if row not in world.contexts.named_CX[b // G]]  # again is no proposal
         text, named = world.contexts.text_CE[b // G], world.contexts.named_CE[b // G]
-        fit = [sum(part @ world.items_NE[n] for n in rows) / max(len(rows), 1) for part in (text, named)]
+        fit = plain_fits(world.model.policy, [part[b // G] for part in world.contexts.evidence], rows)
         there = [part for part in (text, named) if part.any()]
         exact = sum(part @ world.items_NE[n] for part in there for n in rows) / max(len(there) * len(rows), 1)
         for at in (said, len(reply) - 1):
             signals = hidden[b][len(own[b]) + at] @ np.asarray(heads.kernel[...])
-            signals = signals + np.array([*fit, bool(rows)]) @ np.asarray(heads.feature_kernel[...])
+            signals = signals + fit @ np.asarray(heads.feature_kernel[...])
             signals = (np.array([signals[0], exact, signals[2]]) - mean) / std
             kept = [0, 1, 2] if rows else [0, 2]
             scale = sum(abs(world.weight)) / sum(abs(world.weight[k]) for k in kept)

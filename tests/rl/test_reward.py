@@ -4,10 +4,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_policy import make_layout, make_policy, plain_hidden, random_prompts, random_replies, random_vectors, unpad
+from tiny_policy import (
+    make_layout,
+    make_policy,
+    plain_fits,
+    plain_hidden,
+    random_evidence,
+    random_prompts,
+    random_replies,
+    unpad,
+)
 
 from crs_jax.models.heads import SIGNALS, SignalHeads
 from crs_jax.rl.reward import Normaliser, RewardModel, Scores, combine, fit_normaliser, predict, score, with_relevance
@@ -110,20 +118,22 @@ def test_normaliser_of_what_does_not_vary():
 
 def test_heads_are_read_at_say_and_at_the_last_token():
     """Fault: the score one slot off. Against hidden states of one reply a row, at the tokens themselves, and the
-    mean cosines of the act's items with the context."""
+    fit of the act's new items."""
     rng = np.random.default_rng(1)
-    model = RewardModel(make_policy(3, LAYOUT), rngs=nnx.Rngs(0))
+    model = RewardModel(make_policy(3, LAYOUT))
     model.heads.bias[...] = jnp.array([0.3, -0.2, 0.1])
-    model.heads.feature_kernel[...] = jnp.asarray(rng.normal(size=(3, 3)), jnp.float32)
-    text, named, items = (random_vectors(rng, n) for n in (2, 2, LAYOUT.num_items))
+    model.heads.kernel[...] = jnp.asarray(rng.normal(size=(16, 3)) / 4, jnp.float32)
+    model.heads.feature_kernel[...] = jnp.asarray(rng.normal(size=(9, 3)), jnp.float32)
     prompt, prompt_mask = random_prompts(rng, LAYOUT, [5, 3], 5)
     tokens, mask = random_replies(rng, LAYOUT, 6, 8)
     tokens[5] = [LAYOUT.item_offset, *[LAYOUT.pad] * 7]  # never said: both heads at its last token
     mask[5] = np.arange(8) < 1
     grouped = tokens.reshape(2, 3, 8), mask.reshape(2, 3, 8)
-    before = np.full((2, 4), -1, np.int32)
-    before[1, 0] = next(t for t in tokens[3] if t >= LAYOUT.item_offset) - LAYOUT.item_offset  # no proposal any more
-    say, end, split = jax.jit(predict)(model, prompt, prompt_mask, *grouped, text, named, before, items)
+    evidence = random_evidence(rng, LAYOUT, 2)
+    before = evidence.named
+    acting = next(b for b in (3, 4, 5) if tokens[b, 0] >= LAYOUT.item_offset)
+    before[1, 0] = tokens[acting, 0] - LAYOUT.item_offset  # no proposal any more
+    say, end, split = jax.jit(predict)(model, prompt, prompt_mask, *grouped, evidence)
     arrays = (model.heads.kernel, model.heads.bias, model.heads.feature_kernel)
     kernel, bias, feature_kernel = (np.asarray(a[...], float) for a in arrays)
     own = [row for row in unpad(prompt, prompt_mask) for _ in range(3)]
@@ -133,15 +143,14 @@ def test_heads_are_read_at_say_and_at_the_last_token():
         at = len(own[b]) + (reply.index(LAYOUT.say) if LAYOUT.say in reply else len(reply) - 1)
         rows = [t - LAYOUT.item_offset for t in reply[: at - len(own[b])] or reply if t >= LAYOUT.item_offset]
         rows = [n for n in rows if n not in before[b // 3]]
-        fit = [[vector[b // 3] @ items[n] for n in rows] for vector in (text, named)]
-        features = [*(sum(cosines) / max(len(rows), 1) for cosines in fit), float(bool(rows))]
-        beside = features @ feature_kernel + bias
+        one = [part[b // 3] for part in evidence]
+        beside = plain_fits(model.policy, one, rows) @ feature_kernel + bias
         np.testing.assert_allclose(say[b], hidden[b][at] @ kernel + beside, atol=3e-5)
         np.testing.assert_allclose(end[b], hidden[b][-1] @ kernel + beside, atol=3e-5)
     np.testing.assert_array_equal(split.say_BR.sum(-1), [1, 1, 1, 1, 1, 0])
 
 
-def test_signal_heads_start_at_the_stated_scale():
-    kernel = np.asarray(SignalHeads(600, rngs=nnx.Rngs(0)).kernel[...])
-    assert kernel.shape == (600, 3)
-    assert kernel.std() * 601**0.5 == pytest.approx(1.0, abs=0.1)
+def test_signal_heads_start_at_zero():
+    heads = SignalHeads(8)
+    assert heads.kernel[...].shape == (8, 3)
+    assert not np.asarray(heads(jnp.ones((2, 8)), jnp.ones((2, 9)))).any()

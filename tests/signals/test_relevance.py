@@ -160,14 +160,3 @@ def test_no_proposals_and_unknown_items():
     stranger = Dialogue("s", (Turn(SEEKER, "hello"), Turn(RECOMMENDER, MENTION, ("z",)), Turn(SEEKER, "hello")))
     with pytest.raises(InputError, match="'z' is not in the catalogue"):
         relevance.context_vectors([stranger], [(0, 2)], CATALOGUE, ITEMS_NE, embed, 3)
-
-
-def test_act_features_equal_a_loop():
-    rng = np.random.default_rng(3)
-    items, text, named = (rng.normal(size=(n, 6)).astype(np.float32) for n in (9, 4, 4))
-    act = np.array([[2, -1, -1], [-1, -1, -1], [0, 8, 3], [5, 5, -1]], np.int32)
-    got = np.asarray(relevance.act_features(*(jnp.asarray(a) for a in (act, text, named, items))))
-    for b, rows in enumerate(act):
-        own = [items[i] for i in rows if i >= 0]
-        want = [np.mean([v @ text[b] for v in own]), np.mean([v @ named[b] for v in own]), 1.0] if own else [0, 0, 0]
-        np.testing.assert_allclose(got[b], want, rtol=1e-5, atol=1e-5)

@@ -101,9 +101,7 @@ class Bandit:
         critic = nnx.merge(policy_graph, copy_tree(self.reference), self.frozen) if value == "separate" else None
         actor = ActorCritic(nnx.merge(policy_graph, self.reference, self.frozen), value, critic)
         actor_graph, self.params, _ = split_model(actor)
-        reward_graph, reward, reward_frozen = split_model(
-            RewardModel(make_policy(seed + 1), rngs=nnx.Rngs(params=jax.random.key(seed)))
-        )
+        reward_graph, reward, reward_frozen = split_model(RewardModel(make_policy(seed + 1)))
         self.judges = Judges(
             copy_tree(self.reference), reward, self.frozen, reward_frozen, item_vectors(RELEVANCE_KN),
             jnp.array([0, 1.0, 0]),

@@ -99,12 +99,12 @@ def test_loss_adds_the_squared_error_of_each_reply_read_alone(world, others, lab
     errors, gaps, run = [], [], jax.jit(predict)
     for r in range(len(drawn["other_label_RG"])):
         d, t = place[drawn["other_prompt_RP"][r].tobytes()]
-        text, named, named_rows = (a[None] for a in wishes.fit(np.array(d), np.array(t)))
+        evidence = wishes.at(np.array([d]), np.array([t]))
         said = []
         for g, label_of in enumerate(drawn["other_label_RG"][r]):
             one = [drawn[name][r : r + 1] for name in ("other_prompt_RP", "other_mask_RP")]
             reply = [drawn[name][r : r + 1, g : g + 1] for name in ("other_tokens_RGL", "other_real_RGL")]
-            read = run(model, *one, *reply, text, named, named_rows, task.content_NE)[:2]
+            read = run(model, *one, *reply, evidence)[:2]
             values = [float(read_BS[0, SIGNALS.index("engagement")]) for read_BS in read]
             errors += [(value - label_of) ** 2 for value in values]
             said.append(values[0])

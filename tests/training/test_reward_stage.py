@@ -13,7 +13,15 @@ from crs_jax.sharding import shard_batch
 from crs_jax.training import reward
 from crs_jax.training.labels import Labels
 from crs_jax.training.replies import Wishes
-from crs_jax.training.reward import predict_replies, reward_loss, run_reward, slot_labels, split_holdout
+from crs_jax.training.reward import (
+    RIDGE,
+    least_squares,
+    predict_replies,
+    reward_loss,
+    run_reward,
+    slot_labels,
+    split_holdout,
+)
 from crs_jax.training.sft import make_packer, packed_hidden
 
 
@@ -26,7 +34,7 @@ def planted(task) -> np.ndarray:
     out = np.full((len(dialogues), max(len(d.turns) for d in dialogues), 3), np.nan, np.float32)
     for d, t in task.replies("train"):
         turn, features_F = dialogues[d].turns[t], wishes.features(d, t)
-        fits = features_F[0] - features_F[1] if features_F[2] else np.nan
+        fits = features_F[0] - features_F[1] if features_F[-1] else np.nan
         out[d, t] = "?" in turn.text, fits, min(len(turn.distinct_items), task.config.data.act_items)
     return (out - np.nanmean(out, (0, 1))) / np.nanstd(out, (0, 1))
 
@@ -94,3 +102,40 @@ def test_loss_is_the_mean_over_labels_that_exist(world, tmp_path):
     for s, name in enumerate(SIGNALS):
         each = np.mean([np.mean(errors[place, s]) for place in ("say", "end")])
         assert float(metrics[f"{name}_loss"]) == pytest.approx(float(each), rel=1e-5)
+
+
+def test_least_squares_equals_ridge_regression(world):
+    """On the fitted dialogues alone, each signal on the labels it has; what does not vary has no weight."""
+    from sklearn.linear_model import Ridge
+
+    task, signal_DTS = world.task, planted(world.task)
+    wishes, numbers = Wishes(task, "train"), split_holdout(task)[0]
+    kernel_FS, bias_S = least_squares(task, numbers, signal_DTS, wishes)
+    at = [(d, t) for d, t in task.replies("train") if d in set(numbers.tolist())]
+    fit_PF = np.array([wishes.features(d, t) for d, t in at], float)
+    std_F = fit_PF.std(0)
+    assert (std_F > 1e-3).sum() >= 6
+    for s in range(len(SIGNALS)):
+        label_P = np.array([signal_DTS[d, t, s] for d, t in at], float)
+        known = np.isfinite(label_P)
+        scale_F = np.array([std if std > 1e-6 else 1.0 for std in fit_PF[known].std(0)])
+        ridge = Ridge(RIDGE).fit(fit_PF[known] / scale_F, label_P[known])
+        np.testing.assert_allclose(kernel_FS[:, s], ridge.coef_ / scale_F, atol=1e-4)
+        assert bias_S[s] == pytest.approx(ridge.intercept_, abs=1e-4)
+        found = fit_PF[known] @ kernel_FS[:, s] + bias_S[s]
+        if s == 1:  # planted in the fit itself
+            assert np.corrcoef(found, label_P[known])[0, 1] > 0.95
+
+
+def test_features_are_of_what_was_newly_proposed(world):
+    """Of each human reply: the fit of its new items alone, as `fits` of an act given by hand."""
+    task, wishes = world.task, Wishes(world.task, "train")
+    some = task.replies("train")[:60]
+    for d, t in some:
+        turns = task.corpus.train[d].turns
+        before = {item for turn in turns[:t] for item in turn.items}
+        new = [i for i in turns[t].distinct_items[: task.config.data.act_items] if i not in before]
+        act_BM = np.array([[*task.corpus.catalogue.rows(new), *[-1] * (4 - len(new))]], np.int32)
+        alone = wishes.fits(np.array([d]), np.array([t]), act_BM)[0]
+        np.testing.assert_allclose(wishes.features(d, t), alone, atol=1e-5)
+        assert bool(alone.any()) == bool(new)

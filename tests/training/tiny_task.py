@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import AxisType, Mesh
@@ -81,10 +82,18 @@ def make_task(workdir: pathlib.Path, config: ConfigDict, mesh: Mesh | None = Non
 
 
 def fresh_models(task: Task):
-    """(SFT policy, reward model) at their first values, placed on the mesh, each as graphdef, params, frozen."""
+    """(SFT policy, reward model) at their first values, placed on the mesh, each as graphdef, params, frozen.
+
+    The reward model's heads are random: at zero it would not tell replies apart.
+    """
     graph, params, frozen = split_model(new_policy(task))
     frozen = place(frozen, task.mesh)
     policy = nnx.merge(graph, copy_tree(params), frozen)
-    reward_graph, reward, reward_frozen = split_model(RewardModel(policy, rngs=nnx.Rngs(params=jax.random.key(9))))
+    reward_graph, reward, reward_frozen = split_model(RewardModel(policy))
+    rng = np.random.default_rng(9)
+    reward["heads"] = {
+        name: jnp.asarray(rng.normal(size=a.shape) / np.sqrt(len(a) + 1), jnp.float32) if a.ndim == 2 else a
+        for name, a in reward["heads"].items()
+    }
     reward, reward_frozen = place(copy_tree(reward), task.mesh), place(reward_frozen, task.mesh)
     return (graph, place(params, task.mesh), frozen), (reward_graph, reward, reward_frozen)

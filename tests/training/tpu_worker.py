@@ -72,9 +72,7 @@ def compiled(shape: tuple[int, int, int]):
 
     policy_graph, reference, frozen = abstract(policy)
     actor_graph, params, _ = abstract(lambda: ActorCritic(policy(), config.model.value))
-    reward_graph, reward, reward_frozen = abstract(
-        lambda: RewardModel(policy(), rngs=nnx.Rngs(params=jax.random.key(1)))
-    )
+    reward_graph, reward, reward_frozen = abstract(lambda: RewardModel(policy()))
 
     devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4").devices
     mesh = jax.make_mesh(shape, AXES, devices=devices, axis_types=(AxisType.Auto,) * 3)
