@@ -118,6 +118,7 @@ def get_config() -> ConfigDict:
     c.ppo.contexts = 16  # contexts an iteration, over all devices
     c.ppo.unseen = True  # only contexts of dialogues that the reward model was not fitted on
     c.ppo.group = 4  # replies a context, from one prefill
+    c.ppo.all_acts = 32  # first tokens of acts summed over beside the sampled ones, the likeliest; 0: sampled alone
     c.ppo.epochs = 2
     c.ppo.minibatches = 2
     c.ppo.accumulate = 1  # micro-batches a minibatch: less memory, the same update

@@ -72,6 +72,7 @@ _AT_LEAST: dict[str, float] = {
     "ppo.iterations": 0,
     "ppo.contexts": 1,
     "ppo.group": 1,
+    "ppo.all_acts": 0,
     "ppo.epochs": 1,
     "ppo.minibatches": 1,
     "ppo.accumulate": 1,
@@ -210,6 +211,9 @@ def derive(config: ConfigDict, devices: int) -> dict[str, Any]:
             raise _error(path, _get(config, path), f"must be a multiple of --config.mesh.tensor={mesh['tensor']}")
     if config.algorithm != "ppo" and config.ppo.group < 2:
         raise _error("ppo.group", config.ppo.group, f"must be at least 2 for --config.algorithm={config.algorithm}")
+    if config.algorithm == "grpo" and config.ppo.all_acts:
+        rule = "must be 0 for --config.algorithm=grpo, whose advantages are relative to the sampled replies"
+        raise _error("ppo.all_acts", config.ppo.all_acts, rule)
     replies = config.ppo.contexts * config.ppo.group
     minibatch = replies // config.ppo.minibatches
     contexts = config.ppo.contexts // config.ppo.minibatches

@@ -13,18 +13,16 @@ import functools
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh
 
 from crs_jax.evaluation.bootstrap import interval, resample
-from crs_jax.evaluation.policies import after_rec, run_batched
-from crs_jax.models.likelihood import log_normaliser
-from crs_jax.rl.reward import score
-from crs_jax.rl.rollout import Replies
+from crs_jax.evaluation.policies import run_batched
+from crs_jax.models.policy import Layout
 from crs_jax.sharding import everywhere, on_mesh
-from crs_jax.training.ppo import Contexts, Graphs, judge
+from crs_jax.training.contexts import Contexts
+from crs_jax.training.judging import Graphs, act_scores
+from crs_jax.training.ppo import first_of
 from crs_jax.training.ppo_stage import Aligned, Model
 from crs_jax.training.task import Task
 
@@ -86,13 +84,7 @@ def slope_of(logp_IA: np.ndarray, reward_IA: np.ndarray, kl: float) -> float:
 @functools.cache
 def _first_token(graphdef: Any, mesh: Mesh, temperature: float):
     def run(params, frozen, contexts: Contexts):
-        policy = nnx.merge(graphdef, params, frozen)
-        acting, items_NW, wish = after_rec(policy, contexts)
-        none_BM = jnp.full((len(acting), policy.layout.act_items), -1)
-        logits = policy.act_logits(acting, items_NW, none_BM, wish.beside)
-        logits = jax.tree.map(lambda a: a / temperature, logits)
-        both = jnp.concatenate([logits.main[:, : policy.layout.num_items], logits.extra], -1)
-        return both - log_normaliser(logits)[:, None]
+        return first_of(graphdef, params, frozen, contexts, temperature)
 
     return jax.jit(on_mesh(run, mesh), out_shardings=everywhere(mesh))
 
@@ -105,31 +97,22 @@ def first_token(task: Task, model: Model, contexts: Contexts, label: str) -> np.
 
 
 @functools.cache
-def _act_rewards(graphs: Graphs, mesh: Mesh, exact: bool, clip: float):
-    def run(judges, normaliser, contexts, tokens_CAR, mask_CAR):
-        tokens_BR, mask_BR = (a.reshape(-1, a.shape[-1]) for a in (tokens_CAR, mask_CAR))
-        replies = Replies(tokens_BR, mask_BR, jnp.zeros(tokens_BR.shape))
-        say_BS, end_BS, relevance_B, _ = judge(graphs, judges, contexts, replies, exact)
-        act_B = score(say_BS, end_BS, relevance_B, normaliser, judges.weight_S, clip).act_B
-        return act_B.reshape(tokens_CAR.shape[:2])
+def _act_rewards(graphs: Graphs, mesh: Mesh, layout: Layout, exact: bool, clip: float):
+    def run(judges, normaliser, contexts, row_IA):
+        return act_scores(graphs, judges, normaliser, contexts, row_IA, layout, exact, clip)
 
     return jax.jit(on_mesh(run, mesh), out_shardings=everywhere(mesh))
 
 
 def act_rewards(task: Task, aligned: Aligned, contexts: Contexts, row_IA: np.ndarray) -> np.ndarray:
     """Rewards `[I, A]` at `<|say|>` of acts with one item each; the row N is the act without any."""
-    layout, c = task.layout, task.config.reward
-    empty_IA = row_IA == layout.num_items
-    say_IA = np.full_like(row_IA, layout.say)
-    tokens_IAR = np.stack([np.where(empty_IA, layout.say, layout.item_offset + row_IA), say_IA], -1)
-    mask_IAR = np.stack([np.ones_like(empty_IA), ~empty_IA], -1)
-    tokens_IAR = np.where(mask_IAR, tokens_IAR, layout.pad).astype(np.int32)
-    run = _act_rewards(aligned.graphs, task.mesh, c.relevance == "exact", c.clip)
+    c = task.config.reward
+    run = _act_rewards(aligned.graphs, task.mesh, task.layout, c.relevance == "exact", c.clip)
     return run_batched(
         task,
         lambda _, batch: run(aligned.judges, aligned.normaliser, *batch),
         len(row_IA),
-        (contexts, tokens_IAR, mask_IAR),
+        (contexts, row_IA),
         "rewards of acts",
     )
 

@@ -12,14 +12,14 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from crs_jax.models.policy import Policy
-from crs_jax.models.query import Wish
 from crs_jax.progress import Progress
 from crs_jax.rl import ppo
 from crs_jax.rl.reward import score
-from crs_jax.rl.rollout import Replies, causal, positions, sample
+from crs_jax.rl.rollout import Replies, sample
 from crs_jax.sharding import everywhere, on_mesh, shard_batch
-from crs_jax.training.ppo import Contexts, Graphs, judge, policy_likelihood
+from crs_jax.training.contexts import Contexts, after_rec
+from crs_jax.training.judging import Graphs, judge
+from crs_jax.training.ppo import policy_likelihood
 from crs_jax.training.ppo_stage import Aligned, Model, take
 from crs_jax.training.replies import reply_nll
 from crs_jax.training.task import Task
@@ -71,21 +71,12 @@ def run_batched(task: Task, function: Callable, count: int, inputs: Any, label: 
     return jax.tree.map(lambda *parts: np.concatenate(parts), *out)
 
 
-def after_rec(policy: Policy, contexts: Contexts) -> tuple[jax.Array, jax.Array, Wish]:
-    """The state of the slot at `<|rec|>` (`Policy.acting`), the item table, and the wish; inside jit."""
-    items_NW, mask_BP = policy.item_table(), contexts.mask_CP
-    x_BPD = policy.embed(contexts.prompt_CP, items_NW)
-    hidden = policy.trunk(x_BPD, positions(mask_BP), causal(mask_BP))[:, -1]
-    wish = policy.wish(contexts.evidence)
-    return policy.acting(hidden, wish), items_NW, wish
-
-
 @functools.cache
 def _ranker(graphdef: Any, mesh: Mesh):
     def run(params, frozen, contexts):
         policy = nnx.merge(graphdef, params, frozen)
-        acting, items_NW, wish = after_rec(policy, contexts)
-        logits_BN = policy.item_logits(acting, items_NW, wish.beside)
+        hidden_BD, items_NW, wish = after_rec(policy, contexts)
+        logits_BN = policy.item_logits(policy.acting(hidden_BD, wish), items_NW, wish.beside)
         return logits_BN[:, : policy.layout.num_items]
 
     return jax.jit(on_mesh(run, mesh), out_shardings=everywhere(mesh))

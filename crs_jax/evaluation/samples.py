@@ -8,7 +8,7 @@ import numpy as np
 
 from crs_jax.evaluation.policies import Judged, ranking_scores
 from crs_jax.models.heads import SIGNALS
-from crs_jax.training.ppo import Contexts
+from crs_jax.training.contexts import Contexts
 from crs_jax.training.ppo_stage import Model
 from crs_jax.training.task import Task
 

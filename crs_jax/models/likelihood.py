@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from crs_jax.models.policy import Beside, Logits, Policy
+from crs_jax.models.query import Wish
 
 
 class Likelihood(NamedTuple):
@@ -39,6 +40,24 @@ def likelihood(logits: Logits, target: jax.Array, temperature: float = 1.0) -> L
     for part in logits:
         entropy = entropy - (jnp.exp(part - total[..., None]) * part).sum(-1)
     return Likelihood(chosen - total, entropy)
+
+
+def first_logp(
+    policy: Policy, items_NW: jax.Array, hidden_CD: jax.Array, wish: Wish, temperature: float = 1.0
+) -> jax.Array:
+    """Log-probabilities of an act's first token, float32 `[C, N + 1]`: the N items, and `<|say|>` last.
+
+    Args:
+      policy, items_NW: the scorer and its item table.
+      hidden_CD: states that have read `<|rec|>`.
+      wish: of the contexts.
+      temperature: the sampler's.
+    """
+    none_CM = jnp.full((len(hidden_CD), policy.layout.act_items), -1)
+    logits = policy.act_logits(policy.acting(hidden_CD, wish), items_NW, none_CM, wish.beside)
+    logits = Logits(logits.main / temperature, logits.extra / temperature)
+    both = jnp.concatenate([logits.main[:, : policy.layout.num_items], logits.extra], -1)
+    return both - log_normaliser(logits)[:, None]
 
 
 def act_likelihood(

@@ -6,7 +6,9 @@ from typing import NamedTuple
 
 import jax
 
-from crs_jax.models.query import Evidence
+from crs_jax.models.policy import Policy
+from crs_jax.models.query import Evidence, Wish
+from crs_jax.rl.rollout import causal, positions
 
 
 class Contexts(NamedTuple):
@@ -41,3 +43,11 @@ class Contexts(NamedTuple):
         return Evidence(
             self.text_CE, self.asked_CZ, *named, self.near_CK, self.nearness_CK, self.starring_CS, self.stars_CS
         )
+
+
+def after_rec(policy: Policy, contexts: Contexts) -> tuple[jax.Array, jax.Array, Wish]:
+    """The hidden state `[C, D]` that has read `<|rec|>`, the item table, and the wish; inside jit."""
+    items_NW, mask_CP = policy.item_table(), contexts.mask_CP
+    x_CPD = policy.embed(contexts.prompt_CP, items_NW)
+    hidden_CD = policy.trunk(x_CPD, positions(mask_CP), causal(mask_CP))[:, -1]
+    return hidden_CD, items_NW, policy.wish(contexts.evidence)

@@ -18,48 +18,25 @@ from ml_collections import ConfigDict
 
 from crs_jax.models.actor_critic import ActorCritic
 from crs_jax.models.heads import SIGNALS
+from crs_jax.models.likelihood import first_logp
 from crs_jax.models.query import Wish
-from crs_jax.rl import ppo
+from crs_jax.rl import all_acts, ppo
+from crs_jax.rl.all_acts import Acts
 from crs_jax.rl.groups import group_advantages
-from crs_jax.rl.reward import Normaliser, Scores, predict, score, with_relevance
+from crs_jax.rl.reward import Normaliser, Scores, score, with_relevance
 from crs_jax.rl.rollout import Replies, sample
 from crs_jax.rl.scoring import Parts, TokenLikelihood, parts, reply_likelihood, tree_hidden
 from crs_jax.sharding import in_parts, on_mesh
-from crs_jax.signals.relevance import new_items, relevance
-from crs_jax.training.contexts import Contexts
+from crs_jax.training.contexts import Contexts, after_rec
+from crs_jax.training.judging import Graphs, Judges, act_scores, judge
 from crs_jax.training.state import TrainState, accumulated_gradients, apply_gradients, keep_layout, select
 
 
-class Judges(NamedTuple):
-    """What does not learn in this stage.
-
-    Attributes:
-      reference: parameters of the SFT policy.
-      reward: parameters of the reward model.
-      frozen: the item contents of policy-shaped models.
-      reward_frozen: those of the reward model.
-      items_NE: unit description embeddings, for exact relevance.
-      weight_S: alpha, beta, gamma.
-    """
-
-    reference: Any
-    reward: Any
-    frozen: Any
-    reward_frozen: Any
-    items_NE: jax.Array
-    weight_S: jax.Array
-
-
-class Graphs(NamedTuple):
-    """Graph definitions (static) of the three models."""
-
-    actor: Any
-    policy: Any
-    reward: Any
-
-
 class Experience(NamedTuple):
-    """What the updates of one iteration train on; leading axis C contexts, then G replies."""
+    """What the updates of one iteration train on; leading axis C contexts, then G replies.
+
+    `acts` are known first tokens beside the sampled ones (`rl/all_acts.py`), A = 0 of them where none are summed over.
+    """
 
     contexts: Contexts
     tokens_CGR: jax.Array
@@ -70,49 +47,31 @@ class Experience(NamedTuple):
     value_CGR: jax.Array
     advantage_CGR: jax.Array
     return_CGR: jax.Array
+    acts: Acts
 
 
 def actor_pass(
     actor: ActorCritic, contexts: Contexts, tokens_CGR: jax.Array, reply_mask_CGR: jax.Array, temperature: float
-) -> tuple[TokenLikelihood, jax.Array]:
-    """Likelihoods and values of reply tokens, `[B, R]` each, B = C * G."""
+) -> tuple[TokenLikelihood, jax.Array, jax.Array]:
+    """Likelihoods and values of reply tokens, `[B, R]` each, B = C * G, and `first_logp` `[C, N + 1]`."""
     C, G, R = tokens_CGR.shape
     args = (contexts.prompt_CP, contexts.mask_CP, tokens_CGR, reply_mask_CGR)
     items_NW = actor.policy.item_table()
     hidden = tree_hidden(actor.policy, items_NW, *args).before.reshape(C * G, R, -1)
     flat = tokens_CGR.reshape(C * G, R), reply_mask_CGR.reshape(C * G, R)
-    wish = repeated(actor.policy.wish(contexts.evidence), G)
+    wish = actor.policy.wish(contexts.evidence)
+    first_CN = first_logp(actor.policy, items_NW, hidden[::G, 0], wish, temperature)
+    wish = repeated(wish, G)
     act_BR = parts(*flat, actor.policy.layout).act_BR
     seen = jnp.where(act_BR[..., None], hidden + wish.vector[:, None].astype(hidden.dtype), hidden)
     if actor.critic is not None:
         seen = tree_hidden(actor.critic, actor.critic.item_table(), *args).before.reshape(C * G, R, -1)
-    return reply_likelihood(actor.policy, items_NW, hidden, *flat, temperature, wish), actor.values(seen)
+    return reply_likelihood(actor.policy, items_NW, hidden, *flat, temperature, wish), actor.values(seen), first_CN
 
 
 def repeated(wish: Wish, group: int) -> Wish:
     """Of contexts, for each of their replies."""
     return jax.tree.map(lambda a: jnp.repeat(a, group, axis=0), wish)
-
-
-def judge(
-    graphs: Graphs, judges: Judges, contexts: Contexts, replies: Replies, exact: bool
-) -> tuple[jax.Array, jax.Array, jax.Array, Parts]:
-    """Predicted signals at `<|say|>` and at the end, the relevance (exact, or the head's), the replies' parts.
-
-    Relevance is NaN for acts that propose nothing new: there is none.
-    """
-    C = contexts.prompt_CP.shape[0]
-    model = nnx.merge(graphs.reward, judges.reward, judges.reward_frozen)
-    tokens, mask = (a.reshape(C, -1, a.shape[-1]) for a in (replies.tokens_BR, replies.mask_BR))
-    say_BS, end_BS, split = predict(model, contexts.prompt_CP, contexts.mask_CP, tokens, mask, contexts.evidence)
-    G = replies.tokens_BR.shape[0] // C
-    wishes = (contexts.text_CE, contexts.named_CE, contexts.named_CX)
-    text_BE, named_BE, named_BX = (jnp.repeat(a, G, axis=0) for a in wishes)
-    new_BM = new_items(split.items_BM, named_BX)
-    if exact:
-        return say_BS, end_BS, relevance(new_BM, text_BE, named_BE, judges.items_NE), split
-    learned_B = end_BS[:, SIGNALS.index("relevance")]
-    return say_BS, end_BS, jnp.where((new_BM >= 0).any(-1), learned_B, jnp.nan), split
 
 
 def policy_likelihood(
@@ -127,6 +86,13 @@ def policy_likelihood(
     before_BRD = hidden.before.reshape(B, R, -1)
     wish = repeated(policy.wish(contexts.evidence), B // C)
     return reply_likelihood(policy, items_NW, before_BRD, replies.tokens_BR, replies.mask_BR, temperature, wish)
+
+
+def first_of(graph: Any, params: Any, frozen: Any, contexts: Contexts, temperature: float) -> jax.Array:
+    """Log-probabilities of first tokens `[C, N + 1]` under a policy (`first_logp`)."""
+    policy = nnx.merge(graph, params, frozen)
+    hidden_CD, items_NW, wish = after_rec(policy, contexts)
+    return first_logp(policy, items_NW, hidden_CD, wish, temperature)
 
 
 def make_sampler(graphs: Graphs, config: ConfigDict, mesh: Mesh):
@@ -173,13 +139,22 @@ def make_iteration(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mes
         frozen, act_kl, word_kl = fixed
         actor = nnx.merge(graphs.actor, params, frozen)
         shape = mini.tokens_CGR.shape
-        likelihood, value_BR = actor_pass(actor, mini.contexts, mini.tokens_CGR, mini.reply_mask_CGR, c.temperature)
+        likelihood, value_BR, first_CN = actor_pass(
+            actor, mini.contexts, mini.tokens_CGR, mini.reply_mask_CGR, c.temperature
+        )
         logp, entropy, value = (a.reshape(shape) for a in (likelihood.logp_BR, likelihood.entropy_BR, value_BR))
         act, word = mini.act_CGR, mini.reply_mask_CGR & ~mini.act_CGR
         surrogate, clipped = ppo.policy_loss(logp, mini.logp_CGR, mini.advantage_CGR, c.clip)
         critic, _ = ppo.value_loss(value, mini.value_CGR, mini.return_CGR, c.value_clip)
         real, of_all = mini.reply_mask_CGR, of_act + of_word
         policy_loss = ppo.masked_mean(surrogate, act, of_act) + ppo.masked_mean(surrogate, word, of_word)
+        known = {}
+        if c.all_acts:
+            known_C, clipped_C = all_acts.surrogate(
+                jnp.take_along_axis(first_CN, mini.acts.row_CA, 1), mini.acts, c.clip
+            )
+            policy_loss += c.group * known_C.sum() / of_act
+            known = {"clip_fraction/all_acts": c.group * clipped_C.sum() / of_act}
         value_loss = ppo.masked_mean(critic, real, of_all)
         bonus = c.act_entropy * ppo.masked_mean(entropy, act, of_act)
         bonus += c.word_entropy * ppo.masked_mean(entropy, word, of_word)
@@ -189,7 +164,7 @@ def make_iteration(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mes
         if algorithm == "grpo":  # its KL penalty is in the loss, not in the reward
             k3 = ppo.kl_k3(logp, mini.reference_CGR)
             loss = loss + act_kl * ppo.masked_mean(k3, act, of_act) + word_kl * ppo.masked_mean(k3, word, of_word)
-        return loss, {
+        return loss, known | {
             "loss": loss,
             "policy_loss": policy_loss,
             "value_loss": value_loss,
@@ -228,11 +203,10 @@ def make_iteration(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mes
             evidence=contexts.evidence, temperature=c.temperature, block=c.decode_block,
         )  # fmt: skip
         tokens_CGR, mask_CGR = (a.reshape(C, c.group, R) for a in (replies.tokens_BR, replies.mask_BR))
-        old, value_BR = actor_pass(actor, contexts, tokens_CGR, mask_CGR, c.temperature)
+        old, value_BR, first_CN = actor_pass(actor, contexts, tokens_CGR, mask_CGR, c.temperature)
         reference = policy_likelihood(graphs.policy, judges.reference, judges.frozen, contexts, replies, c.temperature)
-        say_BS, end_BS, relevance_B, split = judge(
-            graphs, judges, contexts, replies, config.reward.relevance == "exact"
-        )
+        exact = config.reward.relevance == "exact"
+        say_BS, end_BS, relevance_B, split = judge(graphs, judges, contexts, replies, exact)
         scores = score(say_BS, end_BS, relevance_B, normaliser, judges.weight_S, config.reward.clip)
         k1_BR = ppo.kl_k1(old.logp_BR, reference.logp_BR)
         act_kl, word_kl = state.extra["act_kl"], state.extra["word_kl"]
@@ -244,10 +218,24 @@ def make_iteration(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mes
             paid_kl = jnp.float32(0), jnp.float32(0)
         reward_BR = token_rewards(learned, split, k1_BR, *paid_kl, c.missing_end_penalty)
         advantage_BR, return_BR = ppo.gae(reward_BR, value_BR, replies.mask_BR, c.discount, c.gae_lambda)
+        scale = jnp.float32(1)
         if algorithm == "ppo":
+            scale = jnp.sqrt(ppo.masked_variance(advantage_BR, split.act_BR) + 1e-8)
             advantage_BR = ppo.whiten(advantage_BR, split.act_BR) + ppo.whiten(advantage_BR, split.word_BR)
         else:
             advantage_BR = group_advantages(reward_BR, split, c.group, algorithm)
+        row_CA, old_CA = all_acts.likeliest(first_CN, min(c.all_acts, first_CN.shape[1] - 1))
+        acts = Acts(row_CA, old_CA, jnp.zeros(old_CA.shape))
+        if c.all_acts:
+            reference_CN = first_of(graphs.policy, judges.reference, judges.frozen, contexts, c.temperature)
+            score_CA = act_scores(
+                graphs, judges, normaliser, contexts, row_CA, actor.policy.layout, exact, config.reward.clip
+            )
+            reference_CA = jnp.take_along_axis(reference_CN, row_CA, 1)
+            acts = Acts(row_CA, old_CA, all_acts.known_advantages(score_CA, old_CA, reference_CA, act_kl) / scale)
+            row_B = jnp.where(split.items_BM[:, 0] < 0, actor.policy.layout.num_items, split.items_BM[:, 0])
+            known_B = all_acts.of_sampled(acts, row_B.reshape(C, c.group)).reshape(B)
+            advantage_BR = advantage_BR.at[:, 0].add(-known_B)
 
         def by_context(a_BR):
             return a_BR.reshape(C, c.group, R)
@@ -255,6 +243,7 @@ def make_iteration(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mes
         experience = Experience(
             contexts, tokens_CGR, mask_CGR, by_context(split.act_BR), by_context(old.logp_BR),
             by_context(reference.logp_BR), by_context(value_BR), by_context(advantage_BR), by_context(return_BR),
+            acts,
         )  # fmt: skip
 
         def epoch(carry, epoch_key):

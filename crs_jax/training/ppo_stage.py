@@ -19,9 +19,11 @@ from crs_jax.progress import Progress, say
 from crs_jax.rl.reward import Normaliser, fit_normaliser
 from crs_jax.sharding import place, shard_batch
 from crs_jax.training.checks import check_draws, check_first, check_noise
+from crs_jax.training.contexts import Contexts
 from crs_jax.training.halt import stop_if_halted
+from crs_jax.training.judging import Graphs, Judges
 from crs_jax.training.optimizer import make_optimizer, schedule
-from crs_jax.training.ppo import Contexts, Graphs, Judges, make_iteration, make_sampler
+from crs_jax.training.ppo import make_iteration, make_sampler
 from crs_jax.training.replies import evidence_at
 from crs_jax.training.reward import split_holdout
 from crs_jax.training.state import Stopwatch, fresh_state

@@ -12,7 +12,7 @@ from tiny_task import fresh_models, make_task, tiny_config
 from crs_jax.evaluation.optimum import STEEPEST, act_rewards, first_token, optimum, slope_of, tilt
 from crs_jax.evaluation.policies import ranking_scores
 from crs_jax.rl.reward import Normaliser, predict, score
-from crs_jax.training.ppo import Graphs
+from crs_jax.training.judging import Graphs
 from crs_jax.training.ppo_stage import Aligned, contexts_at, make_judges
 from crs_jax.training.task import copy_tree
 

@@ -36,6 +36,8 @@ from crs_jax.rl.reward import Normaliser, RewardModel
 from crs_jax.rl.rollout import Replies
 from crs_jax.sharding import make_mesh
 from crs_jax.training import ppo
+from crs_jax.training.contexts import Contexts
+from crs_jax.training.judging import Graphs, Judges
 from crs_jax.training.state import TrainState
 
 LAYOUT = make_layout(words=7, items=5, act_items=2)
@@ -52,7 +54,7 @@ def make_config():
     c.ppo.update(
         contexts=C, group=G, epochs=EPOCHS, minibatches=1, temperature=1.3, clip=0.1, value_clip=0.1, value_coef=0.5,
         act_entropy=0.03, word_entropy=0.02, act_kl=ACT_KL, word_kl=WORD_KL, discount=0.97, gae_lambda=0.9,
-        missing_end_penalty=PENALTY, group_baseline=True, act_kl_target=0.1597, word_kl_target=0.1457,
+        missing_end_penalty=PENALTY, group_baseline=True, all_acts=0, act_kl_target=0.1597, word_kl_target=0.1457,
         kl_horizon=HORIZON, kl_stop=0.0,
     )  # fmt: skip
     return c
@@ -96,7 +98,7 @@ def world():
         prompt, prompt_mask = random_prompts(rng, LAYOUT, [6, 2, 4, 5], P)
         text, asked, named, roles, *near = random_evidence(rng, LAYOUT, C)
         named_E = random_vectors(rng, C, E)[::-1].astype(float)
-        contexts = ppo.Contexts(
+        contexts = Contexts(
             prompt, prompt_mask, text.astype(float), named_E, named, roles, asked.astype(float), *near
         )  # fmt: skip
         tokens, mask = random_replies(rng, LAYOUT, B, R)
@@ -107,7 +109,7 @@ def world():
         )
         (actor_graph, first, _), (reward_graph, reward, reward_frozen) = split(actor), split(model)
         first = jax.tree.map(np.asarray, first)  # of the host, so that no run's donation takes it away
-        judges = ppo.Judges(params, reward, frozen, reward_frozen, jnp.asarray(items_NE), jnp.asarray(weight))
+        judges = Judges(params, reward, frozen, reward_frozen, jnp.asarray(items_NE), jnp.asarray(weight))
         keys = {"sample": [], "order": []}
 
         def note(name, key):
@@ -124,7 +126,7 @@ def world():
             return permutation(key, x)
 
         config = make_config()
-        graphs = ppo.Graphs(actor_graph, graph, reward_graph)
+        graphs = Graphs(actor_graph, graph, reward_graph)
         optimizer = optax.GradientTransformation(Probe.state, Probe.update)
         iteration = ppo.make_iteration(graphs, optimizer, config, make_mesh(config))
 

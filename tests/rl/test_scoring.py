@@ -29,7 +29,8 @@ from crs_jax.models.actor_critic import ActorCritic
 from crs_jax.rl import ppo
 from crs_jax.rl.rollout import Replies
 from crs_jax.rl.scoring import parts, reply_likelihood, tree_hidden
-from crs_jax.training.ppo import Contexts, actor_pass, policy_likelihood
+from crs_jax.training.contexts import Contexts
+from crs_jax.training.ppo import actor_pass, policy_likelihood
 
 LAYOUT = make_layout(words=11, items=5, act_items=3, unused=(4,))
 C, G, R, P = 3, 4, 10, 9
@@ -154,7 +155,7 @@ def test_policy_and_reference_have_one_temperature(policy, batch, evidence, temp
     actor = ActorCritic(policy, "shared")
     text, asked, named, roles, *near = evidence
     contexts = Contexts(*batch[:2], text, np.zeros_like(text), named, roles, asked, *near)
-    learned, values = jax.jit(actor_pass)(actor, contexts, *batch[2:], temperature)
+    learned, values, _ = jax.jit(actor_pass)(actor, contexts, *batch[2:], temperature)
     graph, params, frozen = split(policy)
     replies = Replies(*(jnp.asarray(a).reshape(C * G, R) for a in batch[2:]), jnp.zeros((C * G, R)))
     reference = jax.jit(policy_likelihood, static_argnums=0)(graph, params, frozen, contexts, replies, temperature)

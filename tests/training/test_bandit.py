@@ -21,8 +21,10 @@ from crs_jax.models.policy import Layout, Policy
 from crs_jax.rl.reward import Normaliser, RewardModel
 from crs_jax.rl.rollout import Replies
 from crs_jax.sharding import make_mesh, shard_batch
+from crs_jax.training.contexts import Contexts
+from crs_jax.training.judging import Graphs, Judges
 from crs_jax.training.optimizer import make_optimizer
-from crs_jax.training.ppo import Contexts, Graphs, Judges, make_iteration, policy_likelihood
+from crs_jax.training.ppo import make_iteration, policy_likelihood
 from crs_jax.training.state import fresh_state
 from crs_jax.training.task import copy_tree, split_model
 
@@ -88,13 +90,16 @@ def item_vectors(relevance_KN: np.ndarray) -> jax.Array:
 class Bandit:
     """Policy, judges and the jitted iteration for one kind of critic."""
 
-    def __init__(self, value: str, gae_lambda: float, group_baseline: bool = True, seed: int = 5, **changes):
+    def __init__(
+        self, value: str, gae_lambda: float, group_baseline: bool = True, seed: int = 5, all_acts=0, **changes
+    ):
         c = get_config()
         c.data.reply_tokens, c.data.act_items, c.model.value = REPLY, 1, value
         c.reward.clip, c.reward.alpha, c.reward.gamma = CLIP, 0.0, 0.0
         c.ppo.update({
             "contexts": 64, "group": 8, "epochs": 1, "minibatches": 4, "learning_rate": 1e-2, "decode_block": REPLY,
             "missing_end_penalty": PENALTY, "gae_lambda": gae_lambda, "group_baseline": group_baseline,
+            "all_acts": all_acts,
         })  # fmt: skip
         c.update(changes)
         policy_graph, self.reference, self.frozen = split_model(make_policy(seed))
@@ -207,9 +212,18 @@ def test_bandit_without_kl_is_solved(bandit):
     assert ((found * ENDED_Y).sum(-1) > 0.98).all()
 
 
+@pytest.mark.parametrize("all_acts", [2, ITEMS])
+def test_acts_summed_over_leave_the_optimum_where_it_is(all_acts):
+    """Over some of the acts or over all; and words' rewards, which the known ones do not hold, still count."""
+    bandit = Bandit("detached", gae_lambda=1.0, all_acts=all_acts)
+    optimum, found = bandit.optimum(ACT_KL, WORD_KL), bandit.train(ACT_KL, WORD_KL, average=30)
+    assert (distance(acts(found), acts(optimum)) < 0.015).all()
+    assert (distance(found, optimum) < 0.02).all()
+
+
 def test_kl_regularised_optimum_by_rloo():
-    """Without a value function; KL in the reward, so the optimum is the same."""
-    bandit = Bandit("detached", gae_lambda=1.0, algorithm="rloo")
+    """Without a value function; KL in the reward, so the optimum is the same. All acts summed over."""
+    bandit = Bandit("detached", gae_lambda=1.0, algorithm="rloo", all_acts=ITEMS)
     optimum, found = bandit.optimum(ACT_KL, WORD_KL), bandit.train(ACT_KL, WORD_KL, average=30)
     assert (distance(acts(found), acts(optimum)) < 0.015).all()
     assert (distance(found, optimum) < 0.02).all()

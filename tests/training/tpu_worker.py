@@ -27,8 +27,10 @@ from crs_jax.models.actor_critic import ActorCritic
 from crs_jax.models.policy import Layout, Policy
 from crs_jax.rl.reward import Normaliser, RewardModel
 from crs_jax.sharding import AXES, BATCH, shardings
+from crs_jax.training.contexts import Contexts
+from crs_jax.training.judging import Graphs, Judges
 from crs_jax.training.optimizer import make_optimizer
-from crs_jax.training.ppo import Contexts, Graphs, Judges, make_iteration
+from crs_jax.training.ppo import make_iteration
 from crs_jax.training.state import TrainState
 from crs_jax.training.task import model_config, split_model
 
