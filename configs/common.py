@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
     c = ConfigDict()
     c.seed = 0
     c.stages = "sft,reward,ppo,evaluate"  # in this order; what a workdir already holds is skipped
-    c.algorithm = "ppo"  # of the stage ppo: ppo, or without a value function rloo or grpo (`rl/groups.py`)
+    c.algorithm = "ppo"  # of the stage ppo: ppo, or without a value function rloo, grpo or raft (`rl/groups.py`)
     c.log_every = 10  # steps between two console lines
 
     c.data = ConfigDict()
@@ -138,6 +138,7 @@ def get_config() -> ConfigDict:
     c.ppo.word_kl_target = 0.0  # the same for word_kl
     c.ppo.kl_horizon = 10_000  # replies
     c.ppo.kl_stop = 0.0  # an iteration's updates stop above this approximate KL to the old policy; 0: never
+    c.ppo.shuffled_rewards = False  # a control: every reply gets another's score, so that nothing can be learnt
     c.ppo.group_baseline = True  # scores less the mean of the context's other replies, beside the value function
     c.ppo.discount = 1.0
     c.ppo.gae_lambda = 0.95

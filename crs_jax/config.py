@@ -16,7 +16,7 @@ STAGES = ("sft", "reward", "ppo", "evaluate")
 """All stages, in the only order in which they run."""
 
 _CHOICES: dict[str, tuple[str, ...]] = {
-    "algorithm": ("ppo", "rloo", "grpo"),
+    "algorithm": ("ppo", "rloo", "grpo", "raft"),
     "data.dataset": ("simulated", "redial", "opendialkg", "inspired"),
     "data.domain": ("movies", "books"),
     "data.pipeline": ("numpy", "tftext"),
@@ -211,8 +211,8 @@ def derive(config: ConfigDict, devices: int) -> dict[str, Any]:
             raise _error(path, _get(config, path), f"must be a multiple of --config.mesh.tensor={mesh['tensor']}")
     if config.algorithm != "ppo" and config.ppo.group < 2:
         raise _error("ppo.group", config.ppo.group, f"must be at least 2 for --config.algorithm={config.algorithm}")
-    if config.algorithm == "grpo" and config.ppo.all_acts:
-        rule = "must be 0 for --config.algorithm=grpo, whose advantages are relative to the sampled replies"
+    if config.algorithm in ("grpo", "raft") and config.ppo.all_acts:
+        rule = f"must be 0 for --config.algorithm={config.algorithm}, which compares sampled replies alone"
         raise _error("ppo.all_acts", config.ppo.all_acts, rule)
     replies = config.ppo.contexts * config.ppo.group
     minibatch = replies // config.ppo.minibatches

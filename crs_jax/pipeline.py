@@ -45,6 +45,7 @@ EVALUATED = (
     "success",
     "text",
     "rewards",
+    "liked",
     "optimum",
     "simulator",
     "published",

@@ -3,24 +3,29 @@
   python -m crs_jax.sweep --sweep=configs/sweeps/evidence.py --out=runs/evidence --config.data.dir=FOLDER
 
 Flags that begin with `--config.` go to every run. Each run has a workdir of its own under `--out`, prepared data are
-shared, and what is done is skipped, so that the same command goes on where it was stopped. At the end stand `sweep.md`
-and `sweep.json`: means over seeds, and differences to the reference cell, paired by seed.
+shared, and so are the models of the stages sft and reward between cells of a seed whose settings for them are the same.
+What is done is skipped, so that the same command goes on where it was stopped. `--jobs=2` runs two seeds at a time. At
+the end stand `sweep.md` and `sweep.json`: means over seeds, and differences to the reference cell, paired by seed.
 """
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import importlib.util
 import math
 import pathlib
 import shlex
+import shutil
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from crs_jax.checkpoint import FREE, SECTIONS
 from crs_jax.errors import InputError
 from crs_jax.metrics import read_json, read_json_lines, write_json
 from crs_jax.progress import duration, say
@@ -66,12 +71,47 @@ def load(path: pathlib.Path) -> Sweep:
     return found
 
 
+def workdir_of(cell: str, seed: int, out: pathlib.Path) -> pathlib.Path:
+    """Where the run of a cell and a seed works."""
+    return out / f"{cell.replace(' ', '_')}-{seed}"
+
+
 def command(sweep: Sweep, cell: str, seed: int, out: pathlib.Path, more: Sequence[str]) -> list[str]:
     """The run of a cell and a seed."""
     settings = {**sweep.fixed, **sweep.cells[cell], "seed": seed, "data.cache_dir": out / "cache"}
     flags = [f"--config.{name}={value}" for name, value in settings.items()]
-    workdir = out / f"{cell.replace(' ', '_')}-{seed}"
+    workdir = workdir_of(cell, seed, out)
     return [sys.executable, "-m", "crs_jax.main", f"--config={sweep.config}", f"--workdir={workdir}", *flags, *more]
+
+
+def settings_of(line: Sequence[str], stage: str) -> dict[str, str]:
+    """What of a run's flags its models up to a stage depend on (`crs_jax.checkpoint`)."""
+    flags = [flag.removeprefix("--config.").partition("=") for flag in line if flag.startswith("--config.")]
+    upto = list(SECTIONS)[: list(SECTIONS).index(stage) + 1]
+    sections = [section for s in upto for section in SECTIONS[s]]
+    free = [name for s in upto for name in FREE[s]]
+    return {name: value for name, _, value in flags if name.split(".")[0] in sections and name not in free}
+
+
+def share(line: Sequence[str], workdir: pathlib.Path, others: Sequence[pathlib.Path]) -> str:
+    """Copies the models of the latest stage that a finished run made with the same settings; returns the stage or "".
+
+    A run finds them as its own, and checks them against its config. Nothing is copied over what is there.
+    """
+    if (workdir / "checkpoints").exists():
+        return ""
+    for stage in ("reward", "sft"):
+        for other in others:
+            done = other / "sweep.json"
+            if not done.exists() or not (other / "checkpoints" / stage).exists():
+                continue
+            if settings_of(read_json(done)["command"], stage) == settings_of(line, stage):
+                for kept in ("sft", "reward") if stage == "reward" else ("sft",):
+                    shutil.copytree(other / "checkpoints" / kept, workdir / "checkpoints" / kept)
+                if (other / "tokenizer").exists():
+                    shutil.copytree(other / "tokenizer", workdir / "tokenizer", dirs_exist_ok=True)
+                return stage
+    return ""
 
 
 def read(workdir: pathlib.Path, where: str) -> float:
@@ -88,30 +128,47 @@ def read(workdir: pathlib.Path, where: str) -> float:
     return math.nan if found is None else float(found)
 
 
-def run(sweep: Sweep, out: pathlib.Path, more: Sequence[str]) -> dict[str, dict[int, dict[str, float]]]:
-    """Runs what is not done; returns measures by cell and seed. A run that fails ends the sweep, naming its log."""
+def run(sweep: Sweep, out: pathlib.Path, more: Sequence[str], jobs: int = 1) -> dict[str, dict[int, dict[str, float]]]:
+    """Runs what is not done, `jobs` seeds at a time; returns measures by cell and seed.
+
+    A run that fails ends the sweep, naming its log; runs of other seeds that have begun are let end.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    todo = [(cell, seed) for seed in sweep.seeds for cell in sweep.cells]
-    found: dict[str, dict[int, dict[str, float]]] = {cell: {} for cell in sweep.cells}
-    spent: list[float] = []
-    for number, (cell, seed) in enumerate(todo, 1):
-        line = command(sweep, cell, seed, out, more)
-        workdir = pathlib.Path(line[4].removeprefix("--workdir="))
-        done = workdir / "sweep.json"
-        if not done.exists() or read_json(done).get("command") != line[1:]:
-            left = f", {duration(statistics.mean(spent) * (len(todo) - number + 1))} left" if spent else ""
-            say(f"sweep: {number} of {len(todo)}, {cell}, seed {seed}{left}")
+    total, spent = len(sweep.seeds) * len(sweep.cells), list[float]()
+    failed = threading.Event()
+
+    def one(seed: int) -> None:
+        for cell in sweep.cells:
+            line, workdir = command(sweep, cell, seed, out, more), workdir_of(cell, seed, out)
+            done = workdir / "sweep.json"
+            if done.exists() and read_json(done).get("command") == line[1:]:
+                continue
+            if failed.is_set():
+                return
             workdir.mkdir(parents=True, exist_ok=True)
+            shared = share(line, workdir, [workdir_of(other, seed, out) for other in sweep.cells if other != cell])
+            after = f", with the models of {shared}" if shared else ""
+            left = f", {duration(statistics.mean(spent) * (total - len(spent)) / jobs)} left at most" if spent else ""
+            say(f"sweep: {cell}, seed {seed}{after}{left}")
             start, log = time.monotonic(), workdir / "log.txt"
             with log.open("w", encoding="utf-8") as stream:
                 code = subprocess.run(line, stdout=stream, stderr=subprocess.STDOUT).returncode
             if code:
+                failed.set()
                 last = log.read_text(encoding="utf-8").strip().splitlines()[-1:]
                 raise InputError(f"sweep: {cell}, seed {seed} ended with status {code} ({log}): {''.join(last)}")
             spent.append(time.monotonic() - start)
             write_json(done, {"command": line[1:], "seconds": spent[-1]})
-        found[cell][seed] = {name: read(workdir, where) for name, where in sweep.measures.items()}
-    return found
+
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(one, sweep.seeds))
+    return {
+        cell: {
+            seed: {name: read(workdir_of(cell, seed, out), where) for name, where in sweep.measures.items()}
+            for seed in sweep.seeds
+        }
+        for cell in sweep.cells
+    }
 
 
 def table(sweep: Sweep, found: Mapping[str, Mapping[int, Mapping[str, float]]]) -> str:
@@ -136,7 +193,7 @@ def table(sweep: Sweep, found: Mapping[str, Mapping[int, Mapping[str, float]]]) 
 
 def main(arguments: Sequence[str]) -> int:
     """The command; returns the exit status."""
-    given = {"sweep": "", "out": ""}
+    given = {"sweep": "", "out": "", "jobs": "1"}
     more = []
     for argument in arguments:
         name, _, value = argument.removeprefix("--").partition("=")
@@ -145,14 +202,16 @@ def main(arguments: Sequence[str]) -> int:
         elif argument.startswith("--config."):
             more.append(argument)
         else:
-            say(f"error: {argument}: use --sweep=FILE, --out=FOLDER and --config.SETTING=VALUE")
+            say(f"error: {argument}: use --sweep=FILE, --out=FOLDER, --jobs=N and --config.SETTING=VALUE")
             return 2
     try:
         if not all(given.values()):
             raise InputError("--sweep=FILE and --out=FOLDER are both needed")
+        if not given["jobs"].isdigit() or given["jobs"] == "0":
+            raise InputError(f"--jobs={given['jobs']}: give how many runs may go on at a time, at least 1")
         out = pathlib.Path(given["out"]).expanduser().absolute()
         sweep = load(pathlib.Path(given["sweep"]))
-        found = run(sweep, out, more)
+        found = run(sweep, out, more, int(given["jobs"]))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,11 +1,13 @@
 """Sweeps: which runs they start, what they skip, what they read, the table by hand, and a small real one."""
 
+import dataclasses
 import json
 import os
 import pathlib
 import subprocess
 import sys
 import types
+from unittest import mock
 
 import pytest
 
@@ -78,6 +80,42 @@ def test_what_is_done_is_skipped_and_another_setting_is_not(started, tmp_path):
     assert len(started) == 4
     sweep.run(PLAN, tmp_path, ["--config.model.width=64"])
     assert len(started) == 8
+
+
+def test_models_are_shared_where_their_settings_are(started, tmp_path):
+    """Cells that differ in what comes after a stage share it; in what comes before, not; seeds never do."""
+    cells = {
+        "all": {},
+        "no sentiment": {"reward.gamma": 0.0, "algorithm": "rloo"},  # weights are read by PPO alone
+        "another fit": {"reward.epochs": 1.0},
+        "another policy": {"sft.epochs": 1.0},
+    }
+    plan = dataclasses.replace(PLAN, cells=cells, fixed={"stages": "sft,reward"}, seeds=(3,))
+    values = {(cell.replace(" ", "_"), 3): 0.1 for cell in cells}
+    run = subprocess.run
+
+    def with_models(line, stdout, stderr):
+        workdir = pathlib.Path(next(flag for flag in line if flag.startswith("--workdir=")).removeprefix("--workdir="))
+        there = sorted(p.name for p in workdir.glob("checkpoints/*"))
+        for stage in ("sft", "reward"):
+            (workdir / "checkpoints" / stage).mkdir(parents=True, exist_ok=True)
+        (workdir / "tokenizer").mkdir(exist_ok=True)
+        (workdir / "found.json").write_text(json.dumps(there), encoding="utf-8")
+        return run(line, stdout, stderr)
+
+    with mock.patch.object(subprocess, "run", with_models), mock.patch.dict(VALUES, values):
+        sweep.run(plan, tmp_path, [])
+    found = {cell: json.loads((sweep.workdir_of(cell, 3, tmp_path) / "found.json").read_text()) for cell in cells}
+    assert found == {
+        "all": [], "no sentiment": ["reward", "sft"], "another fit": ["sft"], "another policy": [],
+    }  # fmt: skip
+
+
+def test_seeds_run_side_by_side(started, tmp_path):
+    found = sweep.run(PLAN, tmp_path, [], jobs=2)
+    assert len(started) == 4
+    assert found["all"][3]["hr"] == 0.2
+    assert sweep.main(["--sweep=x", "--out=y", "--jobs=0"]) == 2
 
 
 def test_a_run_that_fails_ends_the_sweep_with_its_last_line(monkeypatch, tmp_path):

@@ -119,8 +119,8 @@ def act_rewards(task: Task, aligned: Aligned, contexts: Contexts, row_IA: np.nda
 
 def optimum(
     task: Task, aligned: Aligned, models: dict[str, Model], contexts: Contexts, group_I: np.ndarray
-) -> tuple[np.ndarray, dict[str, Any]]:
-    """Scores `[I, N]` of the tilted policy, and how far PPO went towards it.
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Scores `[I, N]` of the tilted policy and of the SFT policy re-ranked by the reward, and how far PPO went.
 
     Scored are the `config.evaluation.optimum_acts` items that are likeliest under the likelier of the two policies, and
     the act without any.
@@ -133,9 +133,10 @@ def optimum(
       group_I: their dialogues, resampled for the intervals.
 
     Returns:
-      The scores, and: `kl` of PPO's first token, `beta`, `share` = (PPO's expected reward less SFT's) / (the optimum's
-      less SFT's), the three expected rewards, how much of the two policies' mass was scored (`mass-sft`, `mass-ppo`).
-      Without a KL or a gain to go for, `share` is NaN.
+      The scores of the rows `optimum` and `rerank` (the scored items in the order of their rewards, the others behind
+      them as they were), and: `kl` of PPO's first token, `beta`, `share` = (PPO's expected reward less SFT's) / (the
+      optimum's less SFT's), the three expected rewards, how much of the two policies' mass was scored (`mass-sft`,
+      `mass-ppo`). Without a KL or a gain to go for, `share` is NaN.
     """
     reference, learned = (first_token(task, models[row], contexts, f"first token, {row}") for row in ("sft", "ppo"))
     N, kl_I = task.layout.num_items, (np.exp(learned) * (learned - reference)).sum(1, dtype=np.float64)
@@ -150,6 +151,8 @@ def optimum(
     np.put_along_axis(
         scores_IN, top_IA, (np.take_along_axis(reference, top_IA, 1) + best.gain_IA[:, :-1]).astype(np.float32), 1
     )
+    reranked_IN = reference[:, :N] - reference[:, :N].max() + reward_IA[:, :-1].min() - 1.0
+    np.put_along_axis(reranked_IN, top_IA, reward_IA[:, :-1].astype(np.float32), 1)
     q_IA = np.exp(learned_IA)
     ppo_I = expected(q_IA, reward_IA, none.reward_I)
     rewards = np.stack([none.reward_I, ppo_I, best.reward_I], 1)
@@ -172,4 +175,4 @@ def optimum(
     }
     for m, row in enumerate(("sft", "ppo", "optimum")):
         facts[f"reward-{row}"] = interval(rewards[:, m].mean(), means_RM[:, m])
-    return scores_IN, facts
+    return {"optimum": scores_IN, "rerank": reranked_IN}, facts

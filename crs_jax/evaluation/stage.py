@@ -11,6 +11,7 @@ from crs_jax.data.instances import ranking_instances
 from crs_jax.errors import InputError
 from crs_jax.evaluation.baselines import Baselines
 from crs_jax.evaluation.bootstrap import interval, resample
+from crs_jax.evaluation.liked import liked_table
 from crs_jax.evaluation.optimum import optimum
 from crs_jax.evaluation.pairs import make_pairs
 from crs_jax.evaluation.policies import Judged, generate, judge_replies, ranking_scores, reference_nll
@@ -56,10 +57,8 @@ def data_counts(task: Task, instances: list) -> Tree:
     }
 
 
-def rank_all(
-    task: Task, models: dict[str, Model], aligned: Aligned | None = None
-) -> tuple[Tree, Tree, Tree, Tree, Tree]:
-    """Ranking rows, paired differences, SR/RDL, data counts, and how far PPO went, on the test split."""
+def rank_all(task: Task, models: dict[str, Model], aligned: Aligned | None = None) -> Tree:
+    """The sections `ranking`, `paired`, `success` (SR/RDL), `data`, `liked` and `optimum` on the test split."""
     e, corpus = task.config.evaluation, task.corpus
     instances = ranking_instances(corpus.test, corpus.catalogue)
     if not instances:
@@ -83,12 +82,14 @@ def rank_all(
             scores_IN, pairs, corpus.test, corpus.catalogue, bootstrap=e.bootstrap, seed=task.config.seed
         )
 
-    for row, model in models.items():
-        add(row, ranking_scores(task, model, contexts, f"ranking, {row}"))
+    scores = {row: ranking_scores(task, model, contexts, f"ranking, {row}") for row, model in models.items()}
     reached: Tree = {}
     if aligned is not None and e.optimum_acts:
-        scores_IN, reached = optimum(task, aligned, models, contexts, np.array([d for d, _ in where]))
-        add("optimum", scores_IN)
+        more, reached = optimum(task, aligned, models, contexts, np.array([d for d, _ in where]))
+        scores |= more
+    for row, scores_IN in scores.items():
+        add(row, scores_IN)
+    liked = liked_table(instances, corpus.test, corpus.catalogue, scores, e.bootstrap)
     for row, scores_IN in baseline_scores(task, instances, contexts):
         add(row, scores_IN)
     dialogues = protocol_dialogues(pairs)
@@ -105,7 +106,14 @@ def rank_all(
         }
         for a, b in compared(list(models), list(ranks))
     }  # fmt: skip
-    return ranking, paired, success, data_counts(task, instances), reached
+    return {
+        "data": data_counts(task, instances),
+        "ranking": ranking,
+        "paired": paired,
+        "success": success,
+        "liked": liked,
+        "optimum": reached,
+    }
 
 
 def compared(models: list[str], rows: list[str]) -> list[tuple[str, str]]:
@@ -223,19 +231,17 @@ def run_evaluate(task: Task, models: dict[str, Model], aligned: Aligned | None) 
     Returns:
       The tree of `metrics.json` less what the pipeline adds, and the lines of `samples.jsonl`.
     """
-    ranking, paired, success, data, reached = rank_all(task, models, aligned)
-    text, rewards, gap, samples = reply_rows(task, models, aligned)
+    out = {name: found for name, found in rank_all(task, models, aligned).items() if found}
+    out["text"], rewards, gap, samples = reply_rows(task, models, aligned)
     if gap:
-        paired["ppo-sft"]["rewards"] = gap
-    out: Tree = {"data": data, "ranking": ranking, "paired": paired, "success": success, "text": text}
+        out["paired"]["ppo-sft"]["rewards"] = gap
     if rewards:
         out["rewards"] = rewards
-    if reached:
-        out["optimum"] = reached
     if task.corpus.name == "simulated":
         out["simulator"] = true_utility(task, models)
     published = published_rows(task.corpus.name)
     if published:
         out["published"] = published
+    data = out["data"]
     say(f"evaluated {', '.join(models)} on {data['instances']} instances, {data['targets']} targets")
     return out, samples

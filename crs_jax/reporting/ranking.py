@@ -10,7 +10,7 @@ from crs_jax.reporting.overview import Comparison, comparison_table, measure_nea
 from crs_jax.reporting.tables import figure_cell, group_row, head, row_head, table, whisker
 from crs_jax.reporting.workdir import Run, is_figure
 
-ORDER = ("init", "sft", "ppo", "optimum", "popularity", "copy", "similarity", "cooccurrence", "mix")
+ORDER = ("init", "sft", "ppo", "optimum", "rerank", "popularity", "copy", "similarity", "cooccurrence", "mix")
 MEASURES = ("hr", "ndcg", "mrr")
 MARKS = {"sft": "sft", "ppo": "ppo"}
 

@@ -208,13 +208,16 @@ def make_iteration(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mes
         exact = config.reward.relevance == "exact"
         say_BS, end_BS, relevance_B, split = judge(graphs, judges, contexts, replies, exact)
         scores = score(say_BS, end_BS, relevance_B, normaliser, judges.weight_S, config.reward.clip)
+        shuffle_key = jax.random.fold_in(sample_key, 1)
+        if c.shuffled_rewards:
+            scores = jax.tree.map(lambda a: jax.random.permutation(shuffle_key, a), scores)
         k1_BR = ppo.kl_k1(old.logp_BR, reference.logp_BR)
         act_kl, word_kl = state.extra["act_kl"], state.extra["word_kl"]
         learned, paid_kl = scores, (act_kl, word_kl)
         if algorithm == "ppo" and c.group_baseline:
             act_B, total_B = (ppo.leave_one_out(a.reshape(C, c.group)).reshape(B) for a in scores[:2])
             learned = Scores(act_B, total_B, scores.signal_BS)
-        elif algorithm == "grpo":
+        elif algorithm in ("grpo", "raft"):
             paid_kl = jnp.float32(0), jnp.float32(0)
         reward_BR = token_rewards(learned, split, k1_BR, *paid_kl, c.missing_end_penalty)
         advantage_BR, return_BR = ppo.gae(reward_BR, value_BR, replies.mask_BR, c.discount, c.gae_lambda)
@@ -231,6 +234,8 @@ def make_iteration(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mes
             score_CA = act_scores(
                 graphs, judges, normaliser, contexts, row_CA, actor.policy.layout, exact, config.reward.clip
             )
+            if c.shuffled_rewards:
+                score_CA = jax.random.permutation(shuffle_key, score_CA.reshape(-1)).reshape(score_CA.shape)
             reference_CA = jnp.take_along_axis(reference_CN, row_CA, 1)
             acts = Acts(row_CA, old_CA, all_acts.known_advantages(score_CA, old_CA, reference_CA, act_kl) / scale)
             row_B = jnp.where(split.items_BM[:, 0] < 0, actor.policy.layout.num_items, split.items_BM[:, 0])

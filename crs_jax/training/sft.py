@@ -111,7 +111,8 @@ def with_wishes(rows: Rows, wishes: Wishes) -> Rows:
     """The rows and the evidence of their act slots; the packer had the whole split."""
     dialogue_RA = np.take_along_axis(rows["dialogue_RT"], rows["act_at_RA"], 1)
     turn_RA = np.take_along_axis(rows["utterance_RT"], rows["act_at_RA"], 1)
-    return {**rows, **dict(zip(EVIDENCE, wishes.at(dialogue_RA, turn_RA), strict=True))}
+    evidence: Any = wishes.at(dialogue_RA, turn_RA)
+    return {**rows, **dict(zip(EVIDENCE, evidence, strict=True))}
 
 
 def make_packer(task: Task, split: str, numbers: Sequence[int] | np.ndarray | None = None) -> Packer:

@@ -133,11 +133,13 @@ def test_optimum_against_sums_over_the_whole_catalogue(setting):
     assert facts["kl"] == pytest.approx(kl, rel=1e-4)
     assert facts["kl-optimum"] == pytest.approx(kl, rel=1e-4)
     logq = scipy.special.log_softmax(sft + reward / facts["beta"], 1)
-    gap = logq[:, :-1] - scores
+    gap = logq[:, :-1] - scores["optimum"]
     np.testing.assert_allclose(gap, np.broadcast_to(gap[:, :1], gap.shape), atol=2e-3)
     means = [(np.exp(logp) * reward).sum(1).mean() for logp in (sft, ppo, logq)]
     for row, mean in zip(("sft", "ppo", "optimum"), means, strict=True):
         assert facts[f"reward-{row}"]["value"] == pytest.approx(mean, abs=1e-4)
+    np.testing.assert_array_equal(np.argsort(-scores["rerank"], 1)[:, 0], np.argmax(reward[:, :-1], 1))
+    np.testing.assert_allclose(scores["rerank"], reward[:, :-1], atol=1e-5)
     share = (means[1] - means[0]) / (means[2] - means[0])
     assert facts["share"]["value"] == pytest.approx(share, abs=1e-3)
     assert abs(share) < 0.5  # this policy went nowhere in particular
@@ -149,4 +151,19 @@ def test_a_policy_that_went_nowhere_has_no_share(setting):
     assert np.isnan(facts["share"]["value"])
     assert facts["kl"] == pytest.approx(0.0, abs=1e-6)
     logp = first_token(task, models["sft"], contexts, "x")
-    np.testing.assert_allclose(scores, logp[:, :-1], atol=1e-4)
+    np.testing.assert_allclose(scores["optimum"], logp[:, :-1], atol=1e-4)
+
+
+def test_rerank_leaves_what_was_not_scored_behind_in_its_order(setting):
+    task, aligned, models, contexts, group = setting
+    with task.config.unlocked():
+        task.config.evaluation.optimum_acts = 6
+    scores = optimum(task, aligned, models, contexts, group)[0]["rerank"]
+    sft, ppo = (first_token(task, models[row], contexts, "x")[:, :-1] for row in ("sft", "ppo"))
+    for i, likely in enumerate(np.maximum(sft, ppo)):
+        top = np.argsort(-likely)[:6]
+        rest = np.setdiff1d(np.arange(len(likely)), top)
+        assert scores[i, rest].max() < scores[i, top].min()
+        np.testing.assert_array_equal(np.argsort(-scores[i, rest]), np.argsort(-sft[i, rest]))
+        reward = act_rewards(task, aligned, contexts, np.broadcast_to(top.astype(np.int32), (20, 6)))[i]
+        np.testing.assert_allclose(scores[i, top], reward, atol=1e-5)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from tiny_policy import make_layout, random_replies
 
-from crs_jax.rl.groups import ALGORITHMS, group_advantages, standardised
+from crs_jax.rl.groups import ALGORITHMS, best_alone, group_advantages, standardised
 from crs_jax.rl.scoring import parts
 
 LAYOUT = make_layout(words=11, items=5, act_items=3)
@@ -28,6 +28,8 @@ def test_advantages_equal_a_loop(algorithm):
 
     def relative(values, b):
         own = values[b // G * G : (b // G + 1) * G]
+        if algorithm == "raft":
+            return G * (b % G == int(np.argmax(own)))
         if algorithm == "rloo":
             return values[b] - (sum(own) - values[b]) / (G - 1)
         mean = sum(own) / G
@@ -36,8 +38,13 @@ def test_advantages_equal_a_loop(algorithm):
     for b in range(C * G):
         real = int(mask[b].sum())
         for r in range(R):
-            expected = 0.0 if r >= real else relative(whole if r <= said[b] else words, b)
+            expected = 0.0 if r >= real else relative(whole if r <= said[b] or algorithm == "raft" else words, b)
             assert found[b, r] == pytest.approx(expected, abs=1e-4), (b, r)
+
+
+def test_best_alone_takes_the_first_of_equals():
+    found = best_alone(jnp.array([[1.0, 3.0, 3.0, 0.0], [2.0, 2.0, 2.0, 2.0]]))
+    np.testing.assert_array_equal(found, [[0, 4, 0, 0], [4, 0, 0, 0]])
 
 
 def test_standardised_by_hand():
