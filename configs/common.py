@@ -137,6 +137,9 @@ def get_config() -> ConfigDict:
     c.ppo.act_kl_target = 0.0  # nats a reply for the adaptive controller of act_kl; 0: it stays fixed
     c.ppo.word_kl_target = 0.0  # the same for word_kl
     c.ppo.kl_horizon = 10_000  # replies
+    c.ppo.checks_a_run = 5  # times that the policy is saved and looked at on validation contexts
+    c.ppo.validation_contexts = 256  # of them, where something new was recommended; 0: none
+    c.ppo.hr_floor = 0.0  # PPO stops where validation HR@10 is below this share of SFT's, and keeps the policy before
     c.ppo.kl_stop = 0.0  # an iteration's updates stop above this approximate KL to the old policy; 0: never
     c.ppo.shuffled_rewards = False  # a control: every reply gets another's score, so that nothing can be learnt
     c.ppo.group_baseline = True  # scores less the mean of the context's other replies, beside the value function

@@ -44,9 +44,9 @@ def get_config() -> ConfigDict:
     c.reward.epochs = 2.5
 
     c.ppo.iterations = 40
-    c.ppo.act_kl = 0.1
-    c.ppo.word_kl = 0.1
-    c.ppo.learning_rate = 3e-4
+    c.ppo.act_kl = 0.3
+    c.ppo.word_kl = 0.3
+    c.ppo.learning_rate = 1e-3
     c.ppo.contexts = 16
     c.ppo.group = 8
 

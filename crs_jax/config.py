@@ -85,6 +85,9 @@ _AT_LEAST: dict[str, float] = {
     "ppo.act_kl_target": 0,
     "ppo.word_kl_target": 0,
     "ppo.kl_stop": 0,
+    "ppo.checks_a_run": 1,
+    "ppo.validation_contexts": 0,
+    "ppo.hr_floor": 0,
     "ppo.missing_end_penalty": 0,
     "ppo.decode_block": 1,
     "evaluation.batch": 1,
@@ -301,6 +304,9 @@ def _validate_ppo(config: ConfigDict) -> None:
         if ppo[f"{part}_kl_target"] > 0 and ppo[f"{part}_kl"] == 0:
             rule = f"a coefficient of 0 never moves: give --config.ppo.{part}_kl a first value above 0"
             raise _error(f"ppo.{part}_kl_target", ppo[f"{part}_kl_target"], rule)
+    if ppo.hr_floor > 0 and not (ppo.validation_contexts and config.data.validation_dialogues):
+        rule = "needs --config.ppo.validation_contexts and --config.data.validation_dialogues above 0 to look at"
+        raise _error("ppo.hr_floor", ppo.hr_floor, rule)
     if ppo.clip >= 1:
         raise _error("ppo.clip", ppo.clip, "must be below 1: the ratio is kept between 1 - clip and 1 + clip")
     weights = (config.reward.alpha, config.reward.beta, config.reward.gamma)

@@ -25,14 +25,15 @@ from crs_jax.errors import InputError
 from crs_jax.evaluation.observed import signal_table
 from crs_jax.evaluation.signals import auc, correlation
 from crs_jax.evaluation.stage import run_evaluate
-from crs_jax.metrics import MetricsWriter, read_json, read_json_lines, write_json, write_json_lines
+from crs_jax.metrics import MetricsWriter, read_json, write_json, write_json_lines
 from crs_jax.models.heads import SIGNALS
 from crs_jax.prepare import fingerprint, prepare
 from crs_jax.progress import duration, mute, print_summary, print_table, say
 from crs_jax.report import write_report
 from crs_jax.sharding import make_mesh, place
+from crs_jax.training.health import warnings
 from crs_jax.training.labels import label
-from crs_jax.training.ppo_stage import Aligned, Model, run_ppo
+from crs_jax.training.ppo_stage import Aligned, Model, logged, run_ppo
 from crs_jax.training.reward import predict_replies, run_reward
 from crs_jax.training.sft import run_sft
 from crs_jax.training.task import SPLITS, Task, count, new_policy, split_model
@@ -134,7 +135,7 @@ def run_stages(task: Task, stages: tuple[str, ...], metrics: dict, seconds: dict
             result = function(task, writer, *(_have(i, need, stage) for need, i in inputs))
             if not known[stage]:
                 worked.append(stage)
-                for name in (*EVALUATED, *(("reward_model", "signals") if stage != "ppo" else ()), "ppo"):
+                for name in (*EVALUATED, *(("reward_model", "signals") if stage != "ppo" else ()), "ppo", "health"):
                     metrics.pop(name, None)
             seconds[stage] = done_meta(workdir, stage)["seconds"]
             return result
@@ -147,7 +148,7 @@ def run_stages(task: Task, stages: tuple[str, ...], metrics: dict, seconds: dict
             print_held_out(metrics["reward_model"])
         aligned: Aligned | None = model("ppo", run_ppo, ("sft", sft), ("reward", reward))
         if aligned is not None and "ppo" not in metrics:
-            metrics["ppo"] = last_ppo(workdir)
+            metrics["ppo"], metrics["health"] = last_ppo(workdir), warnings(logged(workdir))
         if "evaluate" in stages:
             if sft is None and task.config.model.init != "scratch":
                 say(f"evaluate: no sft model here; row init is {task.config.model.init} as it is")
@@ -240,7 +241,7 @@ def _shown(figures: dict[str, Any], name: str, digits: int = 3) -> str:
 
 def last_ppo(workdir: pathlib.Path) -> dict[str, Any]:
     """The last logged iteration."""
-    lines = [line for line in read_json_lines(workdir / "metrics.jsonl") if line["stage"] == "ppo"]
+    lines = [line for line in logged(workdir) if "reward" in line]
     return {} if not lines else {name: value for name, value in lines[-1].items() if name not in ("stage", "step")}
 
 

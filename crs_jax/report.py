@@ -40,6 +40,7 @@ def page(run: Run) -> Html:
         scores.signals(run),
         scores.reward_model(run),
         scores.alignment(run),
+        scores.liked(run),
         curves.curves(run),
         samples.samples(run),
         record.data(run),

@@ -77,6 +77,20 @@ def signals(run: Run) -> Html:
     return section("signals", title, tag("div", *parts), words)
 
 
+def liked(run: Run) -> Html:
+    """Whether policies' odds are higher on proposals that were liked."""
+    title = "Liked proposals"
+    rows = {row: flat_figures(values) for row, values in run.table("liked").items()}
+    if not rows:
+        return section("liked", title, missing("No answers about proposals in this corpus, or none that differ."))
+    words = note(
+        "Of what people newly proposed in test dialogues: the chance that an item the seeker liked has a higher "
+        "log-probability than one they did not (AUC; one half says nothing). The last row is what alignment added to "
+        "the log-probabilities. The answers were given after the talk, and nothing is trained on them."
+    )
+    return section("liked", title, _grid(rows, ("auc", "positives", "n"), title), words)
+
+
 def replies(run: Run) -> Html:
     """The generated replies, every measure of every row."""
     title = "Replies"

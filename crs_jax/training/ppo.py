@@ -28,6 +28,7 @@ from crs_jax.rl.rollout import Replies, sample
 from crs_jax.rl.scoring import Parts, TokenLikelihood, parts, reply_likelihood, tree_hidden
 from crs_jax.sharding import in_parts, on_mesh
 from crs_jax.training.contexts import Contexts, after_rec
+from crs_jax.training.health import measures
 from crs_jax.training.judging import Graphs, Judges, act_scores, judge
 from crs_jax.training.state import TrainState, accumulated_gradients, apply_gradients, keep_layout, select
 
@@ -298,6 +299,7 @@ def make_iteration(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mes
             "ratio_error": updates.pop("ratio_error")[0, 0],
             "noise": jax.random.key_data(sample_key).astype(jnp.uint32).sum(),
         }
+        metrics |= measures(replies.tokens_BR, split, actor.policy.items.content[...][:, -1])
         metrics |= {name: value.mean() for name, value in updates.items()}
         return keep_layout(TrainState(state.step + 1, params, opt_state, halted, extra), mesh), metrics
 

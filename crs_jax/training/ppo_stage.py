@@ -13,7 +13,7 @@ from flax import nnx
 from crs_jax.checkpoint import Checkpoints, digest
 from crs_jax.data.windows import make_windows
 from crs_jax.errors import InputError
-from crs_jax.metrics import MetricsWriter
+from crs_jax.metrics import MetricsWriter, read_json_lines
 from crs_jax.models.actor_critic import ActorCritic
 from crs_jax.progress import Progress, say
 from crs_jax.rl.reward import Normaliser, fit_normaliser
@@ -21,9 +21,11 @@ from crs_jax.sharding import place, shard_batch
 from crs_jax.training.checks import check_draws, check_first, check_noise
 from crs_jax.training.contexts import Contexts
 from crs_jax.training.halt import stop_if_halted
+from crs_jax.training.health import warnings
 from crs_jax.training.judging import Graphs, Judges
 from crs_jax.training.optimizer import make_optimizer, schedule
 from crs_jax.training.ppo import make_iteration, make_sampler
+from crs_jax.training.ppo_validation import Validation
 from crs_jax.training.replies import evidence_at
 from crs_jax.training.reward import split_holdout
 from crs_jax.training.state import Stopwatch, fresh_state
@@ -137,15 +139,30 @@ def run_ppo(task: Task, writer: MetricsWriter, sft: Model, reward: Model) -> Ali
     state = fresh_state(params, optimizer, task.mesh, coefficients)
     if done is not None:
         state = checkpoints.restore(done, "state", state)
-        normaliser = Normaliser(**checkpoints.restore(done, "result", result)["normaliser"])
+        result = checkpoints.restore(done, "result", result)
+        normaliser = Normaliser(**result["normaliser"])
     else:
         normaliser = reference_normaliser(task, graphs, judges, contexts)
+        result = {"policy": copy_tree(params["policy"]), "normaliser": normaliser._asdict()}
     writer.drop_after("ppo", done or 0)
+    validation = Validation(task, graphs, judges, contexts_at)
+    floor = meta["floor"] if done is not None else 0.0
+    if done is None and (at_first := validation(judges.reference, normaliser)):
+        writer.write("ppo", 0, at_first)
+        floor = c.hr_floor * at_first["validation/hr@10"]
     iteration = make_iteration(graphs, optimizer, task.config, task.mesh)
     key = jax.random.key(task.config.seed + 4)
     first, pending, noise = done or 0, None, None
-    save_every = max(c.iterations // 5, 1)
+    save_every = max(c.iterations // c.checks_a_run, 1)
     clock = time.monotonic()
+    warned: set[str] = set()
+
+    def warn() -> None:
+        """Says what the log so far gives reason to look at, each kind once."""
+        for kind, text in warnings(logged(task.workdir)).items():
+            if kind not in warned:
+                warned.add(kind)
+                say(f"warning: {text}")
 
     def report(number: int, metrics: dict[str, Any], batch: Contexts) -> None:
         nonlocal noise, clock
@@ -179,6 +196,25 @@ def run_ppo(task: Task, writer: MetricsWriter, sft: Model, reward: Model) -> Ali
                 if pending is not None:
                     report(*pending)
                     pending = None
-                result = {"policy": state.params["policy"], "normaliser": normaliser._asdict()}
-                checkpoints.save(number, state, result, done=number == c.iterations, seconds=spent.since(meta))
-    return Aligned((sft[0], state.params["policy"], sft[2]), graphs, judges, normaliser)
+                found = validation(state.params["policy"], normaliser)
+                if found:
+                    writer.write("ppo", number, found)
+                fell = bool(found) and found["validation/hr@10"] < floor
+                if not fell:
+                    result = {**result, "policy": copy_tree(state.params["policy"])}
+                if jax.process_index() == 0:
+                    warn()
+                end = fell or number == c.iterations
+                checkpoints.save(number, state, result, done=end, seconds=spent.since(meta), floor=floor)
+                if fell:
+                    say(
+                        f"ppo: stopped at iteration {number}: validation HR@10 of {found['validation/hr@10']:.4f} is "
+                        f"below --config.ppo.hr_floor={c.hr_floor} of SFT's; the policy of the check before is kept"
+                    )
+                    break
+    return Aligned((sft[0], result["policy"], sft[2]), graphs, judges, normaliser)
+
+
+def logged(workdir: Any) -> list[dict[str, Any]]:
+    """The lines of PPO in a workdir's metrics.jsonl."""
+    return [line for line in read_json_lines(workdir / "metrics.jsonl") if line["stage"] == "ppo"]

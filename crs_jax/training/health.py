@@ -1,0 +1,104 @@
+"""Signs of reward hacking in PPO's log, and the bounds at which each is worth a warning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from crs_jax.rl.ppo import masked_mean
+from crs_jax.rl.scoring import Parts
+
+SPAN = 5  # iterations that a mean is taken over, at the start and now
+
+MOST_KL = 10.0  # nats a reply
+LEAST_ENTROPY = 1 / 3  # of that at the start, acts and words each
+LENGTH = 1.5  # factor, up or down
+LEAST_ENDED = 0.9
+MORE_REPETITION = 0.05
+POPULARITY = 1.0  # nats of log popularity, up or down
+LEAST_COVERAGE = 0.5  # of that at the start
+LEAST_HR = 0.9  # of SFT's on validation while the validation reward is higher
+
+
+def repetition(tokens_BR: jax.Array, word_BR: jax.Array) -> jax.Array:
+    """Share of pairs of neighbouring words that stood before in the same reply, over all replies."""
+    R = tokens_BR.shape[1]
+    pair_BR = word_BR[:, :-1] & word_BR[:, 1:]
+    first_BR, second_BR = tokens_BR[:, :-1], tokens_BR[:, 1:]
+    same_BRR = (first_BR[:, :, None] == first_BR[:, None]) & (second_BR[:, :, None] == second_BR[:, None])
+    earlier_RR = jnp.tril(jnp.ones((R - 1, R - 1), bool), -1)
+    return masked_mean((same_BRR & earlier_RR & pair_BR[:, None]).any(-1).astype(jnp.float32), pair_BR)
+
+
+def of_proposals(items_BM: jax.Array, popularity_N: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean log popularity of the items proposed, and the share of proposals that are distinct items."""
+    there_BM = items_BM >= 0
+    count_N = jnp.zeros(len(popularity_N)).at[jnp.where(there_BM, items_BM, len(popularity_N))].add(1.0, mode="drop")
+    return masked_mean(popularity_N[items_BM], there_BM), (count_N > 0).sum() / jnp.maximum(there_BM.sum(), 1)
+
+
+def measures(tokens_BR: jax.Array, split: Parts, popularity_N: jax.Array) -> dict[str, jax.Array]:
+    """`health/...` of sampled replies."""
+    popularity, distinct = of_proposals(split.items_BM, popularity_N)
+    return {
+        "health/repetition": repetition(tokens_BR, split.word_BR),
+        "health/popularity": popularity,
+        "health/distinct": distinct,
+    }
+
+
+def warnings(lines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """What the log of PPO's iterations gives reason to look at, by kind; each with its figures and its bound.
+
+    `lines` are those of metrics.jsonl, in order. Means over the first `SPAN` iterations are held against means over
+    the last; validation figures against those of the SFT policy, logged at iteration 0.
+    """
+    iterations = [line for line in lines if "reward" in line]
+    checks = [line for line in lines if "validation/hr@10" in line]
+    out: dict[str, str] = {}
+    if len(iterations) > SPAN:
+
+        def mean(name: str, part: Sequence[Mapping[str, Any]]) -> float:
+            return sum(float(line[name]) for line in part) / len(part)
+
+        names = [name for name in iterations[0] if isinstance(iterations[0][name], (int, float))]
+        names = [name for name in names if all(name in line for line in iterations)]
+        first, now = ({name: mean(name, part) for name in names} for part in (iterations[:SPAN], iterations[-SPAN:]))
+
+        def held(kind: str, text: str, bad: bool) -> None:
+            if bad:
+                out[kind] = text
+
+        held("kl", f"KL is {now['kl']:.1f} nats a reply, above {MOST_KL:g}", now["kl"] > MOST_KL)
+        for part in ("act", "word"):
+            name = f"entropy/{part}"
+            text = f"entropy of {part}s fell from {first[name]:.2f} to {now[name]:.2f} nats, below a third"
+            held(name, text, now[name] < LEAST_ENTROPY * first[name])
+        ratio = now["reply_length"] / max(first["reply_length"], 1e-6)
+        text = f"replies went from {first['reply_length']:.1f} to {now['reply_length']:.1f} tokens"
+        held("length", f"{text}, a factor beyond {LENGTH:g}", not 1 / LENGTH <= ratio <= LENGTH)
+        text = f"{100 * now['ended']:.0f} % of replies come to an end, below {100 * LEAST_ENDED:.0f} %"
+        held("ended", text, now["ended"] < LEAST_ENDED)
+        name = "health/repetition"
+        text = f"repeated pairs of words went from {100 * first[name]:.1f} to {100 * now[name]:.1f} %"
+        held("repetition", text, now[name] > first[name] + MORE_REPETITION)
+        name = "health/popularity"
+        text = f"log popularity of proposals went from {first[name]:.2f} to {now[name]:.2f}, more than {POPULARITY:g}"
+        held("popularity", text, abs(now[name] - first[name]) > POPULARITY)
+        name = "health/distinct"
+        text = (
+            f"distinct items among proposals went from {100 * first[name]:.0f} to {100 * now[name]:.0f} %, below half"
+        )
+        held("coverage", text, now[name] < LEAST_COVERAGE * first[name])
+    if len(checks) > 1:
+        before, after = checks[0], checks[-1]
+        lost = after["validation/hr@10"] < LEAST_HR * before["validation/hr@10"]
+        if lost and after["validation/reward"] > before["validation/reward"]:
+            out["hr"] = (
+                f"validation reward rose from {before['validation/reward']:.2f} to {after['validation/reward']:.2f} "
+                f"while HR@10 fell from {before['validation/hr@10']:.4f} to {after['validation/hr@10']:.4f}"
+            )
+    return out

@@ -1,0 +1,83 @@
+"""PPO's policy on validation contexts: hits against plain ranks, rewards of the SFT policy at KL 0, and the floor."""
+
+import jax
+import numpy as np
+import pytest
+
+from crs_jax.evaluation.policies import ranking_scores
+from crs_jax.metrics import MetricsWriter, read_json_lines
+from crs_jax.rl.reward import Normaliser
+from crs_jax.training import ppo_stage
+from crs_jax.training.examples import fresh_instances
+from crs_jax.training.ppo_stage import build, contexts_at, run_ppo
+from crs_jax.training.ppo_validation import Validation
+from crs_jax.training.task import copy_tree
+
+PLAIN = Normaliser(np.zeros(3, np.float32), np.ones(3, np.float32), np.float32(1))
+
+
+def test_hits_equal_plain_ranks_and_the_reference_has_no_kl(world, tmp_path):
+    task = world.at(tmp_path)
+    graphs, _, judges = build(task, world.sft, world.reward)
+    validation = Validation(task, graphs, judges, contexts_at)
+    instances = fresh_instances(task, "validation")
+    assert validation.count == len(instances) > 10
+    found = validation(judges.reference, PLAIN)
+    scores = ranking_scores(
+        task, world.sft, contexts_at(task, "validation", [(i.dialogue, i.turn) for i in instances]), "x"
+    )
+    hits = []
+    for instance, score_N in zip(instances, scores, strict=True):
+        turns = task.corpus.validation[instance.dialogue].turns[: instance.turn]
+        named = task.corpus.catalogue.rows({item for turn in turns for item in turn.items})
+        score_N = score_N.copy()
+        score_N[named] = -np.inf
+        hits += [(score_N >= score_N[row]).sum() <= 10 for row in instance.fresh]
+    assert 0 < np.mean(hits) < 1
+    assert found["validation/hr@10"] == pytest.approx(np.mean(hits), abs=1e-6)
+    assert found["validation/kl"] == pytest.approx(0.0, abs=1e-4)
+    assert validation(judges.reference, PLAIN) == found
+    moved = jax.tree.map(
+        lambda a: a + 0.1 * np.sin(np.arange(a.size)).reshape(a.shape).astype(a.dtype), judges.reference
+    )
+    assert validation(moved, PLAIN)["validation/kl"] > 0.1
+
+
+def test_a_part_of_the_contexts_and_none(world, tmp_path):
+    task = world.at(tmp_path, ppo__validation_contexts=7)
+    graphs, _, judges = build(task, world.sft, world.reward)
+    assert Validation(task, graphs, judges, contexts_at).count == 7
+    task = world.at(tmp_path, ppo__validation_contexts=0)
+    assert Validation(task, graphs, judges, contexts_at)(judges.reference, PLAIN) == {}
+
+
+def test_below_the_floor_ppo_stops_and_keeps_the_policy_before(world, tmp_path, monkeypatch, capsys):
+    """SFT hits .40; of the four checks the first holds .32 = .8 x .40, the second does not."""
+    hits, policies = iter([0.40, 0.33, 0.31, 0.9, 0.9]), []
+
+    def told(self, params, normaliser):
+        policies.append(copy_tree(params))
+        return {"validation/hr@10": next(hits), "validation/reward": float(len(policies)), "validation/kl": 0.0}
+
+    monkeypatch.setattr(ppo_stage.Validation, "__call__", told)
+    task = world.at(tmp_path, ppo__iterations=4, ppo__checks_a_run=4, ppo__hr_floor=0.8)
+    with MetricsWriter(task.workdir, tensorboard=False) as writer:
+        aligned = run_ppo(task, writer, world.sft, world.reward)
+    assert len(policies) == 3
+    same = [
+        all(
+            np.array_equal(a, b)
+            for a, b in zip(jax.tree.leaves(policy), jax.tree.leaves(aligned.policy[1]), strict=True)
+        )
+        for policy in policies
+    ]
+    assert same == [False, True, False]
+    said = capsys.readouterr().out
+    assert "stopped at iteration 2" in said
+    assert "warning: validation reward rose" in said
+    steps = [line["step"] for line in read_json_lines(tmp_path / "metrics.jsonl") if "validation/hr@10" in line]
+    assert steps == [0, 1, 2]
+    with MetricsWriter(task.workdir, tensorboard=False) as writer:
+        again = run_ppo(task, writer, world.sft, world.reward)  # done: loaded, not gone on with
+    for a, b in zip(jax.tree.leaves(again.policy[1]), jax.tree.leaves(aligned.policy[1]), strict=True):
+        np.testing.assert_array_equal(a, b)
