@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from crs_jax import config as settings
 from crs_jax.checkpoint import digest, done_meta, flatten
 from crs_jax.errors import InputError
-from crs_jax.evaluation.observed import signal_table
+from crs_jax.evaluation.observed import by_place, signal_table
 from crs_jax.evaluation.signals import auc, correlation
 from crs_jax.evaluation.stage import run_evaluate
 from crs_jax.metrics import MetricsWriter, read_json, write_json, write_json_lines
@@ -195,7 +195,8 @@ def held_out(task: Task, reward: Model) -> tuple[dict[str, Any], dict[str, Any]]
     """How well the reward model predicts the signals of replies it was neither fitted on nor chosen by.
 
     The validation split shares no recommender and no seeker with train where the corpus names them. Beside each
-    signal's correlation stand AUCs against what the seeker later said they liked, of the label and of the prediction.
+    signal's correlation stand that of a least-squares fit on the place in the talk (`by_place`), and AUCs against what
+    the seeker later said they liked, of the label and of the prediction.
 
     Returns:
       The section `reward_model` of metrics.json, and `labels`: how many replies each part of engagement is known for.
@@ -213,8 +214,10 @@ def held_out(task: Task, reward: Model) -> tuple[dict[str, Any], dict[str, Any]]
         if any(liked is not None for liked in said):
             liked_P[p] = float(any(liked == 1 for liked in said))
     found: dict[str, Any] = {}
+    place_PS = by_place(task, split, where)
     for s, name in enumerate(SIGNALS):
         found[name] = correlation(predicted_PS[:, s], observed_PS[:, s], group_P, bootstrap)
+        found[name]["pearson-by-place"] = correlation(place_PS[:, s], observed_PS[:, s], group_P, 1)["pearson"]
         for side, values_P in (("observed", observed_PS[:, s]), ("predicted", predicted_PS[:, s])):
             keep = np.isfinite(values_P) & np.isfinite(liked_P)
             if len(np.unique(liked_P[keep])) == 2:
@@ -225,11 +228,13 @@ def held_out(task: Task, reward: Model) -> tuple[dict[str, Any], dict[str, Any]]
 
 def print_held_out(found: dict[str, Any]) -> None:
     """The reward model's table on the console."""
-    columns = ["signal", "pearson", "95 %", "spearman", "n"]
+    columns = ["signal", "pearson", "95 %", "spearman", "by place", "n"]
     rows = []
     for name, v in found.items():
         interval = " .. ".join(_shown(v, f"pearson-{end}") for end in ("low", "high"))
-        rows.append([name, _shown(v, "pearson"), interval, _shown(v, "spearman"), v["n"]])
+        rows.append(
+            [name, _shown(v, "pearson"), interval, _shown(v, "spearman"), _shown(v, "pearson-by-place"), v["n"]]
+        )
     print_table("reward model, validation replies", columns, rows)
 
 

@@ -6,6 +6,7 @@ much of them the labels hold.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -60,6 +61,28 @@ def observed(task: Task, split: str) -> tuple[dict[str, np.ndarray], dict[str, n
     outcomes = {name: np.array([answered(dialogues[d], r, name) for d, r in found]) for name in OUTCOMES[:2]}
     outcomes["continuation"] = np.array([float(r.returns) for _, r in found])
     return signals, outcomes, np.array([d for d, _ in found], np.int64)
+
+
+def by_place(task: Task, split: str, where: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Signals `[P, 3]` of replies by what asks for no model: turn, its square, words, whether anything is proposed.
+
+    Least squares on the labels of train: what a reward model must beat to have understood more than the place.
+    """
+
+    def features(some: str, at: Sequence[tuple[int, int]]) -> np.ndarray:
+        turns = [task.dialogues(some)[d].turns[t] for d, t in at]
+        place = np.array([t for _, t in at], np.float64) / 10
+        words = np.array([np.log1p(len(turn.text.split())) for turn in turns])
+        return np.stack([np.ones(len(at)), place, place**2, words, [bool(turn.items) for turn in turns]], 1)
+
+    known = task.replies("train")
+    label_PS, x_PF = label(task, "train").signal_DTS[tuple(np.array(known).T)], features("train", known)
+    out = np.zeros((len(where), len(SIGNALS)))
+    for s in range(len(SIGNALS)):
+        there = np.isfinite(label_PS[:, s])
+        if there.any():
+            out[:, s] = features(split, where) @ np.linalg.lstsq(x_PF[there], label_PS[there, s], rcond=None)[0]
+    return out
 
 
 def signal_table(task: Task, split: str) -> dict[str, Any]:

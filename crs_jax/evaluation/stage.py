@@ -11,7 +11,7 @@ from crs_jax.data.instances import ranking_instances
 from crs_jax.errors import InputError
 from crs_jax.evaluation.baselines import Baselines
 from crs_jax.evaluation.bootstrap import interval, resample
-from crs_jax.evaluation.liked import liked_table
+from crs_jax.evaluation.liked import liked_table, reward_table
 from crs_jax.evaluation.optimum import optimum
 from crs_jax.evaluation.pairs import make_pairs
 from crs_jax.evaluation.policies import Judged, generate, judge_replies, ranking_scores, reference_nll
@@ -90,6 +90,8 @@ def rank_all(task: Task, models: dict[str, Model], aligned: Aligned | None = Non
     for row, scores_IN in scores.items():
         add(row, scores_IN)
     liked = liked_table(instances, corpus.test, corpus.catalogue, scores, e.bootstrap)
+    if aligned is not None:
+        liked |= reward_table(task, aligned, instances, corpus.test, contexts)
     for row, scores_IN in baseline_scores(task, instances, contexts):
         add(row, scores_IN)
     dialogues = protocol_dialogues(pairs)

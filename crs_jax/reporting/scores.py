@@ -85,8 +85,10 @@ def liked(run: Run) -> Html:
         return section("liked", title, missing("No answers about proposals in this corpus, or none that differ."))
     words = note(
         "Of what people newly proposed in test dialogues: the chance that an item the seeker liked has a higher "
-        "log-probability than one they did not (AUC; one half says nothing). The last row is what alignment added to "
-        "the log-probabilities. The answers were given after the talk, and nothing is trained on them."
+        "log-probability than one they did not (AUC; one half says nothing). Ppo over sft is what alignment added to "
+        "the log-probabilities, reward the reward model's score of the act; over any and over known items: of a liked "
+        "item over others in its context, drawn evenly or by popularity. The answers were given after the talk, and "
+        "nothing is trained on them."
     )
     return section("liked", title, _grid(rows, ("auc", "positives", "n"), title), words)
 

@@ -7,12 +7,18 @@ import pytest
 import scipy.optimize
 import scipy.special
 from flax import nnx
+from sklearn.linear_model import LinearRegression
+from sklearn.metrics import roc_auc_score
 from tiny_task import fresh_models, make_task, tiny_config
 
+from crs_jax.data.instances import ranking_instances
+from crs_jax.evaluation.liked import RANDOM, answers, reward_table, rivals
+from crs_jax.evaluation.observed import by_place
 from crs_jax.evaluation.optimum import STEEPEST, act_rewards, first_token, optimum, slope_of, tilt
 from crs_jax.evaluation.policies import ranking_scores
 from crs_jax.rl.reward import Normaliser, predict, score
 from crs_jax.training.judging import Graphs
+from crs_jax.training.labels import label
 from crs_jax.training.ppo_stage import Aligned, contexts_at, make_judges
 from crs_jax.training.task import copy_tree
 
@@ -167,3 +173,53 @@ def test_rerank_leaves_what_was_not_scored_behind_in_its_order(setting):
         np.testing.assert_array_equal(np.argsort(-scores[i, rest]), np.argsort(-sft[i, rest]))
         reward = act_rewards(task, aligned, contexts, np.broadcast_to(top.astype(np.int32), (20, 6)))[i]
         np.testing.assert_allclose(scores[i, top], reward, atol=1e-5)
+
+
+def test_rewards_of_liked_proposals_by_plain_counting(setting):
+    """Each proposal's reward against those of its rivals, which are new in the context and drawn anew by the seed."""
+    task, aligned, _, _, _ = setting
+    instances = [i for i in ranking_instances(task.corpus.test, task.corpus.catalogue) if i.fresh]
+    contexts = contexts_at(task, "test", [(i.dialogue, i.turn) for i in instances])
+    found = reward_table(task, aligned, instances, task.corpus.test, contexts)
+    number, row, liked = answers(instances, task.corpus.test, task.corpus.catalogue)
+    rng, higher, own = np.random.default_rng([task.config.seed, 37]), {"any": [], "known": []}, []
+    counts = np.full(len(task.corpus.catalogue), 0.5)
+    for dialogue in task.corpus.train:
+        for turn in dialogue.turns:
+            if turn.role == "recommender":
+                counts[task.corpus.catalogue.rows(turn.distinct_items)] += 1
+    for n, r, answer in zip(number, row, liked, strict=True):
+        one = jax.tree.map(lambda a: np.asarray(a)[n : n + 1], contexts)  # noqa: B023
+        for name, share in (("any", np.ones(len(counts))), ("known", counts)):
+            others = rivals(rng, np.asarray(contexts.named_CX[n]), int(r), share)
+            assert len(set(others)) == RANDOM
+            assert not {int(r), *contexts.named_CX[n].tolist()} & set(others.tolist())
+            reward = act_rewards(task, aligned, one, np.array([[r, *others]], np.int32))[0]
+            if answer == 1:
+                higher[name].append(np.mean((reward[0] > reward[1:]) + 0.5 * (reward[0] == reward[1:])))
+        own.append(reward[0])
+    assert found["reward"]["auc"] == pytest.approx(roc_auc_score(liked, own), abs=1e-6)
+    for name, values in higher.items():
+        assert found[f"reward, over {name} items"]["auc"] == pytest.approx(np.mean(values), abs=1e-3)
+        assert found[f"reward, over {name} items"]["n"] == len(values) > 2
+
+
+def test_place_alone_equals_a_regression(setting):
+    task = setting[0]
+    where = task.replies("validation")[:30]
+    got = by_place(task, "validation", where)
+    signal_DTS = label(task, "train").signal_DTS
+
+    def features(dialogues, at):
+        turns = [(t, dialogues[d].turns[t]) for d, t in at]
+        return np.array([[t, t * t, np.log(1 + len(turn.text.split())), bool(turn.items)] for t, turn in turns], float)
+
+    known = task.replies("train")
+    for s in range(3):
+        there = [at for at in known if np.isfinite(signal_DTS[(*at, s)])]
+        model = LinearRegression().fit(features(task.corpus.train, there), [signal_DTS[(*at, s)] for at in there])
+        expected = model.predict(features(task.corpus.validation, where))
+        proposes = np.array([bool(task.corpus.validation[d].turns[t].items) for d, t in where])
+        same = proposes | (s != 1)  # what proposes nothing has no relevance, and no label says how it would be
+        np.testing.assert_allclose(got[same, s], expected[same], atol=1e-5)
+        assert same.sum() > 8
