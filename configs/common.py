@@ -102,6 +102,8 @@ def get_config() -> ConfigDict:
     c.reward.alpha = 1.0  # engagement
     c.reward.beta = 1.0  # relevance
     c.reward.gamma = 1.0  # sentiment shift
+    c.reward.function = ""  # a reward of one's own, FILE.py:NAME (`training/own_reward.py`)
+    c.reward.delta = 0.0  # its weight
     c.reward.clip = 5.0  # of the normalised reward, both sides
     c.reward.relevance = "exact"  # exact (frozen embeddings) or learned (the reward model's head)
     c.reward.epochs = 3.0

@@ -32,7 +32,7 @@ FREE = {
         *("data.cache_dir", "data.dir", "data.pipeline", "data.on_error", "encoder.batch_tokens"),
         *("model.value", "model.remat", "mesh.data", "mesh.fsdp"),  # mesh.tensor sets how far tables are padded
     ),
-    "reward": ("reward.alpha", "reward.beta", "reward.gamma", "reward.clip", "reward.relevance"),
+    "reward": tuple(f"reward.{name}" for name in ("alpha", "beta", "gamma", "delta", "function", "clip", "relevance")),
     "ppo": (),
 }
 

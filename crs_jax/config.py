@@ -309,9 +309,13 @@ def _validate_ppo(config: ConfigDict) -> None:
         raise _error("ppo.hr_floor", ppo.hr_floor, rule)
     if ppo.clip >= 1:
         raise _error("ppo.clip", ppo.clip, "must be below 1: the ratio is kept between 1 - clip and 1 + clip")
-    weights = (config.reward.alpha, config.reward.beta, config.reward.gamma)
-    if "ppo" in stages(config) and not any(weights):
-        raise _error("reward.alpha", weights[0], "beta and gamma are 0 too, so that every reply has the same reward")
+    reward = config.reward
+    if bool(reward.function) != (reward.delta != 0):
+        rule = "a reward of one's own needs both, --config.reward.function=FILE.py:NAME and a delta other than 0"
+        raise _error("reward.delta", reward.delta, rule)
+    if "ppo" in stages(config) and not any((reward.alpha, reward.beta, reward.gamma, reward.delta)):
+        rule = "beta, gamma and delta are 0 too, so that every reply has the same reward"
+        raise _error("reward.alpha", reward.alpha, rule)
     if config.mesh.data != -1 and config.mesh.data < 1:
         raise _error("mesh.data", config.mesh.data, "must be at least 1, or -1 for all that the other axes leave")
 

@@ -26,7 +26,7 @@ from crs_jax.evaluation.observed import by_place, signal_table
 from crs_jax.evaluation.signals import auc, correlation
 from crs_jax.evaluation.stage import run_evaluate
 from crs_jax.metrics import MetricsWriter, read_json, write_json, write_json_lines
-from crs_jax.models.heads import SIGNALS
+from crs_jax.models.heads import REWARDS, SIGNALS
 from crs_jax.prepare import fingerprint, prepare
 from crs_jax.progress import duration, mute, print_summary, print_table, say
 from crs_jax.report import write_report
@@ -170,7 +170,7 @@ def run_stages(task: Task, stages: tuple[str, ...], metrics: dict, seconds: dict
             metrics.update(found, evaluated=of)
             if aligned is not None:
                 after = found["rewards"]["ppo"]
-                metrics["ppo"] |= {name: after[name]["value"] for name in ("reward", "kl", *SIGNALS)}
+                metrics["ppo"] |= {name: after[name]["value"] for name in ("reward", "kl", *REWARDS) if name in after}
                 metrics["ppo"] |= {"entropy": after["entropy"]}
             write_json_lines(workdir / "samples.jsonl", samples, enabled=first)
     return worked

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from crs_jax.evaluation.policies import Judged, ranking_scores
-from crs_jax.models.heads import SIGNALS
+from crs_jax.models.heads import REWARDS
 from crs_jax.training.contexts import Contexts
 from crs_jax.training.ppo_stage import Model
 from crs_jax.training.task import Task
@@ -64,7 +64,7 @@ def sample_lines(
                     "items": [catalogue.items[i].name for i in items],
                     "reward": float(j.reward_B[n]),
                 }
-                for s, name in enumerate(SIGNALS):
+                for s, name in enumerate(REWARDS[: j.signal_BS.shape[1]]):
                     value = float(j.signal_BS[n, s])
                     line[row][name] = value if np.isfinite(value) else None
         lines.append(line)

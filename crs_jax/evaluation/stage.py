@@ -26,7 +26,7 @@ from crs_jax.evaluation.ranking import (
 from crs_jax.evaluation.samples import sample_lines
 from crs_jax.evaluation.text import bits_per_byte, text_metrics
 from crs_jax.evaluation.utility import true_utility
-from crs_jax.models.heads import SIGNALS
+from crs_jax.models.heads import REWARDS
 from crs_jax.progress import say
 from crs_jax.signals.relevance import context_vectors
 from crs_jax.training.ppo_stage import Aligned, Model, contexts_at, take
@@ -191,7 +191,10 @@ def reply_rows(task: Task, models: dict[str, Model], aligned: Aligned | None) ->
             kl_B = (j.act_kl_B + j.word_kl_B).astype(np.float64)
             rewards[row] = {
                 "reward": mean_with_interval(j.reward_B, group_B, e.bootstrap),
-                **{name: mean_with_interval(j.signal_BS[:, s], group_B, e.bootstrap) for s, name in enumerate(SIGNALS)},
+                **{
+                    name: mean_with_interval(column_B, group_B, e.bootstrap)
+                    for name, column_B in zip(REWARDS, j.signal_BS.T, strict=False)
+                },
                 "kl": mean_with_interval(kl_B, group_B, e.bootstrap),
                 "kl-act": float(j.act_kl_B.mean()),
                 "kl-word": float(j.word_kl_B.mean()),

@@ -9,6 +9,8 @@ from flax import nnx
 from crs_jax.models.fit import FITS
 
 SIGNALS = ("engagement", "relevance", "sentiment")
+REWARDS = (*SIGNALS, "own")
+"""What a reward is made of: the signals, and last a user's own where there is one."""
 
 
 class ValueHead(nnx.Module):

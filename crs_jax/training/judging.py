@@ -26,7 +26,7 @@ class Judges(NamedTuple):
       frozen: the item contents of policy-shaped models.
       reward_frozen: those of the reward model.
       items_NE: unit description embeddings, for exact relevance.
-      weight_S: alpha, beta, gamma.
+      weight_S: alpha, beta, gamma, and with a reward of one's own delta.
     """
 
     reference: Any
@@ -38,11 +38,12 @@ class Judges(NamedTuple):
 
 
 class Graphs(NamedTuple):
-    """Graph definitions (static) of the three models."""
+    """Graph definitions (static) of the three models, and a user's own reward (`training/own_reward.py`)."""
 
     actor: Any
     policy: Any
     reward: Any
+    own: Any = None
 
 
 def judge(
@@ -50,7 +51,8 @@ def judge(
 ) -> tuple[jax.Array, jax.Array, jax.Array, Parts]:
     """Predicted signals at `<|say|>` and at the end, the relevance (exact, or the head's), the replies' parts.
 
-    Relevance is NaN for acts that propose nothing new: there is none.
+    Relevance is NaN for acts that propose nothing new: there is none. With a reward of one's own it stands behind the
+    signals, NaN at `<|say|>`.
     """
     C = contexts.prompt_CP.shape[0]
     model = nnx.merge(graphs.reward, judges.reward, judges.reward_frozen)
@@ -60,6 +62,10 @@ def judge(
     wishes = (contexts.text_CE, contexts.named_CE, contexts.named_CX)
     text_BE, named_BE, named_BX = (jnp.repeat(a, G, axis=0) for a in wishes)
     new_BM = new_items(split.items_BM, named_BX)
+    if graphs.own is not None:
+        own_B = graphs.own(contexts, replies, split)
+        both = ((say_BS, jnp.full_like(own_B, jnp.nan)), (end_BS, own_B))
+        say_BS, end_BS = (jnp.concatenate([read, own[:, None]], 1) for read, own in both)
     if exact:
         return say_BS, end_BS, relevance(new_BM, text_BE, named_BE, judges.items_NE), split
     learned_B = end_BS[:, SIGNALS.index("relevance")]
@@ -83,5 +89,8 @@ def act_scores(
     tokens_BR = jnp.stack([first_CA, second_CA], -1).reshape(-1, 2).astype(jnp.int32)
     mask_BR = jnp.stack([jnp.ones_like(empty_CA), ~empty_CA], -1).reshape(-1, 2)
     replies = Replies(tokens_BR, mask_BR, jnp.zeros(tokens_BR.shape))
-    say_BS, end_BS, relevance_B, _ = judge(graphs, judges, contexts, replies, exact)
-    return score(say_BS, end_BS, relevance_B, normaliser, judges.weight_S, clip).act_B.reshape(row_CA.shape)
+    model_only = graphs._replace(own=None)  # of an act alone a reward of one's own says nothing
+    say_BS, _, relevance_B, _ = judge(model_only, judges, contexts, replies, exact)
+    if graphs.own is not None:
+        say_BS = jnp.pad(say_BS, ((0, 0), (0, 1)), constant_values=jnp.nan)
+    return score(say_BS, say_BS, relevance_B, normaliser, judges.weight_S, clip).act_B.reshape(row_CA.shape)

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from crs_jax.models.actor_critic import ActorCritic
-from crs_jax.models.heads import SIGNALS
+from crs_jax.models.heads import REWARDS, SIGNALS
 from crs_jax.models.likelihood import first_logp
 from crs_jax.models.query import Wish
 from crs_jax.rl import all_acts, ppo
@@ -258,7 +258,7 @@ def make_iteration(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mes
             return lax.scan(update, carry, in_parts(shuffled, c.minibatches, mesh))
 
         finite = jnp.isfinite(reward_BR).all() & jnp.isfinite(old.logp_BR).all()
-        finite = finite & jnp.isfinite(say_BS).all() & jnp.isfinite(end_BS).all()
+        finite = finite & jnp.isfinite(say_BS[:, : len(SIGNALS)]).all() & jnp.isfinite(end_BS[:, : len(SIGNALS)]).all()
         fixed = frozen, act_kl, word_kl
         carry = (state.params, state.opt_state, state.halted | ~finite, jnp.asarray(False), fixed)
         (params, opt_state, halted, _, _), updates = lax.scan(epoch, carry, jax.random.split(order_key, c.epochs))
@@ -273,7 +273,7 @@ def make_iteration(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mes
         proposed_B = (split.items_BM >= 0).sum(-1)
         signals = {
             f"reward/{name}": ppo.masked_mean(column, jnp.isfinite(column))
-            for name, column in zip(SIGNALS, scores.signal_BS.T, strict=True)
+            for name, column in zip(REWARDS, scores.signal_BS.T, strict=False)
         }
         metrics = signals | {
             "reward": scores.total_B.mean(),

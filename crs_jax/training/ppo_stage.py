@@ -24,6 +24,7 @@ from crs_jax.training.halt import stop_if_halted
 from crs_jax.training.health import warnings
 from crs_jax.training.judging import Graphs, Judges
 from crs_jax.training.optimizer import make_optimizer, schedule
+from crs_jax.training.own_reward import own_reward
 from crs_jax.training.ppo import make_iteration, make_sampler
 from crs_jax.training.ppo_validation import Validation
 from crs_jax.training.replies import evidence_at
@@ -86,9 +87,10 @@ def take(contexts: Contexts, index: np.ndarray) -> Contexts:
 def make_judges(task: Task, sft: Model, reward: Model) -> Judges:
     """Everything that does not learn, on the mesh."""
     r = task.config.reward
-    weight_S = jnp.array([r.alpha, r.beta, r.gamma], jnp.float32)
+    weights = [r.alpha, r.beta, r.gamma, *([r.delta] if r.function else [])]
+    weight_S = jnp.array(weights, jnp.float32)
     if not jnp.abs(weight_S).sum() > 0:
-        raise InputError("config.reward: alpha, beta and gamma are all 0; there is nothing to learn from")
+        raise InputError("config.reward: alpha, beta, gamma and delta are all 0; there is nothing to learn from")
     return Judges(sft[1], reward[1], sft[2], reward[2], jnp.asarray(task.content_NE), weight_S)
 
 
@@ -111,7 +113,7 @@ def build(task: Task, sft: Model, reward: Model) -> tuple[Graphs, Any, Judges]:
     separate = task.config.model.value == "separate"
     critic = nnx.merge(sft[0], copy_tree(sft[1]), sft[2]) if separate else None
     graph, params, _ = split_model(ActorCritic(policy, task.config.model.value, critic))
-    graphs = Graphs(graph, sft[0], reward[0])
+    graphs = Graphs(graph, sft[0], reward[0], own_reward(task))
     return graphs, copy_tree(place(params, task.mesh)), make_judges(task, sft, reward)
 
 
@@ -119,9 +121,11 @@ def run_ppo(task: Task, writer: MetricsWriter, sft: Model, reward: Model) -> Ali
     """Aligns the SFT policy, or loads what was aligned before."""
     c = task.config.ppo
     inputs = {"data": task.fingerprint, "SFT model": digest(sft[1]), "reward model": digest(reward[1])}
-    checkpoints, spent = Checkpoints(task.workdir, "ppo", task.config, inputs), Stopwatch()
     graphs, params, judges = build(task, sft, reward)
-    blank = Normaliser(jnp.zeros(3), jnp.ones(3), jnp.float32(1))
+    if graphs.own is not None:
+        inputs["reward function"] = graphs.own.fingerprint
+    checkpoints, spent = Checkpoints(task.workdir, "ppo", task.config, inputs), Stopwatch()
+    blank = Normaliser(jnp.zeros_like(judges.weight_S), jnp.ones_like(judges.weight_S), jnp.float32(1))
     result = {"policy": params["policy"], "normaliser": blank._asdict()}
     done, meta = checkpoints.latest()
     if done is not None and meta["done"]:

@@ -1,0 +1,145 @@
+"""A user's own reward beside the three signals: any function of context, reply and items, with the weight delta.
+
+`--config.reward.function=FILE.py:NAME` (or `package.module:NAME`) names a function
+
+  def reward(context: list[Spoken], reply: str, items: list[Item]) -> float
+
+of the context's turns (`role`, `text`, `items`; the oldest may be trimmed), of what the reply says, and of the items it
+proposes. It runs on the host, in one process, for every sampled reply; NaN is no opinion, so that the other signals'
+weights are scaled up. A function, or a Flax model wrapped in one, that has the attribute `traced = True` is called
+inside the compiled iteration instead, as
+
+  reward(contexts: Contexts, tokens_BR, mask_BR, split: Parts) -> float32 [B]
+
+Either is standardised on reference samples like the signals, multiplied by `config.reward.delta`, and paid at the end
+of the reply; the act alone has none.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib
+import importlib.util
+import math
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from crs_jax.data.catalogue import Catalogue
+from crs_jax.data.tokenizer import DialogueTokenizer
+from crs_jax.errors import InputError
+from crs_jax.rl.rollout import Replies
+from crs_jax.rl.scoring import Parts
+from crs_jax.training.contexts import Contexts
+from crs_jax.training.task import Task
+
+FLAG = "--config.reward.function"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class OwnReward:
+    """The function with what turns tokens into words for it."""
+
+    name: str
+    function: Callable[..., Any]
+    fingerprint: str
+    tokenizer: DialogueTokenizer
+    catalogue: Catalogue
+
+    @property
+    def traced(self) -> bool:
+        """Whether it runs inside the compiled program."""
+        return bool(getattr(self.function, "traced", False))
+
+    def of(self, prompt_P: np.ndarray, tokens_R: np.ndarray) -> float:
+        """Of one reply. Raises what the function raises; `InputError` where it returns no number."""
+        rows, text = self.tokenizer.decode_reply(tokens_R.tolist(), self.catalogue)
+        context = self.tokenizer.decode_context(prompt_P.tolist(), self.catalogue)
+        value = self.function(context, text, [self.catalogue.items[row] for row in rows])
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            raise InputError(f"{FLAG}={self.name}: returned {value!r}, expected a number") from None
+        if math.isinf(number):
+            raise InputError(f"{FLAG}={self.name}: returned {number}, expected a finite number or NaN for no opinion")
+        return number
+
+    def __call__(self, contexts: Contexts, replies: Replies, split: Parts) -> jax.Array:
+        """Float32 `[B]` of B = C x G replies; inside jit."""
+        tokens_BR, mask_BR = replies.tokens_BR, replies.mask_BR
+        if self.traced:
+            return jnp.asarray(self.function(contexts, tokens_BR, mask_BR, split), jnp.float32)
+
+        def host(prompt_CP, tokens_BR, mask_BR) -> np.ndarray:
+            prompt_CP, tokens_BR, mask_BR = (np.asarray(a) for a in (prompt_CP, tokens_BR, mask_BR))
+            group = len(tokens_BR) // len(prompt_CP)
+            values = [
+                self.of(prompt_CP[b // group], row_R[real_R])
+                for b, (row_R, real_R) in enumerate(zip(tokens_BR, mask_BR, strict=True))
+            ]
+            return np.array(values, np.float32)
+
+        shape = jax.ShapeDtypeStruct((len(tokens_BR),), jnp.float32)
+        return jax.pure_callback(host, shape, contexts.prompt_CP, tokens_BR, mask_BR, vmap_method="sequential")
+
+
+def load(text: str) -> tuple[Callable[..., Any], str]:
+    """The function that `FILE.py:NAME` or `package.module:NAME` names, and a fingerprint of its file.
+
+    `InputError` says which part cannot be found, or what importing it raised.
+    """
+    where, colon, name = text.rpartition(":")
+    if not colon or not where or not name:
+        raise InputError(f"{FLAG}={text}: write FILE.py:NAME or package.module:NAME")
+    try:
+        if where.endswith(".py"):
+            path = pathlib.Path(where).expanduser()
+            if not path.is_file():
+                raise InputError(f"{FLAG}={text}: there is no file {where}")
+            spec = importlib.util.spec_from_file_location(f"own_reward_{path.stem}", path)
+            assert spec is not None and spec.loader is not None  # noqa: PT018
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+        else:
+            module = importlib.import_module(where)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{FLAG}={text}: importing it failed: {type(error).__name__}: {error}") from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise InputError(f"{FLAG}={text}: {where} has no function {name}")
+    source = pathlib.Path(module.__file__ or "")
+    return function, hashlib.sha256(source.read_bytes()).hexdigest()[:16] if source.is_file() else ""
+
+
+def own_reward(task: Task) -> OwnReward | None:
+    """The reward that the config names, tried on one human reply; None where it names none.
+
+    Raises:
+      InputError: it cannot be found or fails on that reply; it runs on the host and there are several processes.
+    """
+    name = task.config.reward.function
+    if not name:
+        return None
+    function, fingerprint = load(name)
+    own = OwnReward(name, function, fingerprint, task.tokenizer, task.corpus.catalogue)
+    if own.traced:
+        return own
+    if jax.process_count() > 1:
+        raise InputError(f"{FLAG}={name}: runs on the host, in one process; give it `traced = True` for several")
+    where = task.replies("train")[:1]
+    for d, t in where:
+        before = [token for turn in task.encoded["train"][d][:t] for token in turn]
+        try:
+            own.of(np.array(before), np.array(task.encoded["train"][d][t][2:]))
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(f"{FLAG}={name}: failed on a reply: {type(error).__name__}: {error}") from error
+    return own
