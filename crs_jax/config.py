@@ -26,6 +26,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "model.value": ("shared", "detached", "separate"),
     "reward.relevance": ("exact", "learned"),
     "signals.shift": ("residual", "difference"),
+    "ppo.evidence": ("same", "all"),
 }
 
 _AT_LEAST: dict[str, float] = {
@@ -73,6 +74,7 @@ _AT_LEAST: dict[str, float] = {
     "ppo.contexts": 1,
     "ppo.group": 1,
     "ppo.all_acts": 0,
+    "ppo.query_rate": 0,
     "ppo.epochs": 1,
     "ppo.minibatches": 1,
     "ppo.accumulate": 1,

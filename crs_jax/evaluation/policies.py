@@ -113,7 +113,7 @@ def _judge(graphs: Graphs, mesh: Mesh, exact: bool, clip: float, temperature: fl
         replies = Replies(tokens, mask, jnp.zeros(tokens.shape))
         say_BS, end_BS, relevance_B, split = judge(graphs, judges, contexts, replies, exact)
         scores = score(say_BS, end_BS, relevance_B, normaliser, judges.weight_S, clip)
-        own = policy_likelihood(graphs.policy, params, judges.frozen, contexts, replies, temperature)
+        own = policy_likelihood(graphs.aligned, params, judges.frozen, contexts, replies, temperature)
         reference = policy_likelihood(graphs.policy, judges.reference, judges.frozen, contexts, replies, temperature)
         k1_BR = ppo.kl_k1(own.logp_BR, reference.logp_BR)
         over = (split.act_BR, split.word_BR)

@@ -9,7 +9,7 @@ it says of items is added to what the hidden state says. Words' logits do not se
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -182,3 +182,26 @@ class Query(nnx.Module):
         again = jnp.broadcast_to(self.named_gain[...], evidence.named.shape)
         gains = jnp.concatenate([again, by_near * nearness, by_people * stars], -1)
         return Wish(vector, content, jnp.concatenate([evidence.named, evidence.near, evidence.starring], -1), gains)
+
+
+def deafened(params: dict[str, Any], leave_out: tuple[str, ...]) -> dict[str, Any]:
+    """Parameters of a `Query` that leaves nothing out and says the same as one that leaves those kinds out.
+
+    What multiplies the evidence left out starts at zero, where it has a gradient; how far the talk is stays known.
+    """
+    out = dict(params)
+    silent = {"text": ("text",), "asked": (), "named": ("named", "named facets")}
+    silent |= {"near": ("near",), "people": ("people",)}
+    for kind in leave_out:
+        for match in silent[kind]:
+            out["gain"] = out["gain"].at[MATCHES.index(match)].set(0.0)
+    if "text" in leave_out:
+        out["text_kernel"] = jnp.zeros_like(out["text_kernel"])
+        out["gate"] = out["gate"].at[3].set(0.0)  # whether anything was said
+    if "asked" in leave_out:
+        for name in ("asked_kernel", "asked_match"):
+            out[name] = out[name].at[:-3].set(0.0)
+        out["gate"] = out["gate"].at[4].set(0.0)  # whether a genre is asked for
+    if "named" in leave_out:
+        out["named_kernel"] = jnp.zeros_like(out["named_kernel"])
+    return out

@@ -38,12 +38,21 @@ class Judges(NamedTuple):
 
 
 class Graphs(NamedTuple):
-    """Graph definitions (static) of the three models, and a user's own reward (`training/own_reward.py`)."""
+    """Graph definitions (static) of the models, and a user's own reward (`training/own_reward.py`).
+
+    `learned` is that of the policy that learns, where it reads more evidence than the reference; else None.
+    """
 
     actor: Any
     policy: Any
     reward: Any
     own: Any = None
+    learned: Any = None
+
+    @property
+    def aligned(self) -> Any:
+        """Of the policy that learns."""
+        return self.policy if self.learned is None else self.learned
 
 
 def judge(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from crs_jax.data.windows import make_windows
 from crs_jax.errors import InputError
 from crs_jax.metrics import MetricsWriter, read_json_lines
 from crs_jax.models.actor_critic import ActorCritic
+from crs_jax.models.query import deafened
 from crs_jax.progress import Progress, say
 from crs_jax.rl.reward import Normaliser, fit_normaliser
 from crs_jax.sharding import place, shard_batch
@@ -30,7 +32,7 @@ from crs_jax.training.ppo_validation import Validation
 from crs_jax.training.replies import evidence_at
 from crs_jax.training.reward import split_holdout
 from crs_jax.training.state import Stopwatch, fresh_state
-from crs_jax.training.task import Task, copy_tree, split_model
+from crs_jax.training.task import Task, copy_tree, new_policy, split_model
 
 Model = tuple[Any, Any, Any]  # graphdef, params, frozen
 REFERENCE_BATCHES = 8
@@ -107,13 +109,24 @@ def reference_normaliser(task: Task, graphs: Graphs, judges: Judges, contexts: C
     return fit_normaliser(jnp.concatenate(signals), judges.weight_S)
 
 
+def open_evidence(task: Task, sft: Model) -> Model:
+    """The SFT policy with all kinds of evidence before it: it says the same, and can learn to read them."""
+    seeing = task.config.copy_and_resolve_references()
+    with seeing.unlocked():
+        seeing.model.leave_out, seeing.model.init = (), "scratch"
+    graphdef = split_model(new_policy(dataclasses.replace(task, config=seeing)))[0]
+    query = deafened(sft[1]["query"], tuple(task.config.model.leave_out))
+    return graphdef, place({**sft[1], "query": query}, task.mesh), sft[2]
+
+
 def build(task: Task, sft: Model, reward: Model) -> tuple[Graphs, Any, Judges]:
     """Graph definitions, the first parameters of the actor-critic, and the judges."""
-    policy = nnx.merge(*sft)
+    opened = open_evidence(task, sft) if task.config.ppo.evidence == "all" else None
+    policy = nnx.merge(*(opened or sft))
     separate = task.config.model.value == "separate"
     critic = nnx.merge(sft[0], copy_tree(sft[1]), sft[2]) if separate else None
     graph, params, _ = split_model(ActorCritic(policy, task.config.model.value, critic))
-    graphs = Graphs(graph, sft[0], reward[0], own_reward(task))
+    graphs = Graphs(graph, sft[0], reward[0], own_reward(task), None if opened is None else opened[0])
     return graphs, copy_tree(place(params, task.mesh)), make_judges(task, sft, reward)
 
 
@@ -132,12 +145,12 @@ def run_ppo(task: Task, writer: MetricsWriter, sft: Model, reward: Model) -> Ali
         result = checkpoints.restore(done, "result", result)
         say(f"ppo: done before, {done} iterations")
         checkpoints.close()
-        return Aligned((sft[0], result["policy"], sft[2]), graphs, judges, Normaliser(**result["normaliser"]))
+        return Aligned((graphs.aligned, result["policy"], sft[2]), graphs, judges, Normaliser(**result["normaliser"]))
 
     where = contexts_of(task)
     contexts = contexts_at(task, "train", where)
     updates = c.iterations * c.epochs * c.minibatches
-    optimizer = make_optimizer(c.learning_rate, c.warmup, updates, c.weight_decay, c.clip_norm)
+    optimizer = make_optimizer(c.learning_rate, c.warmup, updates, c.weight_decay, c.clip_norm, query_rate=c.query_rate)
     rate = schedule(c.learning_rate, c.warmup, updates)
     coefficients = {"act_kl": jnp.float32(c.act_kl), "word_kl": jnp.float32(c.word_kl)}
     state = fresh_state(params, optimizer, task.mesh, coefficients)
@@ -216,7 +229,7 @@ def run_ppo(task: Task, writer: MetricsWriter, sft: Model, reward: Model) -> Ali
                         f"below --config.ppo.hr_floor={c.hr_floor} of SFT's; the policy of the check before is kept"
                     )
                     break
-    return Aligned((sft[0], result["policy"], sft[2]), graphs, judges, normaliser)
+    return Aligned((graphs.aligned, result["policy"], sft[2]), graphs, judges, normaliser)
 
 
 def logged(workdir: Any) -> list[dict[str, Any]]:

@@ -45,11 +45,11 @@ class Validation:
         p, clip, exact = c.ppo, c.reward.clip, c.reward.relevance == "exact"
 
         def check(params, judges: Judges, normaliser: Normaliser, contexts: Contexts, target_CY, key):
-            first_CN = first_of(graphs.policy, params, judges.frozen, contexts, p.temperature)[:, :-1]
+            first_CN = first_of(graphs.aligned, params, judges.frozen, contexts, p.temperature)[:, :-1]
             first_CN = add_at(first_CN, contexts.named_CX, jnp.full(contexts.named_CX.shape, MASKED))
             target_CY1 = jnp.take_along_axis(first_CN, jnp.maximum(target_CY, 0), 1)[..., None]
             rank_CY = lax.map(lambda x: (x[0] >= x[1]).sum(-1), (first_CN, target_CY1))
-            policy = nnx.merge(graphs.policy, params, judges.frozen)
+            policy = nnx.merge(graphs.aligned, params, judges.frozen)
             replies = sample(
                 policy, contexts.prompt_CP, contexts.mask_CP, key, group=1, reply_tokens=c.data.reply_tokens,
                 evidence=contexts.evidence, temperature=p.temperature, block=p.decode_block,
@@ -57,8 +57,8 @@ class Validation:
             say_BS, end_BS, relevance_B, _ = judge(graphs, judges, contexts, replies, exact)
             total_B = score(say_BS, end_BS, relevance_B, normaliser, judges.weight_S, clip).total_B
             both = [
-                policy_likelihood(graphs.policy, own, judges.frozen, contexts, replies, p.temperature).logp_BR
-                for own in (params, judges.reference)
+                policy_likelihood(graph, own, judges.frozen, contexts, replies, p.temperature).logp_BR
+                for graph, own in ((graphs.aligned, params), (graphs.policy, judges.reference))
             ]
             return rank_CY, total_B, (both[0] - both[1]).sum(-1)
 

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tiny_policy import FACETS, make_layout, make_policy, next_token, plain_wishes, random_evidence
+from tiny_policy import FACETS, make_layout, make_policy, next_token, plain_wishes, random_evidence, split
 
 from crs_jax.models.policy import add_at
-from crs_jax.models.query import KINDS, Evidence, Query
+from crs_jax.models.query import KINDS, MATCHES, Evidence, Query, deafened
 
 LAYOUT = make_layout(words=11, items=9, act_items=2)
 
@@ -112,3 +112,28 @@ def test_a_genre_asked_for_lifts_its_items_at_the_start():
     evidence = Evidence(np.zeros((1, 6)), np.array([[0, 1.0, 0, 0]]), none, zero, none, zero, none, zero)
     wish = query(evidence, jnp.zeros((9, 6 + FACETS + 1)))
     np.testing.assert_allclose(wish.content[0], [*[0] * 6, 0, 2.0, 0, 0, 0, 0.7], atol=0.03)
+
+
+@pytest.mark.parametrize("kinds", [*((kind,) for kind in KINDS), KINDS])
+def test_a_deafened_query_says_what_one_without_the_evidence_says_and_can_learn_it(policy, evidence, kinds):
+    graph, params, frozen = split(policy)
+    contents = policy.items.content[...]
+    query = {**params["query"], "gate": params["query"]["gate"].at[3:].set(0.0)}  # as no training ever moved them
+    seeing = nnx.merge(graph, {**params, "query": deafened(query, kinds)}, frozen)
+    deaf = nnx.merge(graph, {**params, "query": query}, frozen)
+    deaf.query.leave_out = kinds
+    got, wanted = seeing.wish(evidence), deaf.wish(evidence)
+    np.testing.assert_allclose(got.content, wanted.content, atol=1e-5)
+    np.testing.assert_allclose(got.vector, wanted.vector, atol=1e-5)
+    rows = [add_at(jnp.zeros((6, LAYOUT.num_items)), *wish.beside) for wish in (got, wanted)]
+    np.testing.assert_allclose(*rows, atol=1e-6)
+
+    def total(query):
+        wish = nnx.merge(graph, {**params, "query": query}, frozen).wish(evidence)
+        return (wish.content @ contents.T).sum() + wish.gains.sum()
+
+    grad = jax.grad(total)(deafened(query, kinds))
+    moved = {"text": "text_kernel", "asked": "asked_match", "named": "named_kernel"}
+    assert all(np.abs(grad[moved[kind]]).max() > 1e-4 for kind in kinds if kind in moved)
+    by_match = dict(zip(MATCHES, np.abs(grad["gain"]).tolist(), strict=True))
+    assert all(by_match[kind] > 1e-4 for kind in set(kinds) & {"text", "named", "near", "people"})
