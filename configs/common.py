@@ -97,6 +97,8 @@ def get_config() -> ConfigDict:
     c.signals.engagement.length = 1.0  # of the reply
     c.signals.engagement.continuation = 1.0  # answering, and coming back
     c.signals.engagement.uptake = 1.0  # naming or accepting what was proposed
+    c.signals.engagement.clicks = 1.0  # where a log has them
+    c.signals.log = ""  # CSV or JSONL of real dwell times and clicks (`signals/feedback_log.py`)
 
     c.reward = ConfigDict()
     c.reward.alpha = 1.0  # engagement

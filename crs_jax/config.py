@@ -65,6 +65,7 @@ _AT_LEAST: dict[str, float] = {
     "signals.engagement.length": 0,
     "signals.engagement.continuation": 0,
     "signals.engagement.uptake": 0,
+    "signals.engagement.clicks": 0,
     "reward.epochs": 0,
     "reward.counterfactual": 0,
     "reward.alternatives": 1,
@@ -265,6 +266,9 @@ def _validate_data(config: ConfigDict) -> None:
         raise _error("data.dir", data.dir, rule)
     if data.dir and data.dataset != "simulated" and not pathlib.Path(data.dir).expanduser().is_dir():
         raise _error("data.dir", data.dir, "there is no such folder")
+    log = config.signals.log
+    if log and not pathlib.Path(log).expanduser().is_file():
+        raise _error("signals.log", log, "there is no such file")
     least = data.act_items + 3  # the act, <|say|>, one word and <|end|>
     if data.reply_tokens < least:
         rule = f"must be at least {least}, to hold an act of --config.data.act_items={data.act_items} and a word"

@@ -4,8 +4,8 @@
 
 Flags that begin with `--config.` go to every run. Each run has a workdir of its own under `--out`, prepared data are
 shared, and so are the models of the stages sft and reward between cells of a seed whose settings for them are the same.
-What is done is skipped, so that the same command goes on where it was stopped. `--jobs=2` runs two seeds at a time. At
-the end stand `sweep.md` and `sweep.json`: means over seeds, and differences to the reference cell, paired by seed.
+What is done is skipped, so that the same command goes on where it was stopped. `--jobs=2` runs two seeds at a time,
+`--seeds=0,1` other seeds than the file names. At the end stand `sweep.md` and `sweep.json`: means over seeds, and differences to the reference cell, paired by seed.
 """
 
 from __future__ import annotations
@@ -193,7 +193,7 @@ def table(sweep: Sweep, found: Mapping[str, Mapping[int, Mapping[str, float]]]) 
 
 def main(arguments: Sequence[str]) -> int:
     """The command; returns the exit status."""
-    given = {"sweep": "", "out": "", "jobs": "1"}
+    given = {"sweep": "", "out": "", "jobs": "1", "seeds": ""}
     more = []
     for argument in arguments:
         name, _, value = argument.removeprefix("--").partition("=")
@@ -202,15 +202,19 @@ def main(arguments: Sequence[str]) -> int:
         elif argument.startswith("--config."):
             more.append(argument)
         else:
-            say(f"error: {argument}: use --sweep=FILE, --out=FOLDER, --jobs=N and --config.SETTING=VALUE")
+            say(f"error: {argument}: use --sweep=FILE, --out=FOLDER, --jobs=N, --seeds=N,N and --config.SETTING=VALUE")
             return 2
     try:
-        if not all(given.values()):
+        if not (given["sweep"] and given["out"]):
             raise InputError("--sweep=FILE and --out=FOLDER are both needed")
         if not given["jobs"].isdigit() or given["jobs"] == "0":
             raise InputError(f"--jobs={given['jobs']}: give how many runs may go on at a time, at least 1")
         out = pathlib.Path(given["out"]).expanduser().absolute()
         sweep = load(pathlib.Path(given["sweep"]))
+        if given["seeds"]:
+            if not all(seed.isdigit() for seed in given["seeds"].split(",")):
+                raise InputError(f"--seeds={given['seeds']}: give whole numbers, such as 0,1")
+            sweep = dataclasses.replace(sweep, seeds=tuple(map(int, given["seeds"].split(","))))
         found = run(sweep, out, more, int(given["jobs"]))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -118,6 +118,16 @@ def test_seeds_run_side_by_side(started, tmp_path):
     assert sweep.main(["--sweep=x", "--out=y", "--jobs=0"]) == 2
 
 
+def test_other_seeds(started, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sweep, "load", lambda path: PLAN)
+    line = ["--sweep=x", f"--out={tmp_path}"]
+    assert sweep.main([*line, "--seeds=5"]) == 0
+    assert "Means over seeds 5." in (tmp_path / "sweep.md").read_text(encoding="utf-8")
+    assert len(started) == 2
+    assert sweep.main([*line, "--seeds=5,x"]) == 2
+    assert "--seeds=5,x" in capsys.readouterr().err
+
+
 def test_a_run_that_fails_ends_the_sweep_with_its_last_line(monkeypatch, tmp_path):
     def fail(line, stdout, stderr):
         stdout.write("starting\nerror: no such thing\n")

@@ -16,10 +16,10 @@ from crs_jax.data.dialogue import Dialogue
 from crs_jax.evaluation.signals import auc, correlation
 from crs_jax.models.heads import SIGNALS
 from crs_jax.rl.reward import combine
-from crs_jax.signals.engagement import PARTS, EngagementModel, timing
+from crs_jax.signals.engagement import PARTS, logged_of, timing
 from crs_jax.signals.reactions import Reaction, plain_text, reactions
 from crs_jax.signals.sentiment import sentiment
-from crs_jax.training.labels import label
+from crs_jax.training.labels import engagement_model, label
 from crs_jax.training.task import Task
 
 OUTCOMES = ("liked", "seen", "continuation")
@@ -44,13 +44,13 @@ def observed(task: Task, split: str) -> tuple[dict[str, np.ndarray], dict[str, n
     found = [(d, r) for d, dialogue in enumerate(dialogues) for r in reactions(dialogue)]
     found = [(d, r) for d, r in found if r.after and any(turn.items for turn in r.proposal)]
     at = [(d, r.turn) for d, r in found]
-    parts = EngagementModel.fit(task.dialogues("train"), task.config.signals.engagement.to_dict())
+    parts = engagement_model(task)
     scaled, labels = parts.standardised(dialogues), label(task, split).signal_DTS
     label_PS = np.array([labels[d, t] for d, t in at], np.float32).reshape(-1, len(SIGNALS))
     c = task.config.reward
     weight_S = jnp.array([c.alpha, c.beta, c.gamma], jnp.float32)
     signals = {
-        "latency": np.array([(timing(r) or (np.nan,))[0] for _, r in found]),
+        "latency": np.array([(timing(r, logged_of(parts.log, dialogues[d], r)) or (np.nan,))[0] for d, r in found]),
         **{part: np.array([scaled[part][d][t] for d, t in at]) for part in PARTS},
         "engagement": label_PS[:, SIGNALS.index("engagement")],
         "relevance": label_PS[:, SIGNALS.index("relevance")],

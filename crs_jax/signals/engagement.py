@@ -1,11 +1,13 @@
 """Engagement: how long and how far the seeker went along with a recommender's message. A weak label from logs.
 
-Four parts, none of which reads the questionnaires (`liked`, `seen`), which are answers and not behaviour:
-  dwell: log reply latency less what reading and typing explain, by a least-squares fit on train;
+Five parts, none of which reads the questionnaires (`liked`, `seen`), which are answers and not behaviour:
+  dwell: log reply latency less what reading and typing explain, by a least-squares fit on train; with a log of dwell
+    times (`signals/feedback_log.py`) the log of those less what reading explains;
   length: log number of words in the reaction;
   continuation: 0 the seeker never answers, 1/2 answers and then says no more, 1 answers and speaks again later;
   uptake: 1 where the reaction names a proposed item or accepts in words (`ACCEPTS`), less 1 where it refuses in words
-    (`REFUSES`).
+    (`REFUSES`);
+  clicks: log number of clicks on what was proposed, where a log has them.
 Each is standardised on train and clipped; the score is their weighted mean over the parts that are known. A part that
 is missing (no times in the corpus, nothing proposed) leaves the mean, it is never taken for zero.
 """
@@ -21,9 +23,10 @@ import numpy as np
 
 from crs_jax.data.dialogue import Dialogue
 from crs_jax.errors import InputError
+from crs_jax.signals.feedback_log import FeedbackLog, Logged
 from crs_jax.signals.reactions import Reaction, plain_text, reactions, words_of
 
-PARTS = ("dwell", "length", "continuation", "uptake")
+PARTS = ("dwell", "length", "continuation", "uptake", "clicks")
 CLIP = 3.0  # standard deviations; a seeker who left the desk for ten minutes is not ten minutes engaged
 
 ACCEPTS = re.compile(
@@ -60,20 +63,28 @@ class EngagementModel:
         times.
       mean, std: of each part on train; a part absent or constant there is left out of both, and so of the score.
       weights: of each part in the score.
+      log: logged dwell times and clicks; empty without.
     """
 
     dwell_weights: tuple[float, float, float] | None
     mean: Mapping[str, float]
     std: Mapping[str, float]
     weights: Mapping[str, float]
+    log: FeedbackLog = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def fit(cls, dialogues: Sequence[Dialogue], weights: Mapping[str, float] | None = None) -> EngagementModel:
+    def fit(
+        cls,
+        dialogues: Sequence[Dialogue],
+        weights: Mapping[str, float] | None = None,
+        log: FeedbackLog | None = None,
+    ) -> EngagementModel:
         """Fits on the training dialogues.
 
         Args:
           dialogues: of train alone.
           weights: of the parts, by name; default: all 1. A part left out, or with weight 0, does not count.
+          log: of dwell times and clicks, of any split.
         """
         weights = dict.fromkeys(PARTS, 1.0) if weights is None else dict(weights)
         unknown = sorted(set(weights) - set(PARTS))
@@ -82,14 +93,15 @@ class EngagementModel:
         negative = next((part for part in weights if not weights[part] >= 0), None)
         if negative:
             raise InputError(f"engagement weights: {negative} is {weights[negative]}; give a number of at least 0")
-        rows = [timing(reaction) for dialogue in dialogues for reaction in reactions(dialogue)]
+        log = {} if log is None else log
+        rows = [timing(r, logged_of(log, dialogue, r)) for dialogue in dialogues for r in reactions(dialogue)]
         timed = np.array([row for row in rows if row is not None], dtype=np.float64)
         dwell_weights = None
         if len(timed) >= 3:
             design = np.column_stack([np.ones(len(timed)), timed[:, 1:]])
             solution = np.linalg.lstsq(design, timed[:, 0], rcond=None)[0]
             dwell_weights = (float(solution[0]), float(solution[1]), float(solution[2]))
-        model = cls(dwell_weights, {}, {}, weights)
+        model = cls(dwell_weights, {}, {}, weights, log)
         values = model.parts(dialogues)
         mean, std = {}, {}
         for part in PARTS:
@@ -97,13 +109,14 @@ class EngagementModel:
             flat = flat[~np.isnan(flat)].astype(np.float64)
             if len(flat) and flat.std() > 1e-6:
                 mean[part], std[part] = float(flat.mean()), float(flat.std())
-        return cls(dwell_weights, mean, std, weights)
+        return cls(dwell_weights, mean, std, weights, log)
 
     def parts(self, dialogues: Sequence[Dialogue]) -> dict[str, list[np.ndarray]]:
         """Raw value of each part: for each dialogue float32 [turns], NaN where it is not defined.
 
         Only a recommender's message that ends a run of them has values: dwell and length where the seeker answers
-        (dwell where both times are known), continuation always, uptake where its run proposes an item.
+        (dwell where both times are known, or where it was logged), continuation always, uptake where its run proposes
+        an item, clicks where they were logged.
         """
         out: dict[str, list[np.ndarray]] = {part: [] for part in PARTS}
         for dialogue in dialogues:
@@ -114,7 +127,10 @@ class EngagementModel:
                 arrays["uptake"][t] = uptake(reaction)
                 if reaction.after:
                     arrays["length"][t] = np.log1p(words_of(reaction.after))
-                times = timing(reaction)
+                logged = logged_of(self.log, dialogue, reaction)
+                if logged is not None and logged.clicks is not None:
+                    arrays["clicks"][t] = np.log1p(logged.clicks)
+                times = timing(reaction, logged)
                 if times is not None and self.dwell_weights is not None:
                     log_latency, *lengths = times
                     intercept, read, typed = self.dwell_weights
@@ -146,8 +162,8 @@ class EngagementModel:
         return out
 
     def to_json(self) -> str:
-        """Everything fitted, as JSON."""
-        return json.dumps(dataclasses.asdict(self))
+        """Everything fitted, as JSON; the log is not."""
+        return json.dumps({name: value for name, value in dataclasses.asdict(self).items() if name != "log"})
 
     @classmethod
     def from_json(cls, text: str) -> EngagementModel:
@@ -181,12 +197,21 @@ def availability(dialogues: Sequence[Dialogue], model: EngagementModel) -> dict[
     return out
 
 
-def timing(reaction: Reaction) -> tuple[float, float, float] | None:
+def logged_of(log: FeedbackLog, dialogue: Dialogue, reaction: Reaction) -> Logged | None:
+    """What the log has of the reaction's message; None without a log."""
+    return log.get((dialogue.dialogue_id, reaction.turn), Logged()) if log else None
+
+
+def timing(reaction: Reaction, logged: Logged | None = None) -> tuple[float, float, float] | None:
     """Log(1 + seconds to the first answer), log(1 + words read), log(1 + words typed); None where a time is missing.
 
     What was read is the recommender's whole run, what was typed the first message of the answer. A negative gap, as
-    clocks give, counts as 0 seconds.
+    clocks give, counts as 0 seconds. With a log the seconds are those that were logged, and no typing is in them.
     """
+    if logged is not None:
+        if logged.dwell is None:
+            return None
+        return float(np.log1p(logged.dwell)), float(np.log1p(words_of(reaction.proposal))), 0.0
     if not reaction.after:
         return None
     sent, answered = reaction.proposal[-1].seconds, reaction.after[0].seconds

@@ -6,14 +6,18 @@ import dataclasses
 import hashlib
 import json
 import os
+import pathlib
 
 import numpy as np
 
+from crs_jax.errors import InputError
 from crs_jax.models.heads import SIGNALS
+from crs_jax.progress import say
 from crs_jax.signals.engagement import EngagementModel, availability
+from crs_jax.signals.feedback_log import FLAG, matched, read_log
 from crs_jax.signals.relevance import turn_relevance
 from crs_jax.signals.sentiment import carried_over, sentiment_shift
-from crs_jax.training.task import Task
+from crs_jax.training.task import SPLITS, Task
 
 VERSION = 2
 
@@ -46,14 +50,33 @@ def _raw(task: Task, split: str, engagement: EngagementModel, carried: float) ->
     return out
 
 
+def log_fingerprint(task: Task) -> str:
+    """Of the log of dwell times and clicks; empty without one."""
+    path = task.config.signals.log
+    return hashlib.sha256(pathlib.Path(path).expanduser().read_bytes()).hexdigest()[:16] if path else ""
+
+
+def engagement_model(task: Task) -> EngagementModel:
+    """Fitted on train, with the log that the config names; `InputError` where no line of it is of a known message."""
+    s, log = task.config.signals, None
+    if s.log:
+        log = read_log(pathlib.Path(s.log))
+        found = matched(log, (dialogue for split in SPLITS for dialogue in task.dialogues(split)))
+        if not found:
+            raise InputError(f"{FLAG}={s.log}: none of its {len(log)} lines is of a dialogue of this corpus")
+        say(f"signals: {found} of the {len(log)} lines of {s.log} are of messages of this corpus")
+    return EngagementModel.fit(task.dialogues("train"), s.engagement.to_dict(), log)
+
+
 def label(task: Task, split: str) -> Labels:
     """Labels of `split`; computed once for the same dialogues and settings."""
-    key = json.dumps([VERSION, split, task.config.signals.to_dict(), task.config.data.window, task.fingerprint])
+    settings = {**task.config.signals.to_dict(), "log": log_fingerprint(task)}
+    key = json.dumps([VERSION, split, settings, task.config.data.window, task.fingerprint])
     path = task.cache / f"labels-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
     if path.exists():
         with np.load(path) as stored:
             return Labels(stored["signal_DTS"], json.loads(str(stored["available"])))
-    engagement = EngagementModel.fit(task.dialogues("train"), task.config.signals.engagement.to_dict())
+    engagement = engagement_model(task)
     s = task.config.signals
     carried = 1.0 if s.shift == "difference" else carried_over(task.dialogues("train"), s.sentiment)
     train = _raw(task, "train", engagement, carried)

@@ -164,7 +164,7 @@ def run_ppo(task: Task, writer: MetricsWriter, sft: Model, reward: Model) -> Ali
     writer.drop_after("ppo", done or 0)
     validation = Validation(task, graphs, judges, contexts_at)
     floor = meta["floor"] if done is not None else 0.0
-    if done is None and (at_first := validation(judges.reference, normaliser)):
+    if done is None and (at_first := validation(params["policy"], normaliser)):
         writer.write("ppo", 0, at_first)
         floor = c.hr_floor * at_first["validation/hr@10"]
     iteration = make_iteration(graphs, optimizer, task.config, task.mesh)

@@ -26,7 +26,7 @@ from crs_jax.rl.scoring import parts, tree_hidden
 from crs_jax.sharding import everywhere, in_parts, on_mesh, place, shard_batch
 from crs_jax.training.counterfactual import Counterfactuals
 from crs_jax.training.halt import stop_if_halted
-from crs_jax.training.labels import label
+from crs_jax.training.labels import label, log_fingerprint
 from crs_jax.training.optimizer import make_optimizer
 from crs_jax.training.replies import Wishes, reply_arrays
 from crs_jax.training.sft import DeviceRows, at_slots, batches, epoch_seed, make_packer, packed_hidden
@@ -231,6 +231,8 @@ def run_reward(task: Task, writer: MetricsWriter, sft: tuple[Any, Any, Any]) -> 
     """Trains or loads the reward model; returns its graphdef, params (lowest held-out loss) and frozen arrays."""
     c = task.config
     inputs, spent = {"data": task.fingerprint, "SFT model": digest(sft[1])}, Stopwatch()
+    if c.signals.log:
+        inputs["log"] = log_fingerprint(task)
     checkpoints = Checkpoints(task.workdir, "reward", c, inputs)
     graphdef, params, frozen = split_model(RewardModel(nnx.merge(*sft)))
     params, frozen = place(copy_tree(params), task.mesh), place(frozen, task.mesh)

@@ -79,6 +79,7 @@ def test_parts_by_hand():
         "length": [log(6), nan, nan, log(8), nan, nan, log(4), nan, nan],
         "continuation": [1, nan, nan, 1, nan, nan, 0.5, nan, 0],
         "uptake": [nan, nan, nan, 1, nan, nan, -1, nan, nan],
+        "clicks": [nan] * 9,
     }  # fmt: skip
     for name in PARTS:
         assert parts[name].dtype == np.float32
@@ -164,7 +165,7 @@ def test_dwell_is_the_residual_of_least_squares():
     np.testing.assert_allclose(dwell[~np.isnan(dwell)], rows[:, 0] - oracle.predict(rows[:, 1:]), atol=1e-5)
 
 
-@given(seed=st.integers(0, 2**32 - 1), weights=st.lists(st.sampled_from([0.0, 0.5, 1.0, 3.0]), min_size=4, max_size=4))
+@given(seed=st.integers(0, 2**32 - 1), weights=st.lists(st.sampled_from([0.0, 0.5, 1.0, 3.0]), min_size=5, max_size=5))
 @settings(max_examples=25, deadline=None)
 def test_score_is_the_plain_loop(seed, weights):
     """Weights are renormalised over the parts that are known: a missing time never counts as an average one."""

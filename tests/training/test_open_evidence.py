@@ -29,6 +29,9 @@ def test_it_starts_as_the_reference_and_learns_to_read(deaf):
         aligned = run_ppo(task, writer, sft, reward)  # its own check: KL 0 in the first iteration
     lines = [line for line in read_json_lines(task.workdir / "metrics.jsonl") if "kl" in line]
     assert abs(lines[0]["kl"]) < 1e-3
+    first = next(line for line in read_json_lines(task.workdir / "metrics.jsonl") if "validation/kl" in line)
+    assert first["step"] == 0
+    assert abs(first["validation/kl"]) < 1e-3
     gain = np.asarray(aligned.policy[1]["query"]["gain"])
     assert all(gain[MATCHES.index(match)] != 0 for match in ("text", "named", "named facets", "near"))
     # The policy that evaluation gets reads the evidence: another text, another ranking.
