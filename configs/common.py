@@ -121,6 +121,7 @@ def get_config() -> ConfigDict:
     c.ppo.iterations = 100
     c.ppo.contexts = 16  # contexts an iteration, over all devices
     c.ppo.unseen = True  # only contexts of dialogues that the reward model was not fitted on
+    c.ppo.recommending = False  # only contexts in which the person proposed something new
     c.ppo.evidence = "same"  # that the policy reads: same as SFT's, or all, also what model.leave_out hid
     c.ppo.query_rate = 1.0  # rate of the query, which reads the evidence, as a multiple of the others'
     c.ppo.group = 4  # replies a context, from one prefill

@@ -5,7 +5,8 @@
 Flags that begin with `--config.` go to every run. Each run has a workdir of its own under `--out`, prepared data are
 shared, and so are the models of the stages sft and reward between cells of a seed whose settings for them are the same.
 What is done is skipped, so that the same command goes on where it was stopped. `--jobs=2` runs two seeds at a time,
-`--seeds=0,1` other seeds than the file names. At the end stand `sweep.md` and `sweep.json`: means over seeds, and differences to the reference cell, paired by seed.
+`--seeds=0,1` other seeds than the file names. At the end stand `sweep.md` and `sweep.json`: means over seeds, and
+differences to the reference cell, paired by seed.
 """
 
 from __future__ import annotations

@@ -99,6 +99,8 @@ def full_metrics(rng: np.random.Generator) -> dict[str, Any]:
         },
         "ppo": {"kl": 2.871, "entropy": 6.44, "reward": 0.259, "iterations": 100, "clip_fraction": 0.087},
         "optimum": {"share": {"value": 0.74, "low": 0.7, "high": 0.78}, "kl": 1.2, "beta": 0.41},
+        "health": {"length": "replies went from 11 to 7 tokens, a factor beyond 1.5"},
+        "liked": {"ppo over sft": {"auc": 0.541, "auc-low": 0.52, "auc-high": 0.56, "positives": 640, "n": 812}},
         "simulator": {"utility_sft": 0.5523, "utility_ppo": 0.6171, "difference": 0.0648, "low": 0.0511, "high": 0.0793,
                       "n": 812, "utility_random": 0.4211, "utility_best": 0.9304},
         "data": {"train_dialogues": 3702, "validation_dialogues": 399, "test_dialogues": 546, "instances": 4198,
@@ -206,7 +208,19 @@ def make_run(workdir: pathlib.Path, seed: int = 0, count: int = 6) -> dict[str, 
 def make_sft_run(workdir: pathlib.Path) -> dict[str, Any]:
     """A workdir after `--config.stages=sft,evaluate`: no reward model, no PPO, no simulator, no samples."""
     metrics = make_run(workdir)
-    for key in ("paired", "rewards", "reward_model", "signals", "ppo", "optimum", "simulator", "success", "published"):
+    for key in (
+        "paired",
+        "rewards",
+        "reward_model",
+        "signals",
+        "ppo",
+        "health",
+        "liked",
+        "optimum",
+        "simulator",
+        "success",
+        "published",
+    ):
         del metrics[key]
     for table in (metrics["ranking"], metrics["text"]):
         del table["ppo"]

@@ -94,6 +94,7 @@ def test_tags_are_balanced_and_every_section_is_there(page):
         "signals",
         "reward-model",
         "ppo",
+        "liked",
         "curves",
         "samples",
         "data",
@@ -234,6 +235,8 @@ def test_the_other_tables_hold_their_figures(page):
     assert row(page, "ppo", "Share")[0][:1] == ["Share"]
     assert "0.601–0.661" in page.sections["reward-model"]
     assert row(page, "reward-model", "Available · Uptake")[0] == ["Available · Uptake", "1,711"]
+    assert row(page, "liked", "Ppo over sft")[0] == ["Ppo over sft", "0.541", "640", "812"]
+    assert "replies went from 11 to 7 tokens" in page.sections["ppo"]
     assert "Published: Kostric & Balog." in page.sections["ranking"]
     assert row(page, "text", "SFT")[0][1:6] == ["0.031", "0.041", "0.172", "0.151", "14.27"]
     assert row(page, "ranking", "UniCRS (published)")[0] == ["UniCRS (published)", "0.048", "0.030"]
@@ -296,6 +299,7 @@ def test_a_run_of_sft_alone_says_what_is_missing(tmp_path):
     assert "no PPO stage" in page.sections["comparison"]
     assert "No simulator" in page.sections["utility"]
     assert "No reward model" in page.sections["reward-model"]
+    assert "No answers about proposals" in page.sections["liked"]
     assert "No table of signals" in page.sections["signals"]
     assert "No PPO stage" in page.sections["ppo"]
     assert "Nothing logged by: Reward model, PPO." in page.sections["curves"]

@@ -22,6 +22,7 @@ from crs_jax.rl.reward import Normaliser, fit_normaliser
 from crs_jax.sharding import place, shard_batch
 from crs_jax.training.checks import check_draws, check_first, check_noise
 from crs_jax.training.contexts import Contexts
+from crs_jax.training.examples import fresh_instances
 from crs_jax.training.halt import stop_if_halted
 from crs_jax.training.health import warnings
 from crs_jax.training.judging import Graphs, Judges
@@ -70,15 +71,21 @@ def chosen(seed: int, iteration: int, total: int, count: int) -> np.ndarray:
 
 
 def contexts_of(task: Task) -> list[tuple[int, int]]:
-    """(dialogue, turn) of the training replies that PPO starts from, by `config.ppo.unseen`.
+    """(dialogue, turn) of the training replies that PPO starts from, by `config.ppo.unseen` and `recommending`.
 
-    On dialogues that the reward model was fitted on it remembers the reactions; elsewhere it must judge.
+    On dialogues that the reward model was fitted on it remembers the reactions; elsewhere it must judge. `InputError`
+    where none is left.
     """
-    where = task.replies("train")
-    if not task.config.ppo.unseen:
-        return where
-    held = set(split_holdout(task)[1].tolist())
-    return [(d, t) for d, t in where if d in held]
+    where, c = task.replies("train"), task.config.ppo
+    if c.unseen:
+        held = set(split_holdout(task)[1].tolist())
+        where = [(d, t) for d, t in where if d in held]
+    if c.recommending:
+        proposed = {(i.dialogue, i.turn) for i in fresh_instances(task, "train")}
+        where = [at for at in where if at in proposed]
+    if not where:
+        raise InputError("--config.ppo.recommending: no training reply that is left proposes anything new")
+    return where
 
 
 def take(contexts: Contexts, index: np.ndarray) -> Contexts:

@@ -138,3 +138,12 @@ def test_ppo_starts_from_dialogues_the_reward_model_was_not_fitted_on(world, tmp
     assert found <= set(held.tolist())
     assert not found & set(fitted.tolist())
     assert contexts_of(world.at(tmp_path, ppo__unseen=False)) == task.replies("train")
+
+
+def test_ppo_starts_where_something_new_was_proposed(world, tmp_path):
+    task = world.at(tmp_path, ppo__unseen=False, ppo__recommending=True)
+    found = set(contexts_of(task))
+    for d, t in task.replies("train"):
+        turns = task.corpus.train[d].turns
+        before = {item for turn in turns[:t] for item in turn.items}
+        assert ((d, t) in found) == bool(set(turns[t].items) - before)
