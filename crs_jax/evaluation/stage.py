@@ -131,10 +131,10 @@ def baseline_scores(task: Task, instances: list, contexts: Any):
     vectors = None
     if held:
         vectors = context_vectors(
-            corpus.validation, [(i.dialogue, i.turn) for i in held], corpus.catalogue, task.content_NE, task.embed,
+            corpus.validation, [(i.dialogue, i.turn) for i in held], corpus.catalogue, task.contrast_NE, task.embed,
             task.config.data.window,
         )  # fmt: skip
-    baselines = Baselines.fit(corpus.train, corpus.catalogue, (held, corpus.validation, vectors), task.content_NE)
+    baselines = Baselines.fit(corpus.train, corpus.catalogue, (held, corpus.validation, vectors), task.contrast_NE)
     test_vectors = {"text_BE": contexts.text_CE, "named_BE": contexts.named_CE}
     yield from baselines.rows(instances, corpus.test, test_vectors)
 

@@ -1,7 +1,8 @@
 """Relevance: how well a proposal fits what the seeker asked for, a known function of context and act.
 
 Cosines of frozen sentence embeddings, so nothing is learned and nothing can be gamed by the words of a reply: the
-relevance of an act depends on its items alone. All vectors are unit, so a cosine is a dot product.
+relevance of an act depends on its items alone. All vectors are unit, so a cosine is a dot product. Items' vectors come
+less the catalogue's mean (`Task.contrast_NE`): without that a few that resemble all descriptions fit whatever is said.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ class Judges(NamedTuple):
       reward: parameters of the reward model.
       frozen: the item contents of policy-shaped models.
       reward_frozen: those of the reward model.
-      items_NE: unit description embeddings, for exact relevance.
+      items_NE: `Task.contrast_NE`, for exact relevance.
       weight_S: alpha, beta, gamma, and with a reward of one's own delta.
     """
 

@@ -19,7 +19,7 @@ from crs_jax.signals.relevance import turn_relevance
 from crs_jax.signals.sentiment import carried_over, sentiment_shift
 from crs_jax.training.task import SPLITS, Task
 
-VERSION = 2
+VERSION = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,7 @@ def _raw(task: Task, split: str, engagement: EngagementModel, carried: float) ->
     dialogues = task.dialogues(split)
     columns = (
         engagement.score(dialogues),
-        turn_relevance(dialogues, task.corpus.catalogue, task.content_NE, task.embed, task.config.data.window),
+        turn_relevance(dialogues, task.corpus.catalogue, task.contrast_NE, task.embed, task.config.data.window),
         sentiment_shift(dialogues, task.config.signals.sentiment, carried),
     )
     longest = max((len(dialogue.turns) for dialogue in dialogues), default=0)

@@ -36,7 +36,7 @@ def reply_arrays(task: Task, split: str, where: Sequence[tuple[int, int]]) -> tu
 def evidence_at(task: Task, split: str, where: Sequence[tuple[int, int]]) -> tuple[Evidence, np.ndarray]:
     """Evidence of the contexts before the given turns, host arrays; and the named items' embeddings `[B, E]`."""
     dialogues, catalogue = task.dialogues(split), task.corpus.catalogue
-    vectors = context_vectors(dialogues, where, catalogue, task.content_NE, task.embed, task.config.data.window)
+    vectors = context_vectors(dialogues, where, catalogue, task.contrast_NE, task.embed, task.config.data.window)
     beside = (*task.together.near(dialogues, where), *task.people.starring(dialogues, where))
     named = named_rows(dialogues, where, catalogue)
     arrays: Any = (vectors["text_BE"], task.facets.asked(dialogues, where), *named, *beside)

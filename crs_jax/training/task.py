@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,7 +20,7 @@ from crs_jax.data.dialogue import RECOMMENDER
 from crs_jax.data.tokenizer import DialogueTokenizer
 from crs_jax.models.gpt2 import GPT2Config
 from crs_jax.models.hf import fill, load_gpt2
-from crs_jax.models.items import Frozen
+from crs_jax.models.items import Frozen, centred
 from crs_jax.models.policy import Layout, Policy
 from crs_jax.models.query import KINDS
 from crs_jax.signals.facets import Facets
@@ -62,6 +63,13 @@ class Task:
     embed: Callable[[Sequence[str]], np.ndarray]
     cache: pathlib.Path
     fingerprint: str
+
+    @functools.cached_property
+    def contrast_NE(self) -> np.ndarray:
+        """Unit embeddings less their mean, for relevance: what all descriptions share would make a few of them fit
+        everything said (hubs).
+        """
+        return centred(self.content_NE)
 
     def dialogues(self, split: str):
         """Dialogues of a split."""

@@ -82,8 +82,8 @@ def test_item_statistics_come_from_train_alone(task, instances):
     np.testing.assert_array_equal(log_popularity(task), log_popularity(blind))
     contexts = contexts_at(task, "test", [(i.dialogue, i.turn) for i in instances])
     rows = dict(baseline_scores(task, instances, contexts))
-    fitted = Baselines.fit(corpus.train, corpus.catalogue, ([], (), None), task.content_NE)
+    fitted = Baselines.fit(corpus.train, corpus.catalogue, ([], (), None), task.contrast_NE)
     for row in ("popularity", "cooccurrence"):
         np.testing.assert_array_equal(rows[row], getattr(fitted, row).scores(instances, corpus.test), err_msg=row)
-    more = Baselines.fit((*corpus.train, *corpus.test), corpus.catalogue, ([], (), None), task.content_NE)
+    more = Baselines.fit((*corpus.train, *corpus.test), corpus.catalogue, ([], (), None), task.contrast_NE)
     assert not np.array_equal(rows["cooccurrence"], more.cooccurrence.scores(instances, corpus.test))

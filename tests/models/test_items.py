@@ -1,5 +1,7 @@
 """The item tower: vectors, biases and padding."""
 
+import pathlib
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -48,3 +50,18 @@ def test_content_is_frozen_and_the_rest_is_trained(tower):
 @pytest.mark.parametrize(("rows", "multiple", "expected"), [(1, 128, 128), (128, 128, 128), (129, 128, 256), (5, 8, 8)])
 def test_padded(rows, multiple, expected):
     assert padded(rows, multiple) == expected
+
+
+def test_a_task_compares_items_by_what_tells_them_apart(tmp_path):
+    """Relevance's vectors are unit, and their common part is gone: no item is near all others."""
+    import sys
+
+    sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "training"))
+    from tiny_task import make_task, tiny_config
+
+    task = make_task(tmp_path, tiny_config(tmp_path))
+    plain, contrast = task.content_NE, task.contrast_NE
+    np.testing.assert_allclose(np.linalg.norm(contrast, axis=1), 1.0, rtol=1e-5)
+    less = plain - plain.mean(0)
+    np.testing.assert_allclose(contrast, less / np.linalg.norm(less, axis=1, keepdims=True), atol=1e-5)
+    assert task.contrast_NE is contrast
