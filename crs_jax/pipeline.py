@@ -268,6 +268,13 @@ def headline(metrics: dict[str, Any]) -> None:
             f"{_shown(reached, 'reward-sft')}, {_shown(reached, 'reward-ppo')}, {_shown(reached, 'reward-optimum')}, "
             f"at a KL of {_shown(reached, 'kl', 2)} nats"
         )
+    liked = metrics.get("liked", {})
+    if liked:
+        shown = {row: [_shown(v, k) for k in ("auc", "auc-low", "auc-high")] for row, v in liked.items()}
+        found = ", ".join(f"{row} {auc} ({low} .. {high})" for row, (auc, low, high) in shown.items())
+        say(f"AUC of liked over disliked proposals: {found}")
+    for text in metrics.get("health", {}).values():
+        say(f"warning: {text}")
     s = metrics.get("simulator", {})
     if s.get("difference") is not None:
         say(
