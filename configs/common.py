@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
     c = ConfigDict()
     c.seed = 0
     c.stages = "sft,reward,ppo,evaluate"  # in this order; what a workdir already holds is skipped
-    c.algorithm = "ppo"  # of the stage ppo: ppo, or without a value function rloo, grpo or raft (`rl/groups.py`)
+    c.algorithm = "ppo"  # of the stage ppo: ppo, or without a value function rloo, grpo, raft (`rl/groups.py`)
     c.log_every = 10  # steps between two console lines
 
     c.data = ConfigDict()

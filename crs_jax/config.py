@@ -11,6 +11,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from crs_jax.errors import InputError
+from crs_jax.signals.feedback_log import read_log
+from crs_jax.user_function import load
 
 STAGES = ("sft", "reward", "ppo", "evaluate")
 """All stages, in the only order in which they run."""
@@ -90,7 +92,6 @@ _AT_LEAST: dict[str, float] = {
     "ppo.kl_stop": 0,
     "ppo.checks_a_run": 1,
     "ppo.validation_contexts": 0,
-    "ppo.hr_floor": 0,
     "ppo.missing_end_penalty": 0,
     "ppo.decode_block": 1,
     "evaluation.batch": 1,
@@ -120,8 +121,16 @@ _ABOVE_ZERO = (
     "ppo.kl_horizon",
 )
 
-_SHARES = ("sft.warmup", "sft.crop", "ppo.warmup", "ppo.discount", "ppo.gae_lambda")  # 0 to 1, both included
-_OPEN_SHARES = (  # 0 to 1, without 1
+_SHARES = (
+    "ppo.hr_floor",
+    "sft.warmup",
+    "sft.crop",
+    "ppo.warmup",
+    "ppo.discount",
+    "ppo.gae_lambda",
+)  # 0 to 1, both included
+_OPEN_SHARES = (
+    "ppo.hr_floor",  # 0 to 1, without 1
     "model.dropout",
     "head.dropout",
     "head.average",
@@ -269,6 +278,8 @@ def _validate_data(config: ConfigDict) -> None:
     log = config.signals.log
     if log and not pathlib.Path(log).expanduser().is_file():
         raise _error("signals.log", log, "there is no such file")
+    if log:
+        read_log(pathlib.Path(log))
     least = data.act_items + 3  # the act, <|say|>, one word and <|end|>
     if data.reply_tokens < least:
         rule = f"must be at least {least}, to hold an act of --config.data.act_items={data.act_items} and a word"
@@ -316,6 +327,8 @@ def _validate_ppo(config: ConfigDict) -> None:
     if ppo.clip >= 1:
         raise _error("ppo.clip", ppo.clip, "must be below 1: the ratio is kept between 1 - clip and 1 + clip")
     reward = config.reward
+    if reward.function:
+        load(reward.function)
     if bool(reward.function) != (reward.delta != 0):
         rule = "a reward of one's own needs both, --config.reward.function=FILE.py:NAME and a delta other than 0"
         raise _error("reward.delta", reward.delta, rule)

@@ -67,6 +67,8 @@ def test_leaves_what_the_readme_says(workdir):
     lines = [strict(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert {line["stage"] for line in lines} == {"head", "sft", "reward", "ppo"}
     ppo = [line for line in lines if line["stage"] == "ppo"]
+    assert [line["step"] for line in ppo if "validation/hr@10" in line] == [0, 1, 2, 3]
+    ppo = [line for line in ppo if "kl" in line]
     assert [line["step"] for line in ppo] == [1, 2, 3]
     assert abs(ppo[0]["kl"]) < 1e-4
     assert ppo[0]["sampler_gap"] < 1e-3
@@ -74,7 +76,7 @@ def test_leaves_what_the_readme_says(workdir):
 
 def test_metrics_have_the_documented_shape(workdir):
     metrics = strict((workdir / "metrics.json").read_text())
-    for row in ("sft", "ppo", "optimum", "popularity", "copy", "similarity", "cooccurrence", "mix"):
+    for row in ("sft", "ppo", "optimum", "rerank", "popularity", "copy", "similarity", "cooccurrence", "mix"):
         for targets in ("all", "fresh"):
             for pool in ("full", "sampled"):
                 figures = metrics["ranking"][row][targets][pool]

@@ -6,6 +6,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import threading
 import types
 from unittest import mock
 
@@ -111,11 +112,21 @@ def test_models_are_shared_where_their_settings_are(started, tmp_path):
     }  # fmt: skip
 
 
-def test_seeds_run_side_by_side(started, tmp_path):
+def test_seeds_run_side_by_side(started, tmp_path, capsys, monkeypatch):
+    """Each first run waits for the other seed's to begin."""
+    both, run = threading.Barrier(2, timeout=20), subprocess.run
+
+    def waiting(line, stdout, stderr):
+        if "all-" in line[4]:
+            both.wait()
+        return run(line, stdout, stderr)
+
+    monkeypatch.setattr(subprocess, "run", waiting)
     found = sweep.run(PLAN, tmp_path, [], jobs=2)
     assert len(started) == 4
     assert found["all"][3]["hr"] == 0.2
     assert sweep.main(["--sweep=x", "--out=y", "--jobs=0"]) == 2
+    assert "--jobs=0" in capsys.readouterr().err
 
 
 def test_other_seeds(started, tmp_path, monkeypatch, capsys):

@@ -79,7 +79,7 @@ def rivals(rng: np.random.Generator, named: np.ndarray, own: int, share_N: np.nd
 def reward_table(
     task: Task, aligned: Aligned, instances: Sequence[Instance], dialogues: Sequence[Dialogue], contexts: Contexts
 ) -> dict[str, Any]:
-    """Whether the reward of an act tells what was liked: from what was not, and from items that nobody proposed.
+    """Whether the reward of an act tells what was liked: from what was not, and from other items.
 
     Args:
       contexts: of the instances.

@@ -16,7 +16,7 @@ from crs_jax.data.dialogue import Dialogue
 from crs_jax.evaluation.signals import auc, correlation
 from crs_jax.models.heads import SIGNALS
 from crs_jax.rl.reward import combine
-from crs_jax.signals.engagement import PARTS, logged_of, timing
+from crs_jax.signals.engagement import PARTS, timing
 from crs_jax.signals.reactions import Reaction, plain_text, reactions
 from crs_jax.signals.sentiment import sentiment
 from crs_jax.training.labels import engagement_model, label
@@ -50,7 +50,7 @@ def observed(task: Task, split: str) -> tuple[dict[str, np.ndarray], dict[str, n
     c = task.config.reward
     weight_S = jnp.array([c.alpha, c.beta, c.gamma], jnp.float32)
     signals = {
-        "latency": np.array([(timing(r, logged_of(parts.log, dialogues[d], r)) or (np.nan,))[0] for d, r in found]),
+        "latency": np.array([(timing(r) or (np.nan,))[0] for _, r in found]),
         **{part: np.array([scaled[part][d][t] for d, t in at]) for part in PARTS},
         "engagement": label_PS[:, SIGNALS.index("engagement")],
         "relevance": label_PS[:, SIGNALS.index("relevance")],

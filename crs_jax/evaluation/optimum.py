@@ -134,9 +134,9 @@ def optimum(
 
     Returns:
       The scores of the rows `optimum` and `rerank` (the scored items in the order of their rewards, the others behind
-      them as they were), and: `kl` of PPO's first token, `beta`, `share` = (PPO's expected reward less SFT's) / (the
-      optimum's less SFT's), the three expected rewards, how much of the two policies' mass was scored (`mass-sft`,
-      `mass-ppo`). Without a KL or a gain to go for, `share` is NaN.
+      them as they were; PPO's likeliest are among the scored), and: `kl` of PPO's first token, `beta`, `share` = (PPO's
+      expected reward less SFT's) / (the optimum's less SFT's), the three expected rewards, and how much of the two
+      policies' mass was scored (`mass-sft`, `mass-ppo`). Without a KL or a gain to go for, `share` is NaN.
     """
     reference, learned = (first_token(task, models[row], contexts, f"first token, {row}") for row in ("sft", "ppo"))
     N, kl_I = task.layout.num_items, (np.exp(learned) * (learned - reference)).sum(1, dtype=np.float64)

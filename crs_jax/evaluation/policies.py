@@ -108,12 +108,12 @@ def _generator(graphdef: Any, mesh: Mesh, reply_tokens: int, temperature: float)
 
 
 @functools.cache
-def _judge(graphs: Graphs, mesh: Mesh, exact: bool, clip: float, temperature: float):
+def _judge(graph: Any, graphs: Graphs, mesh: Mesh, exact: bool, clip: float, temperature: float):
     def run(params, judges, normaliser, contexts, tokens, mask):
         replies = Replies(tokens, mask, jnp.zeros(tokens.shape))
         say_BS, end_BS, relevance_B, split = judge(graphs, judges, contexts, replies, exact)
         scores = score(say_BS, end_BS, relevance_B, normaliser, judges.weight_S, clip)
-        own = policy_likelihood(graphs.aligned, params, judges.frozen, contexts, replies, temperature)
+        own = policy_likelihood(graph, params, judges.frozen, contexts, replies, temperature)
         reference = policy_likelihood(graphs.policy, judges.reference, judges.frozen, contexts, replies, temperature)
         k1_BR = ppo.kl_k1(own.logp_BR, reference.logp_BR)
         over = (split.act_BR, split.word_BR)
@@ -165,15 +165,16 @@ def generate(
 def judge_replies(
     task: Task,
     aligned: Aligned,
-    params: Any,
+    model: Model,
     contexts: Contexts,
     tokens_BR: np.ndarray,
     mask_BR: np.ndarray,
     label: str,
 ) -> Judged:
-    """Scores replies as in training; KL and entropy are those of the policy `params` that wrote them."""
+    """Scores replies as in training; KL and entropy are those of the policy `model` that wrote them."""
     c, temperature = task.config.reward, task.config.ppo.temperature
-    run = _judge(aligned.graphs, task.mesh, c.relevance == "exact", c.clip, temperature)
+    graph, params, _ = model
+    run = _judge(graph, aligned.graphs, task.mesh, c.relevance == "exact", c.clip, temperature)
     inputs = (contexts, tokens_BR, mask_BR)
     return Judged(
         *run_batched(

@@ -186,7 +186,7 @@ def reply_rows(task: Task, models: dict[str, Model], aligned: Aligned | None) ->
         }
         if aligned is not None:
             sampled = generate(task, model, contexts, task.config.ppo.temperature, seed + 22, f"samples, {row}")
-            judged[row] = judge_replies(task, aligned, model[1], contexts, *sampled, f"rewards, {row}")
+            judged[row] = judge_replies(task, aligned, model, contexts, *sampled, f"rewards, {row}")
             j = judged[row]
             kl_B = (j.act_kl_B + j.word_kl_B).astype(np.float64)
             rewards[row] = {

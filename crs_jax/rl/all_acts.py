@@ -3,8 +3,8 @@
 What a reply earns depends most on the item it proposes first, and of one item the reward model can say it from two
 tokens. So the surrogate of the first token is summed over the likeliest acts (the all-actions policy gradient, Sutton
 et al. 2001), and what was sampled corrects it by what it earned beyond that: sampled advantage less the known one, as a
-control variate. The sum of both has the expectation of the sampled surrogate, whatever the known advantages are, and
-less noise the closer they come.
+control variate. While no ratio is clipped the sum of both has the expectation of the sampled surrogate, whatever the
+known advantages are, and less noise the closer they come.
 """
 
 from __future__ import annotations
@@ -49,15 +49,13 @@ def known_advantages(score_CA: jax.Array, logp_CA: jax.Array, reference_CA: jax.
     return jax.lax.stop_gradient(value_CA - mean_C1)
 
 
-def surrogate(logp_CA: jax.Array, old: Acts, clip: float) -> tuple[jax.Array, jax.Array]:
-    """Of each context `[C]`: the clipped surrogate, to be minimised, weighted by the old policy's probabilities; and
-    the share of those where the clip was active.
+def surrogate(logp_CA: jax.Array, old: Acts, clip: float) -> jax.Array:
+    """Of each context `[C]`: the clipped surrogate, to be minimised, weighted by the old policy's probabilities.
 
     `logp_CA` are the log-probabilities of the acts under the policy that learns.
     """
-    loss_CA, clipped_CA = policy_loss(logp_CA, old.logp_CA, old.advantage_CA, clip)
-    p_CA = jnp.exp(old.logp_CA)
-    return (p_CA * loss_CA).sum(1), (p_CA * clipped_CA).sum(1)
+    loss_CA, _ = policy_loss(logp_CA, old.logp_CA, old.advantage_CA, clip)
+    return (jnp.exp(old.logp_CA) * loss_CA).sum(1)
 
 
 def of_sampled(acts: Acts, row_CG: jax.Array) -> jax.Array:

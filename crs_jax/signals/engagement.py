@@ -94,7 +94,12 @@ class EngagementModel:
         if negative:
             raise InputError(f"engagement weights: {negative} is {weights[negative]}; give a number of at least 0")
         log = {} if log is None else log
-        rows = [timing(r, logged_of(log, dialogue, r)) for dialogue in dialogues for r in reactions(dialogue)]
+        dwells = has_dwell(log)
+        rows = [
+            timing(r, logged_of(log, dialogue, r) if dwells else None)
+            for dialogue in dialogues
+            for r in reactions(dialogue)
+        ]
         timed = np.array([row for row in rows if row is not None], dtype=np.float64)
         dwell_weights = None
         if len(timed) >= 3:
@@ -119,6 +124,7 @@ class EngagementModel:
         an item, clicks where they were logged.
         """
         out: dict[str, list[np.ndarray]] = {part: [] for part in PARTS}
+        dwells = has_dwell(self.log)
         for dialogue in dialogues:
             arrays = {part: np.full(len(dialogue.turns), np.nan, dtype=np.float32) for part in PARTS}
             for reaction in reactions(dialogue):
@@ -130,7 +136,7 @@ class EngagementModel:
                 logged = logged_of(self.log, dialogue, reaction)
                 if logged is not None and logged.clicks is not None:
                     arrays["clicks"][t] = np.log1p(logged.clicks)
-                times = timing(reaction, logged)
+                times = timing(reaction, logged if dwells else None)
                 if times is not None and self.dwell_weights is not None:
                     log_latency, *lengths = times
                     intercept, read, typed = self.dwell_weights
@@ -198,8 +204,19 @@ def availability(dialogues: Sequence[Dialogue], model: EngagementModel) -> dict[
 
 
 def logged_of(log: FeedbackLog, dialogue: Dialogue, reaction: Reaction) -> Logged | None:
-    """What the log has of the reaction's message; None without a log."""
-    return log.get((dialogue.dialogue_id, reaction.turn), Logged()) if log else None
+    """What the log has of the recommender's run of messages, summed; None without a log."""
+    if not log:
+        return None
+    turns = range(reaction.turn + 1 - len(reaction.proposal), reaction.turn + 1)
+    found = [log[key] for turn in turns if (key := (dialogue.dialogue_id, turn)) in log]
+    dwell = [entry.dwell for entry in found if entry.dwell is not None]
+    clicks = [entry.clicks for entry in found if entry.clicks is not None]
+    return Logged(sum(dwell) if dwell else None, sum(clicks) if clicks else None)
+
+
+def has_dwell(log: FeedbackLog) -> bool:
+    """Whether it holds any dwell time; one of clicks alone leaves the corpus' own times in use."""
+    return any(entry.dwell is not None for entry in log.values())
 
 
 def timing(reaction: Reaction, logged: Logged | None = None) -> tuple[float, float, float] | None:

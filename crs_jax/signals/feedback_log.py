@@ -3,13 +3,15 @@
 `--config.signals.log=FILE` names a CSV with a header or a JSONL, one line a recommender's message:
 
   dialogue  id of the dialogue, as in the corpus
-  turn      index of the message among the dialogue's turns, from 0
+  turn      index of the message among the dialogue's messages that are not empty, from 0; of a run of messages by
+            the recommender the sums count
   dwell     seconds the message was looked at, at least 0; may be missing or empty
   clicks    clicks on what it proposed, at least 0; may be missing or empty
 
   {"dialogue": "20038", "turn": 3, "dwell": 12.5, "clicks": 1}
 
-Other fields are ignored. With such a file engagement's `dwell` comes from it alone and the part `clicks` joins.
+Other fields are ignored. Where it holds any dwell times engagement's `dwell` comes from it alone; clicks are a part of
+their own.
 """
 
 from __future__ import annotations
@@ -78,10 +80,10 @@ def matched(log: FeedbackLog, dialogues: Iterable[Dialogue]) -> int:
 
 def _csv(stream: Iterable[str], path: pathlib.Path) -> Iterator[tuple[int, Any]]:
     reader = csv.DictReader(stream, strict=True)
-    missing = [name for name in ("dialogue", "turn") if name not in (reader.fieldnames or ())]
-    if missing:
-        raise InputError(f"{path}, line 1: has no column {missing[0]}")
     try:
+        missing = [name for name in ("dialogue", "turn") if name not in (reader.fieldnames or ())]
+        if missing:
+            raise InputError(f"{path}, line 1: has no column {missing[0]}")
         for record in reader:
             yield reader.line_num, record
     except csv.Error as error:
@@ -119,7 +121,7 @@ def _number(value: Any, where: str) -> float | None:
         return None
     try:
         number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not (number >= 0 and math.isfinite(number)):
         raise InputError(f"{where} is {value!r}, expected a number of at least 0 or nothing")

@@ -61,10 +61,10 @@ def engagement_model(task: Task) -> EngagementModel:
     s, log = task.config.signals, None
     if s.log:
         log = read_log(pathlib.Path(s.log))
-        found = matched(log, (dialogue for split in SPLITS for dialogue in task.dialogues(split)))
-        if not found:
-            raise InputError(f"{FLAG}={s.log}: none of its {len(log)} lines is of a dialogue of this corpus")
-        say(f"signals: {found} of the {len(log)} lines of {s.log} are of messages of this corpus")
+        found = {split: matched(log, task.dialogues(split)) for split in SPLITS}
+        if not found["train"]:
+            raise InputError(f"{FLAG}={s.log}: none of its {len(log)} lines is of a training dialogue")
+        say(f"signals: lines of {s.log} by split: " + ", ".join(f"{split} {n}" for split, n in found.items()))
     return EngagementModel.fit(task.dialogues("train"), s.engagement.to_dict(), log)
 
 

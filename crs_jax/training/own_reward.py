@@ -18,11 +18,6 @@ of the reply; the act alone has none.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import importlib
-import importlib.util
-import math
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -37,8 +32,9 @@ from crs_jax.rl.rollout import Replies
 from crs_jax.rl.scoring import Parts
 from crs_jax.training.contexts import Contexts
 from crs_jax.training.task import Task
+from crs_jax.user_function import FLAG, load
 
-FLAG = "--config.reward.function"
+LARGEST = 1e6  # beyond it float32 sums lose what the other signals say
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -50,6 +46,7 @@ class OwnReward:
     fingerprint: str
     tokenizer: DialogueTokenizer
     catalogue: Catalogue
+    failures: list[Exception] = dataclasses.field(default_factory=list)
 
     @property
     def traced(self) -> bool:
@@ -65,57 +62,43 @@ class OwnReward:
             number = float(value)
         except (TypeError, ValueError):
             raise InputError(f"{FLAG}={self.name}: returned {value!r}, expected a number") from None
-        if math.isinf(number):
-            raise InputError(f"{FLAG}={self.name}: returned {number}, expected a finite number or NaN for no opinion")
+        if abs(number) > LARGEST:
+            raise InputError(
+                f"{FLAG}={self.name}: returned {number}, expected at most {LARGEST:g} or NaN for no opinion"
+            )
         return number
+
+    def check(self) -> None:
+        """`InputError` where the function failed on a sampled reply: it is kept, since none can leave the program."""
+        if self.failures:
+            error = self.failures[0]
+            if isinstance(error, InputError):
+                raise error
+            raise InputError(f"{FLAG}={self.name}: failed on a reply: {type(error).__name__}: {error}") from error
 
     def __call__(self, contexts: Contexts, replies: Replies, split: Parts) -> jax.Array:
         """Float32 `[B]` of B = C x G replies; inside jit."""
         tokens_BR, mask_BR = replies.tokens_BR, replies.mask_BR
         if self.traced:
-            return jnp.asarray(self.function(contexts, tokens_BR, mask_BR, split), jnp.float32)
+            values_B = jnp.asarray(self.function(contexts, tokens_BR, mask_BR, split), jnp.float32)
+            if values_B.shape != (len(tokens_BR),):
+                rule = f"a traced one returned {values_B.shape}, expected ({len(tokens_BR)},), one number a reply"
+                raise InputError(f"{FLAG}={self.name}: {rule}")
+            return values_B
 
         def host(prompt_CP, tokens_BR, mask_BR) -> np.ndarray:
             prompt_CP, tokens_BR, mask_BR = (np.asarray(a) for a in (prompt_CP, tokens_BR, mask_BR))
             group = len(tokens_BR) // len(prompt_CP)
-            values = [
-                self.of(prompt_CP[b // group], row_R[real_R])
-                for b, (row_R, real_R) in enumerate(zip(tokens_BR, mask_BR, strict=True))
-            ]
-            return np.array(values, np.float32)
+            values_B = np.full(len(tokens_BR), np.nan, np.float32)
+            try:
+                for b, (row_R, real_R) in enumerate(zip(tokens_BR, mask_BR, strict=True)):
+                    values_B[b] = self.of(prompt_CP[b // group], row_R[real_R])
+            except Exception as error:
+                self.failures.append(error)
+            return values_B
 
         shape = jax.ShapeDtypeStruct((len(tokens_BR),), jnp.float32)
         return jax.pure_callback(host, shape, contexts.prompt_CP, tokens_BR, mask_BR, vmap_method="sequential")
-
-
-def load(text: str) -> tuple[Callable[..., Any], str]:
-    """The function that `FILE.py:NAME` or `package.module:NAME` names, and a fingerprint of its file.
-
-    `InputError` says which part cannot be found, or what importing it raised.
-    """
-    where, colon, name = text.rpartition(":")
-    if not colon or not where or not name:
-        raise InputError(f"{FLAG}={text}: write FILE.py:NAME or package.module:NAME")
-    try:
-        if where.endswith(".py"):
-            path = pathlib.Path(where).expanduser()
-            if not path.is_file():
-                raise InputError(f"{FLAG}={text}: there is no file {where}")
-            spec = importlib.util.spec_from_file_location(f"own_reward_{path.stem}", path)
-            assert spec is not None and spec.loader is not None  # noqa: PT018
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-        else:
-            module = importlib.import_module(where)
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(f"{FLAG}={text}: importing it failed: {type(error).__name__}: {error}") from error
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise InputError(f"{FLAG}={text}: {where} has no function {name}")
-    source = pathlib.Path(module.__file__ or "")
-    return function, hashlib.sha256(source.read_bytes()).hexdigest()[:16] if source.is_file() else ""
 
 
 def own_reward(task: Task) -> OwnReward | None:

@@ -36,7 +36,7 @@ from crs_jax.training.state import TrainState, accumulated_gradients, apply_grad
 class Experience(NamedTuple):
     """What the updates of one iteration train on; leading axis C contexts, then G replies.
 
-    `acts` are known first tokens beside the sampled ones (`rl/all_acts.py`), A = 0 of them where none are summed over.
+    `acts` are known first tokens beside the sampled ones (`rl/all_acts.py`); unused where none are summed over.
     """
 
     contexts: Contexts
@@ -149,13 +149,9 @@ def make_iteration(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mes
         critic, _ = ppo.value_loss(value, mini.value_CGR, mini.return_CGR, c.value_clip)
         real, of_all = mini.reply_mask_CGR, of_act + of_word
         policy_loss = ppo.masked_mean(surrogate, act, of_act) + ppo.masked_mean(surrogate, word, of_word)
-        known = {}
         if c.all_acts:
-            known_C, clipped_C = all_acts.surrogate(
-                jnp.take_along_axis(first_CN, mini.acts.row_CA, 1), mini.acts, c.clip
-            )
+            known_C = all_acts.surrogate(jnp.take_along_axis(first_CN, mini.acts.row_CA, 1), mini.acts, c.clip)
             policy_loss += c.group * known_C.sum() / of_act
-            known = {"clip_fraction/all_acts": c.group * clipped_C.sum() / of_act}
         value_loss = ppo.masked_mean(critic, real, of_all)
         bonus = c.act_entropy * ppo.masked_mean(entropy, act, of_act)
         bonus += c.word_entropy * ppo.masked_mean(entropy, word, of_word)
@@ -165,7 +161,7 @@ def make_iteration(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mes
         if algorithm == "grpo":  # its KL penalty is in the loss, not in the reward
             k3 = ppo.kl_k3(logp, mini.reference_CGR)
             loss = loss + act_kl * ppo.masked_mean(k3, act, of_act) + word_kl * ppo.masked_mean(k3, word, of_word)
-        return loss, known | {
+        return loss, {
             "loss": loss,
             "policy_loss": policy_loss,
             "value_loss": value_loss,
@@ -258,6 +254,7 @@ def make_iteration(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mes
             return lax.scan(update, carry, in_parts(shuffled, c.minibatches, mesh))
 
         finite = jnp.isfinite(reward_BR).all() & jnp.isfinite(old.logp_BR).all()
+        finite = finite & ~jnp.isinf(end_BS).any()
         finite = finite & jnp.isfinite(say_BS[:, : len(SIGNALS)]).all() & jnp.isfinite(end_BS[:, : len(SIGNALS)]).all()
         fixed = frozen, act_kl, word_kl
         carry = (state.params, state.opt_state, state.halted | ~finite, jnp.asarray(False), fixed)

@@ -113,7 +113,10 @@ def reference_normaliser(task: Task, graphs: Graphs, judges: Judges, contexts: C
         signals.append(sampler(judges, batch, jax.random.fold_in(jax.random.key(task.config.seed + 5), i)))
         if i == 0 and c.checks:
             check_draws(signals[0], sampler(judges, batch, jax.random.key(0)))
-    return fit_normaliser(jnp.concatenate(signals), judges.weight_S)
+    found = jax.block_until_ready(jnp.concatenate(signals))
+    if graphs.own is not None:
+        graphs.own.check()
+    return fit_normaliser(found, judges.weight_S)
 
 
 def open_evidence(task: Task, sft: Model) -> Model:
@@ -168,12 +171,17 @@ def run_ppo(task: Task, writer: MetricsWriter, sft: Model, reward: Model) -> Ali
     else:
         normaliser = reference_normaliser(task, graphs, judges, contexts)
         result = {"policy": copy_tree(params["policy"]), "normaliser": normaliser._asdict()}
-    writer.drop_after("ppo", done or 0)
+    writer.drop_after("ppo", -1 if done is None else done)
     validation = Validation(task, graphs, judges, contexts_at)
     floor = meta["floor"] if done is not None else 0.0
     if done is None and (at_first := validation(params["policy"], normaliser)):
         writer.write("ppo", 0, at_first)
         floor = c.hr_floor * at_first["validation/hr@10"]
+    if c.hr_floor and not floor:
+        raise InputError(
+            f"--config.ppo.hr_floor={c.hr_floor}: the SFT policy has no hit at 10 on the {validation.count} validation "
+            "contexts, so there is nothing to hold; use 0"
+        )
     iteration = make_iteration(graphs, optimizer, task.config, task.mesh)
     key = jax.random.key(task.config.seed + 4)
     first, pending, noise = done or 0, None, None
@@ -191,6 +199,8 @@ def run_ppo(task: Task, writer: MetricsWriter, sft: Model, reward: Model) -> Ali
     def report(number: int, metrics: dict[str, Any], batch: Contexts) -> None:
         nonlocal noise, clock
         values = {name: float(value) for name, value in metrics.items()}
+        if graphs.own is not None:
+            graphs.own.check()
         stop_if_halted(task.workdir, "ppo", number, values, state, batch)
         if c.checks:
             if number == 1:
@@ -205,6 +215,8 @@ def run_ppo(task: Task, writer: MetricsWriter, sft: Model, reward: Model) -> Ali
         progress.update(reward=values["reward"], kl=values["kl"])
 
     with Progress(c.iterations, "PPO", "iterations", done=first) as progress, checkpoints:
+        if c.iterations == 0:  # the SFT policy as it is, a control
+            checkpoints.save(0, state, result, done=True, seconds=spent.since(meta), floor=floor)
         for number in range(first + 1, c.iterations + 1):
             index = chosen(task.config.seed, number - 1, len(where), c.contexts)
             batch = take(contexts, index)

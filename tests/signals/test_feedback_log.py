@@ -48,6 +48,8 @@ def test_csv_and_jsonl_say_the_same(tmp_path):
         ("a.csv", "", "line 1: has no column dialogue"),
         ("a.csv", "dialogue,dwell\n1,2\n", "line 1: has no column turn"),
         ("a.csv", "dialogue,turn\n", "holds no line"),
+        ("a.csv", 'dialogue,"tu"rn\n1,2\n', "line 1: "),
+        ("a.jsonl", '{"dialogue": 1, "turn": 1, "dwell": 1' + "0" * 400 + "}\n", "line 1: dwell is 1"),
         ("a.csv", "dialogue,turn,dwell\n1,0,soon\n", "line 2: dwell is 'soon'"),
         ("a.csv", "dialogue,turn,dwell\n1,0,-1\n", "line 2: dwell is '-1', expected a number of at least 0"),
         ("a.csv", "dialogue,turn,clicks\n1,0,inf\n", "line 2: clicks is 'inf'"),
@@ -115,3 +117,19 @@ def test_dwell_is_what_was_logged_less_reading_and_clicks_join_the_score():
     known = [part for part in scaled if np.isfinite(scaled[part][1][1])]
     assert {"dwell", "clicks"} <= set(known)
     assert score[1][1] == pytest.approx(np.mean([scaled[part][1][1] for part in known]), abs=1e-5)
+
+
+def test_a_run_of_messages_counts_as_one_and_clicks_alone_leave_the_corpus_times():
+    turns = (
+        Turn(SEEKER, "hello", (), 0.0), Turn(RECOMMENDER, "try " + MENTION, ("a",), 5.0),
+        Turn(RECOMMENDER, "seen it?", (), 8.0), Turn(SEEKER, "no", (), 20.0),
+    )  # fmt: skip
+    dialogue = Dialogue("r", turns)
+    log = {("r", 1): Logged(3.0, 2.0), ("r", 2): Logged(4.0, None)}
+    parts = EngagementModel((0.0, 0.0, 0.0), {}, {}, {}, log).parts([dialogue])
+    assert parts["dwell"][0][2] == pytest.approx(math.log(8))
+    assert parts["clicks"][0][2] == pytest.approx(math.log(3))
+    only_clicks = {("r", 1): Logged(None, 2.0)}
+    parts = EngagementModel((0.0, 0.0, 0.0), {}, {}, {}, only_clicks).parts([dialogue])
+    assert parts["dwell"][0][2] == pytest.approx(math.log(13))  # twelve seconds to the answer
+    assert parts["clicks"][0][2] == pytest.approx(math.log(3))

@@ -221,9 +221,10 @@ def test_acts_summed_over_leave_the_optimum_where_it_is(all_acts):
     assert (distance(found, optimum) < 0.02).all()
 
 
-def test_kl_regularised_optimum_by_rloo():
-    """Without a value function; KL in the reward, so the optimum is the same. All acts summed over."""
-    bandit = Bandit("detached", gae_lambda=1.0, algorithm="rloo", all_acts=ITEMS)
+@pytest.mark.parametrize("all_acts", [0, ITEMS])
+def test_kl_regularised_optimum_by_rloo(all_acts):
+    """Without a value function; KL in the reward, so the optimum is the same."""
+    bandit = Bandit("detached", gae_lambda=1.0, algorithm="rloo", all_acts=all_acts)
     optimum, found = bandit.optimum(ACT_KL, WORD_KL), bandit.train(ACT_KL, WORD_KL, average=30)
     assert (distance(acts(found), acts(optimum)) < 0.015).all()
     assert (distance(found, optimum) < 0.02).all()

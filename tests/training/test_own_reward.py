@@ -10,9 +10,9 @@ from crs_jax.metrics import MetricsWriter, read_json_lines
 from crs_jax.rl.reward import Normaliser, score
 from crs_jax.rl.rollout import Replies
 from crs_jax.training.judging import act_scores, judge
-from crs_jax.training.own_reward import load
 from crs_jax.training.ppo_stage import build, contexts_at, run_ppo
 from crs_jax.training.replies import reply_arrays
+from crs_jax.user_function import load
 
 EXAMPLE = "configs/rewards/concise.py:reward"
 
@@ -123,7 +123,7 @@ def test_the_example_works(world, tmp_path):
         ("def other(context, reply, items):\n    return 1\n", "has no function reward"),
         ("import nothing_of_the_kind\n", "importing it failed: ModuleNotFoundError"),
         ("def reward(context, reply, items):\n    return None\n", "returned None, expected a number"),
-        ("def reward(context, reply, items):\n    return float('inf')\n", "expected a finite number"),
+        ("def reward(context, reply, items):\n    return float('inf')\n", "expected at most 1e+06"),
         ("def reward(context, reply, items):\n    return reply.missing\n", "failed on a reply: AttributeError"),
         ("def reward(context):\n    return 1\n", "failed on a reply: TypeError"),
     ],
@@ -139,6 +139,23 @@ def test_what_does_not_work_is_said_before_anything_runs(world, tmp_path, text, 
 def test_names_that_lead_nowhere(name):
     with pytest.raises(InputError, match=r"config\.reward\.function"):
         load(name)
+
+
+def test_one_that_fails_on_what_is_sampled_ends_the_run_in_one_line(world, tmp_path):
+    text = "count = []\ndef reward(context, reply, items):\n    count.append(1)\n    return 1 / (len(count) < 9)\n"
+    task = own_task(world, tmp_path, text)
+    said = pytest.raises(InputError, match=r"config\.reward\.function=.*failed on a reply: ZeroDivisionError")
+    with MetricsWriter(task.workdir, tensorboard=False) as writer, said:
+        run_ppo(task, writer, world.sft, world.reward)
+
+
+def test_a_traced_one_of_another_shape_is_refused(world, tmp_path):
+    text = "def reward(contexts, tokens, mask, split):\n    return mask.sum(-1, keepdims=True)\nreward.traced = True\n"
+    task = own_task(world, tmp_path, text)
+    graphs, _, judges = build(task, world.sft, world.reward)
+    _, contexts, replies = human(task, 6)
+    with pytest.raises(InputError, match="one number a reply"):
+        judge(graphs, judges, contexts, replies, True)
 
 
 def test_another_function_is_another_ppo(world, tmp_path):

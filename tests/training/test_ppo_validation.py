@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from crs_jax.checkpoint import done_meta
 from crs_jax.evaluation.policies import ranking_scores
 from crs_jax.metrics import MetricsWriter, read_json_lines
 from crs_jax.rl.reward import Normaliser
@@ -49,6 +50,16 @@ def test_a_part_of_the_contexts_and_none(world, tmp_path):
     assert Validation(task, graphs, judges, contexts_at).count == 7
     task = world.at(tmp_path, ppo__validation_contexts=0)
     assert Validation(task, graphs, judges, contexts_at)(judges.reference, PLAIN) == {}
+
+
+def test_no_iterations_leave_the_sft_policy_and_a_stage_that_is_done(world, tmp_path):
+    task = world.at(tmp_path, ppo__iterations=0)
+    for _ in range(2):
+        with MetricsWriter(task.workdir, tensorboard=False) as writer:
+            aligned = run_ppo(task, writer, world.sft, world.reward)
+        assert done_meta(task.workdir, "ppo")["done"]
+        for a, b in zip(jax.tree.leaves(aligned.policy[1]), jax.tree.leaves(world.sft[1]), strict=True):
+            np.testing.assert_array_equal(a, b)
 
 
 def test_below_the_floor_ppo_stops_and_keeps_the_policy_before(world, tmp_path, monkeypatch, capsys):
