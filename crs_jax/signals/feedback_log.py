@@ -87,7 +87,7 @@ def _csv(stream: Iterable[str], path: pathlib.Path) -> Iterator[tuple[int, Any]]
         for record in reader:
             yield reader.line_num, record
     except csv.Error as error:
-        raise InputError(f"{path}, line {reader.line_num}: {error}") from None
+        raise InputError(f"{path}, line {max(reader.line_num, 1)}: {error}") from None
 
 
 def _jsonl(stream: Iterable[str], path: pathlib.Path) -> Iterator[tuple[int, Any]]:
