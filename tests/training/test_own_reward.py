@@ -123,7 +123,7 @@ def test_the_example_works(world, tmp_path):
         ("def other(context, reply, items):\n    return 1\n", "has no function reward"),
         ("import nothing_of_the_kind\n", "importing it failed: ModuleNotFoundError"),
         ("def reward(context, reply, items):\n    return None\n", "returned None, expected a number"),
-        ("def reward(context, reply, items):\n    return float('inf')\n", "expected at most 1e+06"),
+        ("def reward(context, reply, items):\n    return float('inf')\n", r"expected at most 1e\+06"),
         ("def reward(context, reply, items):\n    return reply.missing\n", "failed on a reply: AttributeError"),
         ("def reward(context):\n    return 1\n", "failed on a reply: TypeError"),
     ],
