@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
-import importlib.util
 import math
 import pathlib
 import shlex
@@ -30,6 +29,7 @@ from crs_jax.checkpoint import FREE, SECTIONS
 from crs_jax.errors import InputError
 from crs_jax.metrics import read_json, read_json_lines, write_json
 from crs_jax.progress import duration, say
+from crs_jax.python_file import import_file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,11 +62,7 @@ def load(path: pathlib.Path) -> Sweep:
     """`SWEEP` of a Python file; `InputError` where there is none."""
     if not path.is_file():
         raise InputError(f"--sweep={path}: there is no such file")
-    spec = importlib.util.spec_from_file_location("sweep_file", path)
-    assert spec is not None and spec.loader is not None  # noqa: PT018
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    found = getattr(module, "SWEEP", None)
+    found = getattr(import_file(path, "sweep"), "SWEEP", None)
     if not isinstance(found, Sweep):
         raise InputError(f"--sweep={path}: no SWEEP = Sweep(...) stands there")
     return found

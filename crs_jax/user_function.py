@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import importlib.util
 import pathlib
-import sys
 from collections.abc import Callable
 from typing import Any
 
 from crs_jax.errors import InputError
+from crs_jax.python_file import import_file
 
 FLAG = "--config.reward.function"
 
@@ -28,11 +27,7 @@ def load(text: str) -> tuple[Callable[..., Any], str]:
             path = pathlib.Path(where).expanduser()
             if not path.is_file():
                 raise InputError(f"{FLAG}={text}: there is no file {where}")
-            spec = importlib.util.spec_from_file_location(f"own_reward_{path.stem}", path)
-            assert spec is not None and spec.loader is not None  # noqa: PT018
-            module = importlib.util.module_from_spec(spec)
-            sys.modules[spec.name] = module  # where dataclasses look for their annotations
-            spec.loader.exec_module(module)
+            module = import_file(path, "own_reward")
         else:
             module = importlib.import_module(where)
     except InputError:

@@ -10,7 +10,7 @@ from configs.sweeps.controls import UTILITY
 from crs_jax.sweep import Sweep
 
 NAMES = {"alpha": "engagement", "beta": "relevance", "gamma": "sentiment"}
-KEPT = ((), ("alpha",), ("beta",), ("gamma",), ("alpha", "beta"), ("alpha", "gamma"), ("beta", "gamma"))
+KEPT = (("alpha",), ("beta",), ("gamma",), ("alpha", "beta"), ("alpha", "gamma"), ("beta", "gamma"))
 
 
 def weights(kept: tuple[str, ...]) -> dict[str, float]:
@@ -22,7 +22,7 @@ SWEEP = Sweep(
     config="configs/quickstart.py",
     cells={
         "all": {},
-        **{" and ".join(NAMES[name] for name in kept): weights(kept) for kept in KEPT if kept},
+        **{" and ".join(NAMES[name] for name in kept): weights(kept) for kept in KEPT},
         "no copies": {"reward.counterfactual": 0.0},
     },
     measures=UTILITY,

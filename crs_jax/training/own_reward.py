@@ -71,10 +71,15 @@ class OwnReward:
     def check(self) -> None:
         """`InputError` where the function failed on a sampled reply: it is kept, since none can leave the program."""
         if self.failures:
-            error = self.failures[0]
-            if isinstance(error, InputError):
-                raise error
-            raise InputError(f"{FLAG}={self.name}: failed on a reply: {type(error).__name__}: {error}") from error
+            raise self.said(self.failures[0])
+
+    def said(self, error: Exception) -> InputError:
+        """The one line for what the function raised, or `of` of it."""
+        if isinstance(error, InputError):
+            return error
+        found = InputError(f"{FLAG}={self.name}: failed on a reply: {type(error).__name__}: {error}")
+        found.__cause__ = error
+        return found
 
     def __call__(self, contexts: Contexts, replies: Replies, split: Parts) -> jax.Array:
         """Float32 `[B]` of B = C x G replies; inside jit."""
@@ -121,8 +126,7 @@ def own_reward(task: Task) -> OwnReward | None:
         before = [token for turn in task.encoded["train"][d][:t] for token in turn]
         try:
             own.of(np.array(before), np.array(task.encoded["train"][d][t][2:]))
-        except InputError:
-            raise
         except Exception as error:
-            raise InputError(f"{FLAG}={name}: failed on a reply: {type(error).__name__}: {error}") from error
+            found = own.said(error)
+            raise found from found.__cause__
     return own
