@@ -10,134 +10,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from crs_jax.bounds import ABOVE_ZERO, AT_LEAST, CHOICES, OPEN_SHARES, SHARES
 from crs_jax.errors import InputError
 from crs_jax.signals.feedback_log import read_log
 from crs_jax.user_function import load
 
 STAGES = ("sft", "reward", "ppo", "evaluate")
 """All stages, in the only order in which they run."""
-
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "algorithm": ("ppo", "rloo", "grpo", "raft"),
-    "data.dataset": ("simulated", "redial", "opendialkg", "inspired"),
-    "data.domain": ("movies", "books"),
-    "data.pipeline": ("numpy", "tftext"),
-    "data.on_error": ("raise", "skip"),
-    "tokenizer.kind": ("bpe", "gpt2"),
-    "model.dtype": ("float32", "bfloat16"),
-    "model.value": ("shared", "detached", "separate"),
-    "reward.relevance": ("exact", "learned"),
-    "signals.shift": ("residual", "difference"),
-    "ppo.evidence": ("same", "all"),
-}
-
-_AT_LEAST: dict[str, float] = {
-    "log_every": 1,
-    "data.window": 1,
-    "data.context_tokens": 3,  # at least one token before the prompt's own two
-    "data.act_items": 1,
-    "data.validation_dialogues": 0,
-    "data.max_train_dialogues": 0,
-    "data.max_eval_dialogues": 0,
-    "simulator.catalogue_size": 20,
-    "simulator.train_dialogues": 10,
-    "simulator.test_dialogues": 1,
-    "tokenizer.vocab_size": 256,  # a byte-level BPE starts from the 256 bytes
-    "encoder.max_tokens": 2,
-    "encoder.batch_tokens": 1,
-    "model.layers": 1,
-    "model.width": 1,
-    "model.heads": 1,
-    "model.positions": 8,
-    "head.epochs": 0,
-    "head.batch": 1,
-    "head.weight_decay": 0,
-    "head.seeker": 0,
-    "head.later": 0,
-    "sft.epochs": 0,
-    "sft.rows": 1,
-    "sft.accumulate": 1,
-    "sft.row_tokens": 8,
-    "sft.weight_decay": 0,
-    "sft.item_decay": 0,
-    "sft.query_rate": 0,
-    "model.act_hidden": 0,
-    "sft.act_weight": 0,
-    "signals.engagement.dwell": 0,
-    "signals.engagement.length": 0,
-    "signals.engagement.continuation": 0,
-    "signals.engagement.uptake": 0,
-    "signals.engagement.clicks": 0,
-    "reward.epochs": 0,
-    "reward.counterfactual": 0,
-    "reward.alternatives": 1,
-    "reward.accumulate": 1,
-    "reward.weight_decay": 0,
-    "ppo.iterations": 0,
-    "ppo.contexts": 1,
-    "ppo.group": 1,
-    "ppo.all_acts": 0,
-    "ppo.query_rate": 0,
-    "ppo.epochs": 1,
-    "ppo.minibatches": 1,
-    "ppo.accumulate": 1,
-    "ppo.weight_decay": 0,
-    "ppo.value_coef": 0,
-    "ppo.act_entropy": 0,
-    "ppo.word_entropy": 0,
-    "ppo.act_kl": 0,
-    "ppo.word_kl": 0,
-    "ppo.act_kl_target": 0,
-    "ppo.word_kl_target": 0,
-    "ppo.kl_stop": 0,
-    "ppo.checks_a_run": 1,
-    "ppo.validation_contexts": 0,
-    "ppo.missing_end_penalty": 0,
-    "ppo.decode_block": 1,
-    "evaluation.batch": 1,
-    "evaluation.negatives": 1,
-    "evaluation.bootstrap": 1,
-    "evaluation.generate": 0,
-    "evaluation.optimum_acts": 0,
-    "evaluation.samples": 0,
-    "evaluation.temperature": 0,
-    "mesh.fsdp": 1,
-    "mesh.tensor": 1,
-}
-
-_ABOVE_ZERO = (
-    "head.learning_rate",
-    "head.gain_rate",
-    "sft.learning_rate",
-    "sft.clip_norm",
-    "reward.clip",
-    "reward.learning_rate",
-    "reward.clip_norm",
-    "ppo.temperature",
-    "ppo.learning_rate",
-    "ppo.clip_norm",
-    "ppo.clip",
-    "ppo.value_clip",
-    "ppo.kl_horizon",
-)
-
-_SHARES = (
-    "ppo.hr_floor",
-    "sft.warmup",
-    "sft.crop",
-    "ppo.warmup",
-    "ppo.discount",
-    "ppo.gae_lambda",
-)  # 0 to 1, both included
-_OPEN_SHARES = (
-    "ppo.hr_floor",  # 0 to 1, without 1
-    "model.dropout",
-    "head.dropout",
-    "head.average",
-    "sft.average",
-    "sft.act_dropout",
-    "reward.holdout",
-)
 
 
 def fields(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -174,19 +53,19 @@ def validate(config: ConfigDict) -> None:
         if isinstance(value, float) and not math.isfinite(value):
             raise _error(path, value, "must be a finite number")
     stages(config)
-    for path, choices in _CHOICES.items():
+    for path, choices in CHOICES.items():
         if _get(config, path) not in choices:
             raise _error(path, _get(config, path), f"must be one of {', '.join(choices)}")
-    for path, least in _AT_LEAST.items():
+    for path, least in AT_LEAST.items():
         if _get(config, path) < least:
             raise _error(path, _get(config, path), f"must be at least {least}")
-    for path in _ABOVE_ZERO:
+    for path in ABOVE_ZERO:
         if _get(config, path) <= 0:
             raise _error(path, _get(config, path), "must be above 0")
-    for path in _SHARES:
+    for path in SHARES:
         if not 0 <= _get(config, path) <= 1:
             raise _error(path, _get(config, path), "must lie between 0 and 1")
-    for path in _OPEN_SHARES:
+    for path in OPEN_SHARES:
         if not 0 <= _get(config, path) < 1:
             raise _error(path, _get(config, path), "must be at least 0 and below 1")
     _validate_data(config)

@@ -2,11 +2,11 @@
 
   python -m crs_jax.sweep --sweep=configs/sweeps/evidence.py --out=runs/evidence --config.data.dir=FOLDER
 
-Flags that begin with `--config.` go to every run. Each run has a workdir of its own under `--out`, prepared data are
-shared, and so are the models of the stages sft and reward between cells of a seed whose settings for them are the same.
-What is done is skipped, so that the same command goes on where it was stopped. `--jobs=2` runs two seeds at a time,
-`--seeds=0,1` other seeds than the file names. At the end stand `sweep.md` and `sweep.json`: means over seeds, and
-differences to the reference cell, paired by seed.
+Flags that begin with `--config.` go to every run. Each run has a workdir of its own under `--out`; prepared data and
+compiled programs are shared, and so are the models of the stages sft and reward between runs whose settings for them
+are the same, those of other sweeps with the same `--out` too. What is done is skipped, so that the same command goes on
+where it was stopped. `--jobs=2` runs two seeds at a time, `--seeds=0,1` other seeds than the file names. At the end
+stand `sweep.md` and `sweep.json`: means over seeds, and differences to the reference cell, paired by seed.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import math
+import os
 import pathlib
 import shlex
 import shutil
@@ -27,7 +28,7 @@ from typing import Any
 
 from crs_jax.checkpoint import FREE, SECTIONS
 from crs_jax.errors import InputError
-from crs_jax.metrics import read_json, read_json_lines, write_json
+from crs_jax.metrics import read_json, read_json_lines, write_json, write_json_lines
 from crs_jax.progress import duration, say
 from crs_jax.python_file import import_file
 
@@ -82,33 +83,45 @@ def command(sweep: Sweep, cell: str, seed: int, out: pathlib.Path, more: Sequenc
 
 
 def settings_of(line: Sequence[str], stage: str) -> dict[str, str]:
-    """What of a run's flags its models up to a stage depend on (`crs_jax.checkpoint`)."""
+    """What of a run's flags its models up to a stage depend on (`crs_jax.checkpoint`), and its config file."""
     flags = [flag.removeprefix("--config.").partition("=") for flag in line if flag.startswith("--config.")]
     upto = list(SECTIONS)[: list(SECTIONS).index(stage) + 1]
     sections = [section for s in upto for section in SECTIONS[s]]
     free = [name for s in upto for name in FREE[s]]
-    return {name: value for name, _, value in flags if name.split(".")[0] in sections and name not in free}
+    decide = {name: value for name, _, value in flags if name.split(".")[0] in sections and name not in free}
+    return decide | {"": next(flag for flag in line if flag.startswith("--config="))}
 
 
 def share(line: Sequence[str], workdir: pathlib.Path, others: Sequence[pathlib.Path]) -> str:
     """Copies the models of the latest stage that a finished run made with the same settings; returns the stage or "".
 
-    A run finds them as its own, and checks them against its config. Nothing is copied over what is there.
+    A run finds them as its own, and checks them against its config. Nothing is copied over what is there; what these
+    stages logged comes along.
     """
     if (workdir / "checkpoints").exists():
         return ""
     for stage in ("reward", "sft"):
         for other in others:
-            done = other / "sweep.json"
-            if not done.exists() or not (other / "checkpoints" / stage).exists():
+            if not (other / "checkpoints" / stage).exists():
                 continue
-            if settings_of(read_json(done)["command"], stage) == settings_of(line, stage):
-                for kept in ("sft", "reward") if stage == "reward" else ("sft",):
-                    shutil.copytree(other / "checkpoints" / kept, workdir / "checkpoints" / kept)
-                if (other / "tokenizer").exists():
-                    shutil.copytree(other / "tokenizer", workdir / "tokenizer", dirs_exist_ok=True)
+            if settings_of(read_json(other / "sweep.json")["command"], stage) == settings_of(line, stage):
+                copy(other, workdir, ("sft", "reward") if stage == "reward" else ("sft",))
                 return stage
     return ""
+
+
+def copy(other: pathlib.Path, workdir: pathlib.Path, stages: Sequence[str]) -> None:
+    """The models of stages, their tokenizer and their logs; the checkpoints appear last and at once."""
+    part = workdir / "checkpoints.part"
+    shutil.rmtree(part, ignore_errors=True)
+    for stage in stages:
+        shutil.copytree(other / "checkpoints" / stage, part / stage)
+    if (other / "tokenizer").exists():
+        shutil.copytree(other / "tokenizer", workdir / "tokenizer", dirs_exist_ok=True)
+    if (other / "metrics.jsonl").exists():
+        logged = read_json_lines(other / "metrics.jsonl")
+        write_json_lines(workdir / "metrics.jsonl", [entry for entry in logged if entry["stage"] in ("head", *stages)])
+    part.rename(workdir / "checkpoints")
 
 
 def read(workdir: pathlib.Path, where: str) -> float:
@@ -133,6 +146,7 @@ def run(sweep: Sweep, out: pathlib.Path, more: Sequence[str], jobs: int = 1) -> 
     out.mkdir(parents=True, exist_ok=True)
     total, spent = len(sweep.seeds) * len(sweep.cells), list[float]()
     failed = threading.Event()
+    environment = {"JAX_COMPILATION_CACHE_DIR": str(out / "cache" / "programs"), **os.environ}
 
     def one(seed: int) -> None:
         for cell in sweep.cells:
@@ -143,13 +157,13 @@ def run(sweep: Sweep, out: pathlib.Path, more: Sequence[str], jobs: int = 1) -> 
             if failed.is_set():
                 return
             workdir.mkdir(parents=True, exist_ok=True)
-            shared = share(line, workdir, [workdir_of(other, seed, out) for other in sweep.cells if other != cell])
+            shared = share(line, workdir, [done.parent for done in sorted(out.glob("*/sweep.json"))])
             after = f", with the models of {shared}" if shared else ""
             left = f", {duration(statistics.mean(spent) * (total - len(spent)) / jobs)} left at most" if spent else ""
             say(f"sweep: {cell}, seed {seed}{after}{left}")
             start, log = time.monotonic(), workdir / "log.txt"
             with log.open("w", encoding="utf-8") as stream:
-                code = subprocess.run(line, stdout=stream, stderr=subprocess.STDOUT).returncode
+                code = subprocess.run(line, stdout=stream, stderr=subprocess.STDOUT, env=environment).returncode
             if code:
                 failed.set()
                 last = log.read_text(encoding="utf-8").strip().splitlines()[-1:]

@@ -14,7 +14,7 @@ import pytest
 
 from crs_jax import sweep
 from crs_jax.errors import InputError
-from crs_jax.metrics import read_json, write_json, write_json_lines
+from crs_jax.metrics import read_json, read_json_lines, write_json, write_json_lines
 from crs_jax.sweep import Sweep
 
 SMALL = {
@@ -45,7 +45,7 @@ def started(monkeypatch):
     """Stands for the program: leaves the metrics of VALUES, and notes the command lines."""
     lines = []
 
-    def run(line, stdout, stderr):
+    def run(line, stdout, stderr, env):
         lines.append(line)
         workdir = pathlib.Path(next(flag for flag in line if flag.startswith("--workdir=")).removeprefix("--workdir="))
         name, seed = workdir.name.rsplit("-", 1)
@@ -95,14 +95,15 @@ def test_models_are_shared_where_their_settings_are(started, tmp_path):
     values = {(cell.replace(" ", "_"), 3): 0.1 for cell in cells}
     run = subprocess.run
 
-    def with_models(line, stdout, stderr):
+    def with_models(line, stdout, stderr, env):
+        assert env["JAX_COMPILATION_CACHE_DIR"] == str(tmp_path / "cache" / "programs")
         workdir = pathlib.Path(next(flag for flag in line if flag.startswith("--workdir=")).removeprefix("--workdir="))
         there = sorted(p.name for p in workdir.glob("checkpoints/*"))
         for stage in ("sft", "reward"):
             (workdir / "checkpoints" / stage).mkdir(parents=True, exist_ok=True)
         (workdir / "tokenizer").mkdir(exist_ok=True)
         (workdir / "found.json").write_text(json.dumps(there), encoding="utf-8")
-        return run(line, stdout, stderr)
+        return run(line, stdout, stderr, env)
 
     with mock.patch.object(subprocess, "run", with_models), mock.patch.dict(VALUES, values):
         sweep.run(plan, tmp_path, [])
@@ -110,16 +111,25 @@ def test_models_are_shared_where_their_settings_are(started, tmp_path):
     assert found == {
         "all": [], "no sentiment": ["reward", "sft"], "another fit": ["sft"], "another policy": [],
     }  # fmt: skip
+    assert {"stage": "head", "step": 1, "loss": 9.0} in read_json_lines(tmp_path / "another_fit-3" / "metrics.jsonl")
+
+    later = {"from another sweep": {"ppo.iterations": 3}, "another config": {"ppo.iterations": 3}}
+    values = {(cell.replace(" ", "_"), 3): 0.1 for cell in later}
+    with mock.patch.object(subprocess, "run", with_models), mock.patch.dict(VALUES, values):
+        for cell, config in zip(later, (PLAN.config, "configs/redial_ppo.py:tiny"), strict=True):
+            sweep.run(dataclasses.replace(plan, config=config, cells={cell: {}}, reference=cell), tmp_path, [])
+    found = {cell: json.loads((sweep.workdir_of(cell, 3, tmp_path) / "found.json").read_text()) for cell in later}
+    assert found == {"from another sweep": ["reward", "sft"], "another config": []}
 
 
 def test_seeds_run_side_by_side(started, tmp_path, capsys, monkeypatch):
     """Each first run waits for the other seed's to begin."""
     both, run = threading.Barrier(2, timeout=20), subprocess.run
 
-    def waiting(line, stdout, stderr):
+    def waiting(line, stdout, stderr, env):
         if "all-" in line[4]:
             both.wait()
-        return run(line, stdout, stderr)
+        return run(line, stdout, stderr, env)
 
     monkeypatch.setattr(subprocess, "run", waiting)
     found = sweep.run(PLAN, tmp_path, [], jobs=2)
@@ -140,7 +150,7 @@ def test_other_seeds(started, tmp_path, monkeypatch, capsys):
 
 
 def test_a_run_that_fails_ends_the_sweep_with_its_last_line(monkeypatch, tmp_path):
-    def fail(line, stdout, stderr):
+    def fail(line, stdout, stderr, env):
         stdout.write("starting\nerror: no such thing\n")
         return types.SimpleNamespace(returncode=2)
 
