@@ -2,6 +2,8 @@
 
 import os
 import pathlib
+import shutil
+import tempfile
 
 import hypothesis
 import pytest
@@ -12,6 +14,20 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the hub; before `d
 hypothesis.settings.register_profile("ci", derandomize=True)
 if os.environ.get("CI"):
     hypothesis.settings.load_profile("ci")
+
+PROGRAMS = "JAX_COMPILATION_CACHE_DIR"
+
+
+def pytest_configure(config):
+    """The same program is compiled once in a run of the tests, by whichever process comes first."""
+    if PROGRAMS not in os.environ:
+        os.environ[PROGRAMS] = config.programs = tempfile.mkdtemp(prefix="programs-")
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+
+
+def pytest_unconfigure(config):
+    if hasattr(config, "programs"):
+        shutil.rmtree(config.programs, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

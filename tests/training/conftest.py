@@ -5,19 +5,9 @@ import pathlib
 import sys
 from typing import Any
 
-import jax
 import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _compile_once(tmp_path_factory):
-    """The same program is compiled once in a run of the tests, however often a stage starts anew."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("programs")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    yield
-    jax.config.update("jax_compilation_cache_dir", None)
 
 
 @pytest.fixture(scope="session")
