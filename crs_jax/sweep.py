@@ -6,7 +6,8 @@ Flags that begin with `--config.` go to every run. Each run has a workdir of its
 compiled programs are shared, and so are the models of the stages sft and reward between runs whose settings for them
 are the same, those of other sweeps with the same `--out` too. What is done is skipped, so that the same command goes on
 where it was stopped. `--jobs=2` runs two seeds at a time, `--seeds=0,1` other seeds than the file names. At the end
-stand `sweep.md` and `sweep.json`: means over seeds, and differences to the reference cell, paired by seed.
+stand `sweep.md`, `sweep.json` and `sweep.html`: means over seeds with intervals, differences to the reference cell with
+paired tests, and plots.
 """
 
 from __future__ import annotations
@@ -28,9 +29,12 @@ from typing import Any
 
 from crs_jax.checkpoint import FREE, SECTIONS
 from crs_jax.errors import InputError
-from crs_jax.metrics import read_json, read_json_lines, write_json, write_json_lines
+from crs_jax.metrics import read_json, read_json_lines, write_atomically, write_json, write_json_lines
 from crs_jax.progress import duration, say
 from crs_jax.python_file import import_file
+from crs_jax.reporting.figures import Figure
+from crs_jax.reporting.seeds import summary
+from crs_jax.reporting.sweep_page import MOST_LINES, Plot, chart, explain, markdown, page
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,12 +43,17 @@ class Sweep:
 
     Attributes:
       config: config file of all runs, with its variant.
-      cells: by name, settings that differ from the config: `{"no text": {"model.leave_out": "('text',)"}}`.
+      cells: by name, settings that differ from the config: `{"no text": {"model.leave_out": "('text',)"}}`. In a text
+        `{out}` stands for the sweep's folder and `{seed}` for the run's seed, so that a cell can name the workdir of
+        one before it, `{out}/movies-{seed}` that of the cell `movies`.
       measures: by name, where a run left the number: `ranking.sft.fresh.full.hr@10` in metrics.json, or
-        `head:validation/hr@10`, the last such value of a stage in metrics.jsonl.
+        `head:validation/hr@10`, the last such value of a stage in metrics.jsonl. Of a section of sentences (`health`)
+        it is how many there are.
       reference: the cell that differences are to.
       seeds: of each cell.
       fixed: settings of every cell.
+      plots: by title, what the page draws beside the measures: `Plot("data.window", ("HR@10 sft", "HR@10 ppo"))`, or
+        `Plot("KL", ("utility",), {"engagement": ("engagement, KL 1", "engagement, KL 0.1")})`.
     """
 
     config: str
@@ -53,10 +62,24 @@ class Sweep:
     reference: str
     seeds: Sequence[int] = (0, 1, 2)
     fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    plots: Mapping[str, Plot] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.reference not in self.cells:
             raise InputError(f"sweep: the reference {self.reference!r} is no cell; cells are {', '.join(self.cells)}")
+        for title, plot in self.plots.items():
+            wrong = [name for name in plot.y if name not in self.measures]
+            wrong += [cell for cells in plot.lines.values() for cell in cells if cell not in self.cells]
+            if plot.x not in self.measures and not all(plot.x in self.settings(cell) for cell in self.cells):
+                wrong.append(plot.x)
+            if wrong:
+                raise InputError(f"sweep: the plot {title!r} names {wrong[0]!r}, which the sweep has not")
+            if len(plot.y) * max(len(plot.lines), 1) > MOST_LINES:
+                raise InputError(f"sweep: the plot {title!r} has more than {MOST_LINES} lines; make two of it")
+
+    def settings(self, cell: str) -> dict[str, Any]:
+        """Of every run of a cell."""
+        return {**self.fixed, **self.cells[cell]}
 
 
 def load(path: pathlib.Path) -> Sweep:
@@ -76,8 +99,11 @@ def workdir_of(cell: str, seed: int, out: pathlib.Path) -> pathlib.Path:
 
 def command(sweep: Sweep, cell: str, seed: int, out: pathlib.Path, more: Sequence[str]) -> list[str]:
     """The run of a cell and a seed."""
-    settings = {**sweep.fixed, **sweep.cells[cell], "seed": seed, "data.cache_dir": out / "cache"}
-    flags = [f"--config.{name}={value}" for name, value in settings.items()]
+    settings = {**sweep.settings(cell), "seed": seed, "data.cache_dir": out / "cache"}
+    texts = {
+        name: str(value).replace("{out}", str(out)).replace("{seed}", str(seed)) for name, value in settings.items()
+    }
+    flags = [f"--config.{name}={value}" for name, value in texts.items()]
     workdir = workdir_of(cell, seed, out)
     return [sys.executable, "-m", "crs_jax.main", f"--config={sweep.config}", f"--workdir={workdir}", *flags, *more]
 
@@ -124,21 +150,34 @@ def copy(other: pathlib.Path, workdir: pathlib.Path, stages: Sequence[str]) -> N
     part.rename(workdir / "checkpoints")
 
 
-def read(workdir: pathlib.Path, where: str) -> float:
-    """A measure of a finished run; NaN where the run has none."""
+def read(workdir: pathlib.Path, where: str) -> Figure:
+    """A measure of a finished run, with its interval where the run gives one; NaN where the run has no such measure."""
     if ":" in where:
         stage, name = where.split(":", 1)
         lines = [line for line in read_json_lines(workdir / "metrics.jsonl") if line["stage"] == stage]
         values = [line[name] for line in lines if name in line]
-        return float(values[-1]) if values else math.nan
-    found: Any = read_json(workdir / "metrics.json")
-    for key in where.split("."):
-        found = found.get(key) if isinstance(found, dict) else None
-    found = found.get("value") if isinstance(found, dict) else found
-    return math.nan if found is None else float(found)
+        return _figure(values[-1] if values else None)
+    *path, last = where.split(".")
+    table: Any = read_json(workdir / "metrics.json")
+    for key in path:
+        table = table.get(key) if isinstance(table, dict) else None
+    table = table if isinstance(table, dict) else {}
+    found = table.get(last)
+    if isinstance(found, dict):
+        if all(isinstance(text, str) for text in found.values()):
+            return Figure(float(len(found)))
+        return _figure(found.get("value"), found.get("low"), found.get("high"))
+    ends = ("low", "high") if last == "difference" else (f"{last}-low", f"{last}-high")
+    return _figure(found, *(table.get(end) for end in ends))
 
 
-def run(sweep: Sweep, out: pathlib.Path, more: Sequence[str], jobs: int = 1) -> dict[str, dict[int, dict[str, float]]]:
+def _figure(value: Any, low: Any = None, high: Any = None) -> Figure:
+    if value is None:
+        return Figure(math.nan)
+    return Figure(float(value)) if low is None or high is None else Figure(float(value), float(low), float(high))
+
+
+def run(sweep: Sweep, out: pathlib.Path, more: Sequence[str], jobs: int = 1) -> dict[str, dict[int, dict[str, Figure]]]:
     """Runs what is not done, `jobs` seeds at a time; returns measures by cell and seed.
 
     A run that fails ends the sweep, naming its log; runs of other seeds that have begun are let end.
@@ -182,24 +221,25 @@ def run(sweep: Sweep, out: pathlib.Path, more: Sequence[str], jobs: int = 1) -> 
     }
 
 
-def table(sweep: Sweep, found: Mapping[str, Mapping[int, Mapping[str, float]]]) -> str:
-    """Markdown: mean of each measure, and in brackets the mean difference to the reference with its standard error.
-
-    Differences are paired by seed; with one seed they have no error.
-    """
-    rows = ["| cell | " + " | ".join(sweep.measures) + " |", "| --- |" + " --- |" * len(sweep.measures)]
-    for cell, seeds in found.items():
-        cells = []
-        for name in sweep.measures:
-            values = [seeds[s][name] for s in sweep.seeds]
-            text = f"{statistics.mean(values):.4f}"
-            if cell != sweep.reference:
-                gaps = [seeds[s][name] - found[sweep.reference][s][name] for s in sweep.seeds]
-                error = f" ± {statistics.stdev(gaps) / len(gaps) ** 0.5:.4f}" if len(gaps) > 1 else ""
-                text += f" ({statistics.mean(gaps):+.4f}{error})"
-            cells.append(text)
-        rows.append(f"| {cell} | " + " | ".join(cells) + " |")
-    return "\n".join(rows)
+def write(
+    sweep: Sweep, out: pathlib.Path, found: Mapping[str, Mapping[int, Mapping[str, Figure]]], title: str, line: str
+) -> str:
+    """Writes `sweep.md`, `sweep.json` and `sweep.html`; returns the tables in Markdown."""
+    measures, reference = list(sweep.measures), sweep.reference
+    summed = summary(found, measures, reference)
+    text = markdown(summed, measures, reference)
+    explained = explain(sweep.seeds, len(sweep.cells), len(measures))
+    write_atomically(out / "sweep.md", f"`{line}`\n\n{explained}\n\n{text}\n")
+    by_seed = {
+        cell: {str(seed): {name: figure.value for name, figure in values.items()} for seed, values in seeds.items()}
+        for cell, seeds in found.items()
+    }
+    write_json(out / "sweep.json", {"command": line, "reference": reference, "cells": by_seed, "summary": summed})
+    xs = {plot.x for plot in sweep.plots.values()} - set(measures)
+    settings = {cell: {x: float(sweep.settings(cell)[x]) for x in xs} for cell in sweep.cells}
+    charts = [chart(name, plot, summed, settings) for name, plot in sweep.plots.items()]
+    write_atomically(out / "sweep.html", page(title, line, explained, summed, reference, charts))
+    return text
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -230,14 +270,11 @@ def main(arguments: Sequence[str]) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    text = table(sweep, found)
-    line = shlex.join(["python", "-m", "crs_jax.sweep", *arguments])
-    over = f"Means over seeds {', '.join(map(str, sweep.seeds))}."
-    (out / "sweep.md").write_text(f"`{line}`\n\n{over}\n\n{text}\n", encoding="utf-8")
-    cells = {cell: {str(seed): dict(values) for seed, values in seeds.items()} for cell, seeds in found.items()}
-    write_json(out / "sweep.json", {"command": line, "reference": sweep.reference, "cells": cells})
+    text = write(
+        sweep, out, found, pathlib.Path(given["sweep"]).stem, shlex.join(["python", "-m", "crs_jax.sweep", *arguments])
+    )
     say(text)
-    say(f"sweep: {out / 'sweep.md'}")
+    say(f"sweep: {out / 'sweep.html'}")
     return 0
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import subprocess
@@ -15,7 +16,8 @@ import pytest
 from crs_jax import sweep
 from crs_jax.errors import InputError
 from crs_jax.metrics import read_json, read_json_lines, write_json, write_json_lines
-from crs_jax.sweep import Sweep
+from crs_jax.reporting.figures import Figure
+from crs_jax.sweep import Plot, Sweep
 
 SMALL = {
     "simulator.catalogue_size": 24,
@@ -68,11 +70,19 @@ def test_runs_measures_and_table(started, tmp_path):
     assert "--config.model.leave_out=('text',)" in started[1]
     assert all(flag in started[1] for flag in ("--config.stages=sft", "--config.seed=3", "--config.data.dir=X"))
     assert f"--config.data.cache_dir={tmp_path / 'cache'}" in started[0]
-    assert found["no text"][5] == {"hr": 0.21, "loss": pytest.approx(2.1)}
-    # Means .25 and .18; differences -.05 and -.09: mean -.07, standard error .02.
-    lines = sweep.table(PLAN, found).splitlines()
-    assert lines[2] == "| all | 0.2500 | 2.5000 |"
-    assert lines[3] == "| no text | 0.1800 (-0.0700 ± 0.0200) | 1.8000 (-0.7000 ± 0.2000) |"
+    assert found["no text"][5] == {"hr": Figure(0.21), "loss": Figure(pytest.approx(2.1))}
+    # Means .25 and .18, standard errors .05 and .03; differences -.05 and -.09: mean -.07, standard error .02. With two
+    # seeds t is Cauchy's: 12.7062 at 97.5 %, and p = 1 - 2 atan(3.5) / pi = .177.
+    lines = sweep.write(PLAN, tmp_path, found, "plan", "the command").splitlines()
+    assert lines[2] == "| all | 0.2500 (-0.3853 .. 0.8853) | 2.5000 (-3.8531 .. 8.8531) |"
+    assert lines[3].startswith("| no text | 0.1800 (-0.2012 .. 0.5612) |")
+    assert lines[5] == "Differences to all:"
+    assert lines[9].startswith(
+        "| no text | -0.0700 (-0.3241 .. +0.1841, p 0.177) | -0.7000 (-3.2412 .. +1.8412, p 0.177) |"
+    )
+    stored = read_json(tmp_path / "sweep.json")
+    assert stored["cells"]["no text"]["5"]["hr"] == 0.21
+    assert stored["summary"]["no text"]["hr"]["difference"]["p"] == pytest.approx(1 - 2 * math.atan(3.5) / math.pi)
 
 
 def test_what_is_done_is_skipped_and_another_setting_is_not(started, tmp_path):
@@ -134,7 +144,7 @@ def test_seeds_run_side_by_side(started, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(subprocess, "run", waiting)
     found = sweep.run(PLAN, tmp_path, [], jobs=2)
     assert len(started) == 4
-    assert found["all"][3]["hr"] == 0.2
+    assert found["all"][3]["hr"].value == 0.2
     assert sweep.main(["--sweep=x", "--out=y", "--jobs=0"]) == 2
     assert "--jobs=0" in capsys.readouterr().err
 
@@ -143,10 +153,54 @@ def test_other_seeds(started, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sweep, "load", lambda path: PLAN)
     line = ["--sweep=x", f"--out={tmp_path}"]
     assert sweep.main([*line, "--seeds=5"]) == 0
-    assert "Means over seeds 5." in (tmp_path / "sweep.md").read_text(encoding="utf-8")
+    assert "One seed, 5." in (tmp_path / "sweep.md").read_text(encoding="utf-8")
     assert len(started) == 2
     assert sweep.main([*line, "--seeds=5,x"]) == 2
     assert "--seeds=5,x" in capsys.readouterr().err
+
+
+def test_what_a_run_left_is_read_with_its_interval(tmp_path):
+    interval = {"value": 0.3, "low": 0.2, "high": 0.4}
+    metrics = {
+        "ranking": {"sft": {"hr@10": interval, "none": None}},
+        "simulator": {"utility_ppo": 0.6, "difference": 0.1, "low": 0.05, "high": 0.15},
+        "liked": {
+            "sft": {"auc": 0.7, "auc-low": 0.6, "auc-high": None},
+            "ppo": {"auc": 0.7, "auc-low": 0.6, "auc-high": 0.8},
+        },
+        "health": {"kl": "KL is high", "length": "replies are short"},
+    }
+    write_json(tmp_path / "metrics.json", metrics)
+    lines = [{"stage": "ppo", "step": 1, "clip": 0.1}, {"stage": "ppo", "step": 2, "clip": 0.3}]
+    write_json_lines(tmp_path / "metrics.jsonl", [*lines, {"stage": "ppo", "step": 2, "validation/hr@10": 0.5}])
+    expected = {
+        "ranking.sft.hr@10": Figure(0.3, 0.2, 0.4),
+        "simulator.difference": Figure(0.1, 0.05, 0.15),
+        "simulator.utility_ppo": Figure(0.6),  # low and high there are the difference's
+        "liked.sft.auc": Figure(0.7),
+        "liked.ppo.auc": Figure(0.7, 0.6, 0.8),
+        "health": Figure(2.0),
+        "ppo:clip": Figure(0.3),
+    }
+    assert {where: sweep.read(tmp_path, where) for where in expected} == expected
+    for missing in ("ranking.sft", "ranking.sft.none", "ranking.ppo.hr@10", "other", "ppo:kl", "ranking.sft.hr@10.x"):
+        assert math.isnan(sweep.read(tmp_path, missing).value), missing
+
+
+def test_a_cell_may_name_the_workdir_of_another(tmp_path):
+    plan = dataclasses.replace(PLAN, cells={"all": {}, "after": {"model.init": "{out}/all-{seed}"}})
+    assert f"--config.model.init={tmp_path}/all-5" in sweep.command(plan, "after", 5, tmp_path, [])
+
+
+def test_plots_that_cannot_be_drawn():
+    for plot, message in (
+        (Plot("hr", ("mrr",)), "'mrr'"),
+        (Plot("data.window", ("hr",)), "'data.window'"),  # no cell sets it
+        (Plot("loss", ("hr",), {"one": ("all", "none")}), "'none'"),
+        (Plot("loss", ("hr",), {str(n): ("all",) for n in range(5)}), "more than 4 lines"),
+    ):
+        with pytest.raises(InputError, match=message):
+            dataclasses.replace(PLAN, plots={"a plot": plot})
 
 
 def test_a_run_that_fails_ends_the_sweep_with_its_last_line(monkeypatch, tmp_path):
@@ -198,3 +252,4 @@ SWEEP = Sweep("configs/quickstart.py", {{"all": {{}}, "no text": {{"model.leave_
     assert cells["all"]["0"]["loss"] != cells["no text"]["0"]["loss"]
     assert json.dumps(cells)
     assert "| no text |" in (tmp_path / "out" / "sweep.md").read_text(encoding="utf-8")
+    assert "minus all" in (tmp_path / "out" / "sweep.html").read_text(encoding="utf-8")

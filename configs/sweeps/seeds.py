@@ -3,7 +3,7 @@
   python -m crs_jax.sweep --sweep=configs/sweeps/seeds.py --out=runs/seeds --jobs=2
 
 A run counts as collapsed where `health` in its metrics.json warns of KL, entropy, length or missing ends
-(`crs_jax/training/health.py` states the bounds).
+(`crs_jax/training/health.py` states the bounds); `warnings` is how many kinds of warning it has.
 """
 
 from configs.sweeps.controls import UTILITY
@@ -20,6 +20,7 @@ SWEEP = Sweep(
         "length sft": "rewards.sft.length",
         "length ppo": "rewards.ppo.length",
         "ended": "rewards.ppo.ended",
+        "warnings": "health",
     },
     reference="default",
     seeds=tuple(range(10)),

@@ -16,11 +16,15 @@ MAX_POINTS = 400  # drawn of one line
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """One line of a chart: points (x, y) in order of x, y None for a gap; `colour` counts from 1."""
+    """One line of a chart: points (x, y) in order of x, y None for a gap; `colour` counts from 1.
+
+    `spread`: intervals (x, low, high) around points.
+    """
 
     name: str
     points: Sequence[tuple[float, float | None]]
     colour: int = 1
+    spread: Sequence[tuple[float, float, float]] = ()
 
 
 def ticks(low: float, high: float, about: int = 4) -> list[float]:
@@ -74,6 +78,7 @@ def thinned(points: Sequence[tuple[float, float | None]], most: int = MAX_POINTS
 def value_range(lines: Sequence[Line]) -> tuple[float, float]:
     """Lowest and highest y to show: from zero where the values are near it or all one, a little air elsewhere."""
     values = [y for line in lines for _, y in line.points if y is not None]
+    values += [end for line in lines for _, *ends in line.spread for end in ends]
     if not values:
         return 0.0, 1.0
     low, high = min(values), max(values)
@@ -116,6 +121,8 @@ def _draw(line: Line, x_of, y_of) -> Html:
     else:
         drawn = thinned(line.points)
     parts.append(tag("path", d=_path(drawn, x_of, y_of), class_="line", style=style))
+    parts += [tag("line", x1=f"{x_of(x):.1f}", x2=f"{x_of(x):.1f}", y1=f"{y_of(low):.1f}", y2=f"{y_of(high):.1f}",
+                  class_="spread", style=style) for x, low, high in line.spread]  # fmt: skip
     real = [(x, y) for x, y in line.points if y is not None]
     if len(real) <= 25:
         parts += [tag("circle", cx=f"{x_of(x):.1f}", cy=f"{y_of(y):.1f}", r=2, style=f"fill:var(--c{line.colour})")
@@ -153,7 +160,8 @@ def line_chart(title: str, unit: str, x_label: str, lines: Sequence[Line]) -> Ht
         y = f"{TOP + y_of(mark):.1f}"
         axes.append(tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, class_="zero" if mark == 0 else "grid"))
         axes.append(tag("text", tick_label(mark, step, largest), x=LEFT - 6, y=y, dy="0.32em", text_anchor="end"))
-    marks = [m for m in ticks(left, right) if m == int(m)] or [left]
+    whole = all(x == int(x) for x in xs)
+    marks = [m for m in ticks(left, right) if m == int(m) or not whole] or [left]
     step = marks[1] - marks[0] if len(marks) > 1 else 1
     largest = max(map(abs, marks))
     for mark in marks:

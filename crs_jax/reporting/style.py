@@ -88,6 +88,7 @@ figcaption .unit { color: var(--muted); margin-left: .5em; font-size: .8125rem; 
 .chart .zero { stroke: var(--muted); stroke-width: .8; }
 .chart .line, .chart .pale { fill: none; stroke-width: 1.7; stroke-linejoin: round; stroke-linecap: round; }
 .chart .pale { stroke-width: 1; opacity: .3; }
+.chart .spread { stroke-width: 1.2; opacity: .6; }
 details { border: 1px solid var(--rule); border-radius: 6px; background: var(--page); margin: .7em 0;
   padding: 0 .9em; }
 details[open] { padding-bottom: .8em; }
