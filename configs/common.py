@@ -132,6 +132,8 @@ def get_config() -> ConfigDict:
     c.ppo.temperature = 1.0
     c.ppo.learning_rate = 1e-4
     c.ppo.warmup = 0.05
+    c.ppo.decay_to = 0.1  # share of the learning rate at the end, after a linear decay; 1: it stays
+    c.ppo.value_warmup = 0  # first iterations, in which the value function alone learns
     c.ppo.weight_decay = 0.0
     c.ppo.clip_norm = 1.0
     c.ppo.clip = 0.2

@@ -59,6 +59,7 @@ AT_LEAST: dict[str, float] = {
     "reward.accumulate": 1,
     "reward.weight_decay": 0,
     "ppo.iterations": 0,
+    "ppo.value_warmup": 0,
     "ppo.contexts": 1,
     "ppo.group": 1,
     "ppo.all_acts": 0,
@@ -110,6 +111,7 @@ SHARES = (
     "sft.warmup",
     "sft.crop",
     "ppo.warmup",
+    "ppo.decay_to",
     "ppo.discount",
     "ppo.gae_lambda",
 )  # 0 to 1, both included

@@ -200,6 +200,12 @@ def _validate_ppo(config: ConfigDict) -> None:
     if ppo.hr_floor > 0 and not (ppo.validation_contexts and config.data.validation_dialogues):
         rule = "needs --config.ppo.validation_contexts and --config.data.validation_dialogues above 0 to look at"
         raise _error("ppo.hr_floor", ppo.hr_floor, rule)
+    if ppo.value_warmup and config.algorithm != "ppo":
+        rule = f"must be 0 for --config.algorithm={config.algorithm}, which has no value function"
+        raise _error("ppo.value_warmup", ppo.value_warmup, rule)
+    if ppo.value_warmup >= ppo.iterations > 0:
+        rule = f"must be below --config.ppo.iterations={ppo.iterations}, or the policy never learns"
+        raise _error("ppo.value_warmup", ppo.value_warmup, rule)
     if ppo.clip >= 1:
         raise _error("ppo.clip", ppo.clip, "must be below 1: the ratio is kept between 1 - clip and 1 + clip")
     reward = config.reward

@@ -50,6 +50,9 @@ def test_defaults_are_valid():
         ("ppo__minibatches", 3, "ppo.contexts=16"),
         ("ppo__clip", 1.0, "below 1"),
         ("ppo__gae_lambda", 1.5, "between 0 and 1"),
+        ("ppo__decay_to", 1.5, "between 0 and 1"),
+        ("ppo__value_warmup", -1, "at least 0"),
+        ("ppo__value_warmup", 100, "below --config.ppo.iterations=100"),
         ("evaluation__ks", (5, 1), "rising"),
         ("evaluation__ks", (), "cut-offs"),
         ("mesh__data", 0, "-1"),
@@ -71,6 +74,12 @@ def test_all_rewards_zero_is_refused_only_with_ppo():
         validate(config)
     config.stages = "sft,evaluate"
     validate(config)
+
+
+def test_value_warmup_needs_a_value_function():
+    validate(changed(ppo__value_warmup=5, ppo__iterations=0))  # the SFT policy as it is
+    with pytest.raises(InputError, match=r"ppo\.value_warmup=5: must be 0 for --config\.algorithm=rloo"):
+        validate(changed(ppo__value_warmup=5, algorithm="rloo"))
 
 
 def test_folder_must_exist(tmp_path):

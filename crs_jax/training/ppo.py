@@ -96,6 +96,11 @@ def first_of(graph: Any, params: Any, frozen: Any, contexts: Contexts, temperatu
     return first_logp(policy, items_NW, hidden_CD, wish, temperature)
 
 
+def only_value(learns: jax.Array, new: Any, old: Any) -> Any:
+    """`new`, but the policy's part of it `old` while the policy does not learn."""
+    return {**new, "policy": select(learns, new["policy"], old["policy"])}
+
+
 def make_sampler(graphs: Graphs, config: ConfigDict, mesh: Mesh):
     """Jitted (reference params, judges, contexts, key) -> signals of SFT samples, `[B, 3]`: reference samples."""
     c = config.ppo
@@ -171,7 +176,7 @@ def make_iteration(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mes
         }
 
     def update(carry, mini: Experience):
-        params, opt_state, halted, stopped, fixed = carry
+        params, opt_state, halted, stopped, fixed, learns = carry
         of_act = mini.act_CGR.sum()
         counts = of_act, mini.reply_mask_CGR.sum() - of_act
 
@@ -180,14 +185,19 @@ def make_iteration(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mes
 
         each, grads = accumulated_gradients(loss, params, in_parts(mini, c.accumulate, mesh))
         metrics = {name: value.max() if name == "ratio_error" else value.sum() for name, value in each.items()}
+        if c.value_warmup:
+            grads = only_value(learns, grads, jax.tree.map(jnp.zeros_like, grads))
         if c.kl_stop > 0:
             stopped = stopped | (metrics["approx_kl"] > c.kl_stop)
         go = ~halted & ~stopped
+        before = params
         params, opt_state, norm, made = apply_gradients(
             optimizer, grads, params, opt_state, jnp.isfinite(metrics["loss"]) & go
         )
+        if c.value_warmup:  # where the gradient is 0, weight decay still moves
+            params = only_value(learns, params, before)
         halted = halted | (go & ~made)
-        return (params, opt_state, halted, stopped, fixed), {**metrics, "grad_norm": norm, "updated": made}
+        return (params, opt_state, halted, stopped, fixed, learns), {**metrics, "grad_norm": norm, "updated": made}
 
     def iteration(state: TrainState, judges: Judges, normaliser: Normaliser, contexts: Contexts, key: jax.Array):
         key = jax.random.fold_in(key, state.step)
@@ -257,8 +267,9 @@ def make_iteration(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mes
         finite = finite & ~jnp.isinf(end_BS).any()
         finite = finite & jnp.isfinite(say_BS[:, : len(SIGNALS)]).all() & jnp.isfinite(end_BS[:, : len(SIGNALS)]).all()
         fixed = frozen, act_kl, word_kl
-        carry = (state.params, state.opt_state, state.halted | ~finite, jnp.asarray(False), fixed)
-        (params, opt_state, halted, _, _), updates = lax.scan(epoch, carry, jax.random.split(order_key, c.epochs))
+        learns = state.step >= c.value_warmup
+        carry = (state.params, state.opt_state, state.halted | ~finite, jnp.asarray(False), fixed, learns)
+        (params, opt_state, halted, *_), updates = lax.scan(epoch, carry, jax.random.split(order_key, c.epochs))
 
         mask = replies.mask_BR
         kl_act, kl_word = (ppo.masked_sum(k1_BR, part) / B for part in (split.act_BR, split.word_BR))
@@ -266,7 +277,7 @@ def make_iteration(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mes
         for name, measured, target in (("act_kl", kl_act, c.act_kl_target), ("word_kl", kl_word, c.word_kl_target)):
             if target > 0:
                 extra[name] = ppo.adapt_kl_coefficient(extra[name], measured, target, B, c.kl_horizon)
-        extra = select(~halted, extra, state.extra)
+        extra = select(~halted & learns, extra, state.extra)
         proposed_B = (split.items_BM >= 0).sum(-1)
         signals = {
             f"reward/{name}": ppo.masked_mean(column, jnp.isfinite(column))

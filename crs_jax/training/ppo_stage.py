@@ -160,8 +160,10 @@ def run_ppo(task: Task, writer: MetricsWriter, sft: Model, reward: Model) -> Ali
     where = contexts_of(task)
     contexts = contexts_at(task, "train", where)
     updates = c.iterations * c.epochs * c.minibatches
-    optimizer = make_optimizer(c.learning_rate, c.warmup, updates, c.weight_decay, c.clip_norm, query_rate=c.query_rate)
-    rate = schedule(c.learning_rate, c.warmup, updates)
+    optimizer = make_optimizer(
+        c.learning_rate, c.warmup, updates, c.weight_decay, c.clip_norm, query_rate=c.query_rate, end=c.decay_to
+    )
+    rate = schedule(c.learning_rate, c.warmup, updates, c.decay_to)
     coefficients = {"act_kl": jnp.float32(c.act_kl), "word_kl": jnp.float32(c.word_kl)}
     state = fresh_state(params, optimizer, task.mesh, coefficients)
     if done is not None:

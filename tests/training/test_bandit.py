@@ -121,7 +121,8 @@ class Bandit:
         self.contexts = shard_batch(Contexts(*(np.repeat(a, c.ppo.contexts // 2, 0) for a in rows)), mesh)
         updates = ITERATIONS * c.ppo.epochs * c.ppo.minibatches
         self.optimizer = make_optimizer(c.ppo.learning_rate, 0.05, updates, 0.0, 1.0)
-        self.iteration = make_iteration(Graphs(actor_graph, policy_graph, reward_graph), self.optimizer, c, mesh)
+        self.graphs, self.config = Graphs(actor_graph, policy_graph, reward_graph), c
+        self.iteration = make_iteration(self.graphs, self.optimizer, c, mesh)
         listed = Contexts(*(jnp.asarray(a) for a in rows))
         replies = Replies(*(jnp.tile(a, (2, 1)) for a in (TOKENS_YR, REAL_YR)), jnp.zeros(2))
 
