@@ -51,6 +51,7 @@ def get_config() -> ConfigDict:
 
     c.model = ConfigDict()
     c.model.init = "scratch"  # scratch, or a GPT-2 checkpoint in Hugging Face format: folder or hub id
+    c.model.transfer = ""  # workdir of a finished run whose policies are evaluated on this corpus, stages=evaluate
     c.model.layers = 4
     c.model.width = 192
     c.model.heads = 4

@@ -31,6 +31,7 @@ FREE = {
     "sft": (
         *("data.cache_dir", "data.dir", "data.pipeline", "data.on_error", "encoder.batch_tokens"),
         *("model.value", "model.remat", "mesh.data", "mesh.fsdp"),  # mesh.tensor sets how far tables are padded
+        "model.transfer",  # trains nothing
     ),
     "reward": tuple(f"reward.{name}" for name in ("alpha", "beta", "gamma", "delta", "function", "clip", "relevance")),
     "ppo": (),
@@ -84,6 +85,21 @@ def done_meta(workdir: pathlib.Path, stage: str) -> dict[str, Any]:
             return {}
         meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
     return meta if meta["done"] else {}
+
+
+def load_result(workdir: pathlib.Path, stage: str) -> Any:
+    """Result of a finished stage of any run, host arrays in the sizes they were saved in; None where there is none."""
+    folder = (workdir / "checkpoints" / stage).absolute()
+    if not done_meta(workdir, stage):
+        return None
+    options = ocp.CheckpointManagerOptions(create=False)
+    handlers = {name: ocp.StandardCheckpointHandler() for name in ("state", "result")}
+    handlers |= {"meta": ocp.JsonCheckpointHandler()}
+    with ocp.CheckpointManager(folder, options=options, item_handlers=handlers) as manager:
+        step = manager.latest_step()
+        saved = manager.item_metadata(step)["result"]
+        like = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), saved.tree if hasattr(saved, "tree") else saved)
+        return manager.restore(step, args=ocp.args.Composite(result=ocp.args.StandardRestore(like)))["result"]
 
 
 class Checkpoints:

@@ -178,6 +178,8 @@ def _validate_model(config: ConfigDict) -> None:
             f"{data.context_tokens + data.reply_tokens} tokens, above --config.model.positions={model.positions}"
         )
         raise _error("data.context_tokens", data.context_tokens, rule)
+    if model.transfer and stages(config) != ("evaluate",):
+        raise _error("model.transfer", model.transfer, "nothing is trained then: give --config.stages=evaluate")
     if not model.init:
         raise _error("model.init", model.init, "must be scratch, a folder or a hub id")
     local = pathlib.Path(model.init).expanduser().is_dir()

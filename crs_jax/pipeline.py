@@ -37,6 +37,7 @@ from crs_jax.training.ppo_stage import Aligned, Model, logged, run_ppo
 from crs_jax.training.reward import predict_replies, run_reward
 from crs_jax.training.sft import run_sft
 from crs_jax.training.task import SPLITS, Task, count, new_policy, split_model
+from crs_jax.training.transfer import source_of, transferred
 
 # Sections of metrics.json that an evaluation owns: they go when a model they speak of is trained anew.
 EVALUATED = (
@@ -66,6 +67,10 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
     first = jax.process_index() == 0
     if not first:
         mute()
+    if config.model.transfer:
+        source_of(config)
+        if (workdir / "checkpoints").is_dir():
+            raise InputError(f"--workdir={workdir}: it holds models of its own; --config.model.transfer needs another")
     sizes = settings.derive(config, jax.device_count())
     mesh = make_mesh(config)
     started, facts = time.monotonic(), run_facts(config)
@@ -150,10 +155,12 @@ def run_stages(task: Task, stages: tuple[str, ...], metrics: dict, seconds: dict
         if aligned is not None and "ppo" not in metrics:
             metrics["ppo"], metrics["health"] = last_ppo(workdir), warnings(logged(workdir))
         if "evaluate" in stages:
-            if sft is None and task.config.model.init != "scratch":
+            if task.config.model.transfer:
+                models: dict[str, Model] = transferred(task)
+            elif sft is None and task.config.model.init != "scratch":
                 say(f"evaluate: no sft model here; row init is {task.config.model.init} as it is")
                 graphdef, *arrays = split_model(new_policy(task))
-                models: dict[str, Model] = {"init": (graphdef, *(place(tree, task.mesh) for tree in arrays))}
+                models = {"init": (graphdef, *(place(tree, task.mesh) for tree in arrays))}
             else:
                 models = {"sft": _have(sft, "sft", "evaluate")}
             if aligned is not None:
@@ -167,6 +174,8 @@ def run_stages(task: Task, stages: tuple[str, ...], metrics: dict, seconds: dict
             worked.append("evaluate")
             for name in EVALUATED:
                 metrics.pop(name, None)
+            if task.config.model.transfer:
+                found["data"]["transferred_from"] = task.config.model.transfer
             metrics.update(found, evaluated=of)
             if aligned is not None:
                 after = found["rewards"]["ppo"]

@@ -22,11 +22,19 @@ from crs_jax.signals.people import People
 from crs_jax.signals.relevance import utterance_texts
 from crs_jax.signals.together import Together
 from crs_jax.training.task import SPLITS, Task
+from crs_jax.training.transfer import source_tokenizer
 
 
 def make_tokenizer(config: ConfigDict, corpus: Corpus, workdir: pathlib.Path) -> DialogueTokenizer:
-    """The tokenizer in `workdir/tokenizer`, made first where there is none: BPE of the training split, or GPT-2's."""
+    """The tokenizer in `workdir/tokenizer`, made first where there is none: BPE of the training split, or GPT-2's.
+
+    With `config.model.transfer` it is that run's.
+    """
     folder = workdir / "tokenizer"
+    if config.model.transfer:
+        tokenizer = source_tokenizer(config, len(corpus.catalogue))
+        tokenizer.save(folder)
+        return tokenizer
     texts = list(training_texts(corpus.train, corpus.catalogue))
     wanted = hashlib.sha256(json.dumps([config.tokenizer.to_dict(), len(corpus.catalogue), texts]).encode()).hexdigest()
     made_from = folder / "made_from.txt"

@@ -124,7 +124,7 @@ def share(line: Sequence[str], workdir: pathlib.Path, others: Sequence[pathlib.P
     A run finds them as its own, and checks them against its config. Nothing is copied over what is there; what these
     stages logged comes along.
     """
-    if (workdir / "checkpoints").exists():
+    if (workdir / "checkpoints").exists() or any(flag.startswith("--config.model.transfer=") for flag in line):
         return ""
     for stage in ("reward", "sft"):
         for other in others:

@@ -47,6 +47,7 @@ def test_defaults_are_valid():
         ("model__dropout", 1.0, "below 1"),
         ("model__init", "openai-community/gpt2", "--config.tokenizer.kind"),
         ("model__init", "/no/such/folder", "no such folder"),
+        ("model__transfer", "runs/movies", "--config.stages=evaluate"),
         ("ppo__minibatches", 3, "ppo.contexts=16"),
         ("ppo__clip", 1.0, "below 1"),
         ("ppo__gae_lambda", 1.5, "between 0 and 1"),

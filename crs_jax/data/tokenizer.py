@@ -93,6 +93,10 @@ class DialogueTokenizer:
         """
         return cls(byte_bpe.gpt2(path), num_items)
 
+    def for_items(self, num_items: int) -> DialogueTokenizer:
+        """The same words and controls before another catalogue."""
+        return DialogueTokenizer(self._bpe, num_items)
+
     def save(self, folder: pathlib.Path) -> None:
         """Writes bpe.json (the `tokenizers` format) and dialogue_tokenizer.json."""
         folder.mkdir(parents=True, exist_ok=True)
