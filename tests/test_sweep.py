@@ -192,6 +192,17 @@ def test_a_cell_may_name_the_workdir_of_another(tmp_path):
     assert f"--config.model.init={tmp_path}/all-5" in sweep.command(plan, "after", 5, tmp_path, [])
 
 
+def test_a_run_that_takes_over_another_ones_policies_gets_no_models_to_share(tmp_path):
+    line = sweep.command(PLAN, "all", 3, tmp_path, [])
+    other = sweep.workdir_of("all", 3, tmp_path)
+    (other / "checkpoints" / "sft").mkdir(parents=True)
+    (tmp_path / "twin").mkdir()
+    write_json(other / "sweep.json", {"command": line})
+    assert sweep.share([*line, "--config.model.transfer=x"], tmp_path / "taker", [other]) == ""
+    assert not (tmp_path / "taker" / "checkpoints").exists()
+    assert sweep.share(line, tmp_path / "twin", [other]) == "sft"
+
+
 def test_plots_that_cannot_be_drawn():
     for plot, message in (
         (Plot("hr", ("mrr",)), "'mrr'"),

@@ -5,7 +5,8 @@
 `books` is trained on books, the reference; `books from movies` takes the policies of `movies` as they are
 (`crs_jax/training/transfer.py`) and is evaluated on the same test dialogues, so these two are paired. `movies` is
 measured on movies: its difference to `books` is one of corpora. Rows popularity, similarity and mix are fitted on the
-training dialogues of the corpus that is tested. Of the books only titles are known, so that what can carry over is what
+training dialogues of the corpus that is tested. Replies are compared by bits per byte, since the two have other BPEs
+(acts count among the bits). Of the books only titles are known, so that what can carry over is what
 the sentence encoder makes of titles, how the talk goes, and when to recommend. Small models, 1,000 training dialogues.
 """
 
@@ -37,7 +38,7 @@ SWEEP = Sweep(
         "HR@10, 1 + 99, sft": "ranking.sft.fresh.sampled.hr@10",
         "HR@10, 1 + 99, ppo": "ranking.ppo.fresh.sampled.hr@10",
         "ppo - sft, HR@10": "paired.ppo-sft.fresh.full.hr@10",
-        "perplexity sft": "text.sft.perplexity",
+        "bits per byte sft": "text.sft.bits-per-byte",
         "BLEU-4 sft": "text.sft.bleu-4",
         "BLEU-4 ppo": "text.ppo.bleu-4",
     },

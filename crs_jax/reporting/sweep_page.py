@@ -76,7 +76,7 @@ def page(title: str, command: str, explained: str, found: Summary, reference: st
         )
     ]
     if charts:
-        said = note("Dots are cells: means over seeds, bars their 95 % intervals.")
+        said = note("A dot is a cell, a bar its interval in the tables below.")
         parts.append(section("plots", "Plots", said, tag("div", *charts, class_="charts")))
     forests = [join([tag("h3", name), _forest(found, name, reference)]) for name in measures]
     parts.append(section("measures", "Measures", *forests))
