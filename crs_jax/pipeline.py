@@ -22,8 +22,9 @@ from ml_collections import ConfigDict
 from crs_jax import config as settings
 from crs_jax.checkpoint import digest, done_meta, flatten
 from crs_jax.errors import InputError
+from crs_jax.evaluation.lengths import print_lengths
 from crs_jax.evaluation.observed import by_place, signal_table
-from crs_jax.evaluation.signals import auc, correlation
+from crs_jax.evaluation.signals import auc, calibration, correlation
 from crs_jax.evaluation.stage import run_evaluate
 from crs_jax.metrics import MetricsWriter, read_json, write_json, write_json_lines
 from crs_jax.models.heads import REWARDS, SIGNALS
@@ -44,6 +45,7 @@ EVALUATED = (
     "data",
     "ranking",
     "paired",
+    "by_length",
     "success",
     "text",
     "rewards",
@@ -204,8 +206,9 @@ def held_out(task: Task, reward: Model) -> tuple[dict[str, Any], dict[str, Any]]
     """How well the reward model predicts the signals of replies it was neither fitted on nor chosen by.
 
     The validation split shares no recommender and no seeker with train where the corpus names them. Beside each
-    signal's correlation stand that of a least-squares fit on the place in the talk (`by_place`), and AUCs against what
-    the seeker later said they liked, of the label and of the prediction.
+    signal's correlation stand its calibration in label units (standard deviations on train), the correlation of a
+    least-squares fit on the place in the talk (`by_place`), and AUCs against what the seeker later said they liked, of
+    the label and of the prediction.
 
     Returns:
       The section `reward_model` of metrics.json, and `labels`: how many replies each part of engagement is known for.
@@ -225,7 +228,8 @@ def held_out(task: Task, reward: Model) -> tuple[dict[str, Any], dict[str, Any]]
     found: dict[str, Any] = {}
     place_PS = by_place(task, split, where)
     for s, name in enumerate(SIGNALS):
-        found[name] = correlation(predicted_PS[:, s], observed_PS[:, s], group_P, bootstrap)
+        both = (predicted_PS[:, s], observed_PS[:, s], group_P, bootstrap)
+        found[name] = {**correlation(*both), **calibration(*both)}
         found[name]["pearson-by-place"] = correlation(place_PS[:, s], observed_PS[:, s], group_P, 1)["pearson"]
         for side, values_P in (("observed", observed_PS[:, s]), ("predicted", predicted_PS[:, s])):
             keep = np.isfinite(values_P) & np.isfinite(liked_P)
@@ -237,13 +241,12 @@ def held_out(task: Task, reward: Model) -> tuple[dict[str, Any], dict[str, Any]]
 
 def print_held_out(found: dict[str, Any]) -> None:
     """The reward model's table on the console."""
-    columns = ["signal", "pearson", "95 %", "spearman", "by place", "n"]
+    columns = ["signal", "pearson", "95 %", "spearman", "by place", "slope", "intercept", "ece", "by chance", "n"]
     rows = []
     for name, v in found.items():
         interval = " .. ".join(_shown(v, f"pearson-{end}") for end in ("low", "high"))
-        rows.append(
-            [name, _shown(v, "pearson"), interval, _shown(v, "spearman"), _shown(v, "pearson-by-place"), v["n"]]
-        )
+        more = [_shown(v, n) for n in ("spearman", "pearson-by-place", "slope", "intercept", "ece", "ece-chance")]
+        rows.append([name, _shown(v, "pearson"), interval, *more, v["n"]])
     print_table("reward model, validation replies", columns, rows)
 
 
@@ -270,6 +273,7 @@ def headline(metrics: dict[str, Any]) -> None:
         ]
         if rows:
             print_table(f"{targets} targets, full catalogue", columns, rows)
+    print_lengths(metrics.get("by_length", {}))
     reached = metrics.get("optimum", {})
     if reached:
         say(

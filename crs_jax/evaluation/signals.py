@@ -8,6 +8,7 @@ import scipy.stats
 from crs_jax.errors import InputError
 from crs_jax.evaluation.bootstrap import Weights, interval, resample
 
+BINS = 10  # of equal count, for the calibration error
 _CHUNK = 100  # resamples weighed at a time
 
 
@@ -57,6 +58,54 @@ def _resampled_pearson(x_P: np.ndarray, y_P: np.ndarray, weights: Weights) -> np
     variance_R = (xx_R - x_R**2) * (yy_R - y_R**2)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(variance_R > 1e-12, (xy_R - x_R * y_R) / np.sqrt(np.maximum(variance_R, 0)), np.nan)
+
+
+def calibration(
+    predicted_P: np.ndarray, observed_P: np.ndarray, group_P: np.ndarray, bootstrap: int = 1000, seed: int = 0
+) -> dict[str, float]:
+    """Whether predictions mean what they say, where both are finite.
+
+    Args:
+      group_P: the dialogue of each value; 95 % intervals resample whole dialogues.
+
+    Returns:
+      slope, intercept: of the least-squares line of the observed on the predicted; 1 and 0 are ideal.
+      ece: expected calibration error, the mean over `BINS` bins of equally many predictions of |mean observed - mean
+        predicted|, in the unit of the values (Guo et al. 2017, eq. 3, for a number in place of a chance). Bins are
+        those of the whole sample. Resampling adds the bins' noise a second time, so the percentiles are moved down by
+        what the resamples' mean is above the figure.
+      ece-chance: what predictions without any error in these bins would show on as many values, by their noise alone.
+      Each but the last with `-low` and `-high`. NaN with fewer than three values or where the prediction is constant.
+    """
+    x_P, y_P, group_P = _checked(predicted_P, observed_P, group_P)
+    if len(x_P) < 3 or np.ptp(x_P) == 0:
+        names = (f"{name}{end}" for name in ("slope", "intercept", "ece") for end in ("", "-low", "-high"))
+        return dict.fromkeys((*names, "ece-chance"), float("nan"))
+    weights = resample(group_P, bootstrap, seed)
+    centre, error_P = x_P.mean(), y_P - x_P
+    a_P = x_P - centre
+    x_R, y_R, xx_R, xy_R = weights.means(np.stack([a_P, y_P, a_P * a_P, a_P * y_P], 1)).T
+    with np.errstate(invalid="ignore", divide="ignore"):
+        slope_R = (xy_R - x_R * y_R) / np.where(xx_R - x_R**2 > 1e-12 * xx_R, xx_R - x_R**2, np.nan)
+    slope = float(a_P @ y_P / (a_P @ a_P))
+    found = {
+        "slope": interval(slope, slope_R),
+        "intercept": interval(y_P.mean() - slope * centre, y_R - slope_R * (x_R + centre)),
+    }
+    bin_PK = np.zeros((len(x_P), min(BINS, len(x_P))))
+    for k, members in enumerate(np.array_split(np.argsort(x_P, kind="stable"), bin_PK.shape[1])):
+        bin_PK[members, k] = 1.0
+    gap_K = error_P @ bin_PK / bin_PK.sum(0)
+    ece, total_R = float(np.abs(gap_K) @ bin_PK.mean(0)), weights.sums(np.ones((len(x_P), 1)))[:, 0]
+    ece_R = np.abs(weights.sums(bin_PK * error_P[:, None])).sum(1) / total_R
+    chance_R = np.abs(weights.sums(bin_PK * (error_P - bin_PK @ gap_K)[:, None])).sum(1) / total_R
+    found["ece"] = interval(ece, np.maximum(ece_R - ece_R.mean() + ece, 0.0))
+    flat = {
+        f"{name}{end}": value[key]
+        for name, value in found.items()
+        for end, key in (("", "value"), ("-low", "low"), ("-high", "high"))
+    }
+    return {**flat, "ece-chance": float(chance_R.mean())}
 
 
 def auc(

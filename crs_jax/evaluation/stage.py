@@ -11,6 +11,7 @@ from crs_jax.data.instances import ranking_instances
 from crs_jax.errors import InputError
 from crs_jax.evaluation.baselines import Baselines
 from crs_jax.evaluation.bootstrap import interval, resample
+from crs_jax.evaluation.lengths import by_length
 from crs_jax.evaluation.liked import liked_table, reward_table
 from crs_jax.evaluation.optimum import optimum
 from crs_jax.evaluation.pairs import make_pairs
@@ -58,7 +59,7 @@ def data_counts(task: Task, instances: list) -> Tree:
 
 
 def rank_all(task: Task, models: dict[str, Model], aligned: Aligned | None = None) -> Tree:
-    """The sections `ranking`, `paired`, `success` (SR/RDL), `data`, `liked` and `optimum` on the test split."""
+    """The sections `ranking`, `paired`, `by_length`, `success` (SR/RDL), `data`, `liked` and `optimum`, test split."""
     e, corpus = task.config.evaluation, task.corpus
     instances = ranking_instances(corpus.test, corpus.catalogue)
     if not instances:
@@ -108,10 +109,13 @@ def rank_all(task: Task, models: dict[str, Model], aligned: Aligned | None = Non
         }
         for a, b in compared(list(models), list(ranks))
     }  # fmt: skip
+    own = {row: ranks[row] for row in models}
+    lengths = by_length(instances, pairs, own, task.config.data.window, tuple(e.ks), e.bootstrap, task.config.seed)
     return {
         "data": data_counts(task, instances),
         "ranking": ranking,
         "paired": paired,
+        "by_length": lengths,
         "success": success,
         "liked": liked,
         "optimum": reached,
