@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from crs_jax.errors import InputError
 
@@ -58,6 +59,17 @@ def rouge_l(hypotheses: Sequence[str], references: Sequence[str]) -> float:
     return sum(scores) / len(scores)
 
 
+def bleu_4(hypotheses: Sequence[str], references: Sequence[str]) -> float:
+    """Corpus BLEU of sacrebleu over 100, one reference each; empty hypotheses count through the brevity penalty."""
+    return _bleu().corpus_score(list(hypotheses), [list(references)]).score / 100.0
+
+
+def _bleu() -> Any:
+    import sacrebleu.metrics
+
+    return sacrebleu.metrics.BLEU()
+
+
 def text_metrics(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, float | str]:
     """All text metrics of a set of replies.
 
@@ -78,9 +90,7 @@ def text_metrics(hypotheses: Sequence[str], references: Sequence[str]) -> dict[s
             f"text metrics: found {len(hypotheses)} hypotheses and {len(references)} references, "
             "expected as many of both, and at least one"
         )
-    import sacrebleu.metrics
-
-    bleu = sacrebleu.metrics.BLEU()
+    bleu = _bleu()
     score = bleu.corpus_score(list(hypotheses), [list(references)]).score
     return {
         "bleu-4": score / 100.0,

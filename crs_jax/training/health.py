@@ -21,6 +21,8 @@ MORE_REPETITION = 0.05
 POPULARITY = 1.0  # nats of log popularity, up or down
 LEAST_COVERAGE = 0.5  # of that at the start
 LEAST_HR = 0.9  # of SFT's on validation while the validation reward is higher
+LEAST_BLEU = 0.7  # the same of BLEU-4; a few hundred replies give it to about a tenth
+MOST_SENTIMENT = 0.9  # correlation of the reward with the sentiment predicted, where SFT's replies had less
 
 
 def repetition(tokens_BR: jax.Array, word_BR: jax.Array) -> jax.Array:
@@ -95,10 +97,16 @@ def warnings(lines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
         held("coverage", text, now[name] < LEAST_COVERAGE * first[name])
     if len(checks) > 1:
         before, after = checks[0], checks[-1]
-        lost = after["validation/hr@10"] < LEAST_HR * before["validation/hr@10"]
-        if lost and after["validation/reward"] > before["validation/reward"]:
-            out["hr"] = (
-                f"validation reward rose from {before['validation/reward']:.2f} to {after['validation/reward']:.2f} "
-                f"while HR@10 fell from {before['validation/hr@10']:.4f} to {after['validation/hr@10']:.4f}"
+        risen = after["validation/reward"] > before["validation/reward"]
+        up = f"validation reward rose from {before['validation/reward']:.2f} to {after['validation/reward']:.2f} while"
+        for kind, name, least in (("hr", "HR@10", LEAST_HR), ("bleu", "BLEU-4", LEAST_BLEU)):
+            was, ends = (line.get(f"validation/{name.lower()}") for line in (before, after))
+            if risen and was is not None and ends is not None and ends < least * was:
+                out[kind] = f"{up} {name} fell from {was:.4f} to {ends:.4f}, below {least:g} of it"
+        was, ends = (line.get("validation/sentiment-reward") for line in (before, after))
+        if was is not None and ends is not None and was <= MOST_SENTIMENT < ends:
+            out["sentiment"] = (
+                f"the reward's correlation with the sentiment predicted rose from {was:.2f} to {ends:.2f}, above "
+                f"{MOST_SENTIMENT:g}: replies are told apart by little else"
             )
     return out

@@ -1,4 +1,4 @@
-"""PPO's policy on validation contexts while it trains: reward of its replies, and hits of the humans' new items."""
+"""PPO's policy on validation contexts while it trains: its reward, hits of the humans' new items, and its words."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
+from crs_jax.evaluation.text import bleu_4, repetition
+from crs_jax.models.heads import SIGNALS
 from crs_jax.models.policy import MASKED, add_at
 from crs_jax.rl.reward import Normaliser, score
 from crs_jax.rl.rollout import sample
@@ -40,8 +42,11 @@ class Validation:
         for i, instance in enumerate(chosen):
             rows = instance.fresh[:MOST_TARGETS]
             self._target_IY[i, : len(rows)] = rows
+        where = [(i.dialogue, i.turn) for i in chosen]
         if self.count:
-            self._contexts: Contexts = contexts_at(task, "validation", [(i.dialogue, i.turn) for i in chosen])
+            self._contexts: Contexts = contexts_at(task, "validation", where)
+        names, dialogues = task.corpus.catalogue.names, task.corpus.validation
+        self._references = [dialogues[d].turns[t].render(names) for d, t in where]
         p, clip, exact = c.ppo, c.reward.clip, c.reward.relevance == "exact"
 
         def check(params, judges: Judges, normaliser: Normaliser, contexts: Contexts, target_CY, key):
@@ -55,18 +60,35 @@ class Validation:
                 evidence=contexts.evidence, temperature=p.temperature, block=p.decode_block,
             )  # fmt: skip
             say_BS, end_BS, relevance_B, _ = judge(graphs, judges, contexts, replies, exact)
-            total_B = score(say_BS, end_BS, relevance_B, normaliser, judges.weight_S, clip).total_B
+            scores = score(say_BS, end_BS, relevance_B, normaliser, judges.weight_S, clip)
             both = [
                 policy_likelihood(graph, own, judges.frozen, contexts, replies, p.temperature).logp_BR
                 for graph, own in ((graphs.aligned, params), (graphs.policy, judges.reference))
             ]
-            return rank_CY, total_B, (both[0] - both[1]).sum(-1)
+            mood_B = scores.signal_BS[:, SIGNALS.index("sentiment")]
+            return rank_CY, scores.total_B, (both[0] - both[1]).sum(-1), mood_B
 
-        self._check = jax.jit(on_mesh(check, task.mesh), out_shardings=everywhere(task.mesh))
+        def mode(params, judges: Judges, contexts: Contexts):
+            return sample(
+                nnx.merge(graphs.aligned, params, judges.frozen), contexts.prompt_CP, contexts.mask_CP,
+                jax.random.key(0), group=1, reply_tokens=c.data.reply_tokens, evidence=contexts.evidence,
+                block=p.decode_block, greedy=True,
+            ).tokens_BR  # fmt: skip
+
+        self._check, self._mode = (
+            jax.jit(on_mesh(f, task.mesh), out_shardings=everywhere(task.mesh)) for f in (check, mode)
+        )
 
     def __call__(self, params: Any, normaliser: Normaliser) -> dict[str, float]:
-        """`validation/hr@10` over the new items, `validation/reward` of a sampled reply, its `validation/kl`; the same
-        random numbers each time. Empty where there are no contexts.
+        """The figures of one check; the same random numbers each time. Empty where there are no contexts.
+
+        Returns:
+          validation/hr@10: over the new items.
+          validation/reward, validation/kl: means over one sampled reply a context.
+          validation/sentiment-reward: Pearson's correlation of the sentiment shift predicted for these replies with
+            their reward; NaN where either is constant.
+          validation/bleu-4, validation/repetition: corpus BLEU and repeated 4-grams (`evaluation/text.py`) of one
+            greedy reply a context against the human's.
         """
         if not self.count:
             return {}
@@ -74,13 +96,19 @@ class Validation:
         for number, start in enumerate(range(0, self.count, size)):
             index = np.minimum(np.arange(start, start + size), self.count - 1)
             inputs = jax.tree.map(lambda a, index=index: a[index], (self._contexts, self._target_IY))
-            inputs = shard_batch(inputs, self.task.mesh)
-            out = self._check(params, self.judges, normaliser, *inputs, jax.random.fold_in(key, number))
+            contexts, target_CY = shard_batch(inputs, self.task.mesh)
+            out = self._check(params, self.judges, normaliser, contexts, target_CY, jax.random.fold_in(key, number))
+            out = (*out, self._mode(params, self.judges, contexts))
             found.append([np.asarray(a)[: self.count - start] for a in out])
-        rank_IY, total_I, kl_I = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        rank_IY, total_I, kl_I, mood_I, token_IR = (np.concatenate(parts) for parts in zip(*found, strict=True))
         hit = rank_IY[self._target_IY >= 0] <= 10
+        said = [self.task.tokenizer.decode_reply(t, self.task.corpus.catalogue)[1] for t in token_IR]
+        varied = np.ptp(total_I) > 0 and np.ptp(mood_I) > 0
         return {
             "validation/hr@10": float(hit.mean()),
             "validation/reward": float(total_I.mean()),
             "validation/kl": float(kl_I.mean()),
+            "validation/sentiment-reward": float(np.corrcoef(total_I, mood_I)[0, 1]) if varied else float("nan"),
+            "validation/bleu-4": bleu_4(said, self._references),
+            "validation/repetition": repetition(said),
         }

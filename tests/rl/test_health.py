@@ -68,10 +68,36 @@ def test_a_calm_log_and_a_short_one_warn_of_nothing():
     assert warnings([]) == {}
 
 
-def test_reward_up_while_hits_go_down():
-    def check(hits, reward):
-        return {"validation/hr@10": hits, "validation/reward": reward, "validation/kl": 0.0}
+def check(hits, reward, **more):
+    return {"validation/hr@10": hits, "validation/reward": reward, "validation/kl": 0.0} | {
+        f"validation/{name.replace('_', '-')}": value for name, value in more.items()
+    }
 
+
+def test_reward_up_while_hits_go_down():
     assert list(warnings([check(0.2, 0.0), CALM, check(0.17, 0.5)])) == ["hr"]
     assert warnings([check(0.2, 0.0), check(0.19, 0.5)]) == {}
     assert warnings([check(0.2, 0.0), check(0.1, -0.5)]) == {}
+
+
+def test_reward_up_while_bleu_goes_down():
+    def log(reward, *bleu):
+        return [check(0.2, r, bleu_4=b) for r, b in zip((0.0, 0.2, reward), bleu, strict=True)]
+
+    found = warnings(log(0.5, 0.04, 0.01, 0.027))
+    assert list(found) == ["bleu"]
+    assert "from 0.00 to 0.50" in found["bleu"]
+    assert "from 0.0400 to 0.0270, below 0.7" in found["bleu"]
+    assert warnings(log(0.5, 0.04, 0.01, 0.029)) == {}  # the last check counts
+    assert warnings(log(-0.5, 0.04, 0.04, 0.01)) == {}
+    assert warnings([check(0.2, 0.0), check(0.2, 0.5, bleu_4=0.01)]) == {}  # begun without BLEU
+
+
+def test_reward_that_is_sentiment_alone():
+    def log(first, last):
+        return [check(0.2, 0.0, sentiment_reward=first), check(0.2, 0.0, sentiment_reward=last)]
+
+    assert list(warnings(log(0.6, 0.91))) == ["sentiment"]
+    assert warnings(log(0.6, 0.89)) == {}
+    assert warnings(log(0.95, 0.97)) == {}  # a reward made of sentiment
+    assert warnings(log(None, 0.97)) == {}  # as the log writes what is not defined

@@ -1,32 +1,41 @@
-"""PPO's policy on validation contexts: hits against plain ranks, rewards of the SFT policy at KL 0, and the floor."""
+"""PPO's policy on validation contexts: hits against plain ranks, SFT's rewards at KL 0, words, and the floor."""
 
 import jax
 import numpy as np
 import pytest
+import scipy.stats
+from flax import nnx
 
 from crs_jax.checkpoint import done_meta
-from crs_jax.evaluation.policies import ranking_scores
+from crs_jax.evaluation.policies import generate, judge_replies, ranking_scores
+from crs_jax.evaluation.text import text_metrics
 from crs_jax.metrics import MetricsWriter, read_json_lines
+from crs_jax.models.heads import SIGNALS
 from crs_jax.rl.reward import Normaliser
+from crs_jax.rl.rollout import sample
 from crs_jax.training import ppo_stage
 from crs_jax.training.examples import fresh_instances
-from crs_jax.training.ppo_stage import build, contexts_at, run_ppo
+from crs_jax.training.ppo_stage import Aligned, build, contexts_at, run_ppo, take
 from crs_jax.training.ppo_validation import Validation
 from crs_jax.training.task import copy_tree
 
 PLAIN = Normaliser(np.zeros(3, np.float32), np.ones(3, np.float32), np.float32(1))
 
 
-def test_hits_equal_plain_ranks_and_the_reference_has_no_kl(world, tmp_path):
-    task = world.at(tmp_path)
+@pytest.fixture(scope="module")
+def checked(world, tmp_path_factory):
+    """The task, its validation, what judges, what a check of the SFT policy finds, and the contexts it is of."""
+    task = world.at(tmp_path_factory.mktemp("checked"))
     graphs, _, judges = build(task, world.sft, world.reward)
-    validation = Validation(task, graphs, judges, contexts_at)
-    instances = fresh_instances(task, "validation")
+    validation, instances = Validation(task, graphs, judges, contexts_at), fresh_instances(task, "validation")
     assert validation.count == len(instances) > 10
-    found = validation(judges.reference, PLAIN)
-    scores = ranking_scores(
-        task, world.sft, contexts_at(task, "validation", [(i.dialogue, i.turn) for i in instances]), "x"
-    )
+    contexts = contexts_at(task, "validation", [(i.dialogue, i.turn) for i in instances])
+    return task, validation, graphs, judges, validation(judges.reference, PLAIN), instances, contexts
+
+
+def test_hits_equal_plain_ranks_and_the_reference_has_no_kl(world, checked):
+    task, validation, _, judges, found, instances, contexts = checked
+    scores = ranking_scores(task, world.sft, contexts, "x")
     hits = []
     for instance, score_N in zip(instances, scores, strict=True):
         turns = task.corpus.validation[instance.dialogue].turns[: instance.turn]
@@ -42,6 +51,42 @@ def test_hits_equal_plain_ranks_and_the_reference_has_no_kl(world, tmp_path):
         lambda a: a + 0.1 * np.sin(np.arange(a.size)).reshape(a.shape).astype(a.dtype), judges.reference
     )
     assert validation(moved, PLAIN)["validation/kl"] > 0.1
+
+
+def test_words_are_those_of_the_evaluation(world, checked):
+    """Greedy replies, their BLEU and repetition, as the stage evaluate makes them."""
+    task, _, _, _, found, instances, contexts = checked
+    tokens_IR, _ = generate(task, world.sft, contexts, 0.0, 0, "x")
+    catalogue, dialogues = task.corpus.catalogue, task.corpus.validation
+    said = [task.tokenizer.decode_reply(tokens, catalogue)[1] for tokens in tokens_IR]
+    theirs = [dialogues[i.dialogue].turns[i.turn].render(catalogue.names) for i in instances]
+    expected = text_metrics(said, theirs)
+    assert found["validation/bleu-4"] == pytest.approx(expected["bleu-4"], abs=1e-9)
+    assert found["validation/repetition"] == pytest.approx(expected["repetition"], abs=1e-9)
+    assert expected["bleu-4"] > 0
+    assert expected["repetition"] > 0
+
+
+def test_sentiment_is_correlated_with_the_reward(world, checked):
+    """The same sampled replies, judged as the stage evaluate judges them."""
+    task, validation, graphs, judges, found, _, contexts = checked
+    size, tokens, mask = task.config.evaluation.batch, [], []
+    assert validation.count % size  # the last batch is not full
+    draw = jax.jit(lambda batch, key: sample(
+        nnx.merge(*world.sft), batch.prompt_CP, batch.mask_CP, key, group=1, evidence=batch.evidence,
+        reply_tokens=task.config.data.reply_tokens, block=task.config.ppo.decode_block,
+    ))  # fmt: skip
+    for number, start in enumerate(range(0, validation.count, size)):
+        batch = take(contexts, np.minimum(np.arange(start, start + size), validation.count - 1))
+        replies = draw(batch, jax.random.fold_in(jax.random.key(task.config.seed + 31), number))
+        tokens += list(np.asarray(replies.tokens_BR)[: validation.count - start])
+        mask += list(np.asarray(replies.mask_BR)[: validation.count - start])
+    aligned = Aligned(world.sft, graphs, judges, PLAIN)
+    judged = judge_replies(task, aligned, world.sft, contexts, np.array(tokens), np.array(mask), "x")
+    assert found["validation/reward"] == pytest.approx(judged.reward_B.mean(), abs=1e-5)
+    pearson = scipy.stats.pearsonr(judged.signal_BS[:, SIGNALS.index("sentiment")], judged.reward_B)[0]
+    assert abs(pearson) > 0.01
+    assert found["validation/sentiment-reward"] == pytest.approx(pearson, abs=1e-4)
 
 
 def test_a_part_of_the_contexts_and_none(world, tmp_path):
