@@ -22,6 +22,8 @@ from ml_collections import ConfigDict
 from crs_jax import config as settings
 from crs_jax.checkpoint import digest, done_meta, flatten
 from crs_jax.errors import InputError
+from crs_jax.evaluation.ceiling import noise_ceiling
+from crs_jax.evaluation.classifier import classifier_error, say_error
 from crs_jax.evaluation.lengths import print_lengths
 from crs_jax.evaluation.observed import by_place, signal_table
 from crs_jax.evaluation.signals import auc, calibration, correlation
@@ -55,6 +57,8 @@ EVALUATED = (
     "published",
     "evaluated",
 )
+
+HELD_OUT = ("reward_model", "signals", "sentiment_classifier")  # the same of the models before PPO
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
@@ -142,7 +146,7 @@ def run_stages(task: Task, stages: tuple[str, ...], metrics: dict, seconds: dict
             result = function(task, writer, *(_have(i, need, stage) for need, i in inputs))
             if not known[stage]:
                 worked.append(stage)
-                for name in (*EVALUATED, *(("reward_model", "signals") if stage != "ppo" else ()), "ppo", "health"):
+                for name in (*EVALUATED, *(HELD_OUT if stage != "ppo" else ()), "ppo", "health"):
                     metrics.pop(name, None)
             seconds[stage] = done_meta(workdir, stage)["seconds"]
             return result
@@ -152,7 +156,9 @@ def run_stages(task: Task, stages: tuple[str, ...], metrics: dict, seconds: dict
         if reward is not None and "reward_model" not in metrics:
             metrics["reward_model"], metrics["labels"] = held_out(task, reward)
             metrics["signals"] = signal_table(task, "validation")
+            metrics["sentiment_classifier"] = classifier_error(task, "validation")
             print_held_out(metrics["reward_model"])
+            say_error(metrics["sentiment_classifier"])
         aligned: Aligned | None = model("ppo", run_ppo, ("sft", sft), ("reward", reward))
         if aligned is not None and "ppo" not in metrics:
             metrics["ppo"], metrics["health"] = last_ppo(workdir), warnings(logged(workdir))
@@ -206,9 +212,9 @@ def held_out(task: Task, reward: Model) -> tuple[dict[str, Any], dict[str, Any]]
     """How well the reward model predicts the signals of replies it was neither fitted on nor chosen by.
 
     The validation split shares no recommender and no seeker with train where the corpus names them. Beside each
-    signal's correlation stand its calibration in label units (standard deviations on train), the correlation of a
-    least-squares fit on the place in the talk (`by_place`), and AUCs against what the seeker later said they liked, of
-    the label and of the prediction.
+    signal's correlation stand the highest that any predictor could have where that is known, its calibration in label
+    units (standard deviations on train), the correlation of a least-squares fit on the place in the talk (`by_place`),
+    and AUCs against what the seeker later said they liked, of the label and of the prediction.
 
     Returns:
       The section `reward_model` of metrics.json, and `labels`: how many replies each part of engagement is known for.
@@ -225,11 +231,11 @@ def held_out(task: Task, reward: Model) -> tuple[dict[str, Any], dict[str, Any]]
         said = [dialogues[d].feedback[i].liked for i in dialogues[d].turns[t].items if i in dialogues[d].feedback]
         if any(liked is not None for liked in said):
             liked_P[p] = float(any(liked == 1 for liked in said))
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = noise_ceiling(task, split)
     place_PS = by_place(task, split, where)
     for s, name in enumerate(SIGNALS):
         both = (predicted_PS[:, s], observed_PS[:, s], group_P, bootstrap)
-        found[name] = {**correlation(*both), **calibration(*both)}
+        found[name] = {**correlation(*both), **found[name], **calibration(*both)}
         found[name]["pearson-by-place"] = correlation(place_PS[:, s], observed_PS[:, s], group_P, 1)["pearson"]
         for side, values_P in (("observed", observed_PS[:, s]), ("predicted", predicted_PS[:, s])):
             keep = np.isfinite(values_P) & np.isfinite(liked_P)
@@ -241,11 +247,25 @@ def held_out(task: Task, reward: Model) -> tuple[dict[str, Any], dict[str, Any]]
 
 def print_held_out(found: dict[str, Any]) -> None:
     """The reward model's table on the console."""
-    columns = ["signal", "pearson", "95 %", "spearman", "by place", "slope", "intercept", "ece", "by chance", "n"]
+    columns = [
+        "signal",
+        "pearson",
+        "95 %",
+        "spearman",
+        "by place",
+        "ceiling",
+        "slope",
+        "intercept",
+        "ece",
+        "by chance",
+        "n",
+    ]
     rows = []
     for name, v in found.items():
         interval = " .. ".join(_shown(v, f"pearson-{end}") for end in ("low", "high"))
-        more = [_shown(v, n) for n in ("spearman", "pearson-by-place", "slope", "intercept", "ece", "ece-chance")]
+        more = [
+            _shown(v, n) for n in ("spearman", "pearson-by-place", "ceiling", "slope", "intercept", "ece", "ece-chance")
+        ]
         rows.append([name, _shown(v, "pearson"), interval, *more, v["n"]])
     print_table("reward model, validation replies", columns, rows)
 

@@ -178,6 +178,11 @@ def _dialogue(record: Record, value: Mapping[str, Any], movies: Mapping[str, Ite
     )
 
 
+def dialogue_of(value: Mapping[str, Any], catalogue: Catalogue, source: str = "") -> Dialogue:
+    """One decoded record as the loader reads it, its mentions being of the catalogue."""
+    return _dialogue(Record(source, source, value), value, {item.item_id: item for item in catalogue.items})
+
+
 def _seconds(message: Mapping[str, Any], at: str) -> float | None:
     offset = message.get("timeOffset")
     if offset is None:

@@ -12,20 +12,22 @@ import dataclasses
 import io
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from crs_jax.data import redial
 from crs_jax.data.catalogue import Catalogue
-from crs_jax.data.dialogue import SEEKER
-from crs_jax.data.simulated_talk import Conversation, Recommender
+from crs_jax.data.dialogue import SEEKER, Dialogue
+from crs_jax.data.simulated_talk import Conversation, Recommender, Spoken
 from crs_jax.data.simulated_world import Seeker, World, make_seeker, make_world
 from crs_jax.errors import InputError
 
 VERSION = 1  # raise when the same settings give other files
 SMALLEST = {"catalogue_size": 20, "train_dialogues": 1, "test_dialogues": 1}
 FILES = ("train_data.jsonl", "test_data.jsonl", "movies_with_mentions.csv", "movies_metadata.json")
+Watch = Callable[[str], Callable[[Conversation, Spoken], None] | None] | None
 TRUTH_FILE, SETTINGS_FILE = "truth.npz", "simulator.json"
 
 
@@ -107,8 +109,7 @@ def generate(folder: pathlib.Path, settings: Any, seed: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     marker.write_text("unfinished\n", encoding="utf-8")
 
-    world_seed, train_seed, test_seed = np.random.SeedSequence(int(seed)).spawn(3)
-    world = make_world(np.random.default_rng(world_seed), wanted["catalogue_size"])
+    world, train_seed, test_seed = _world(wanted)
     first_test = wanted["train_dialogues"]
     train, seekers = _records(np.random.default_rng(train_seed), world, first_test, 0, 0)
     workers = 1 + max(max(r["initiatorWorkerId"], r["respondentWorkerId"]) for r in train)
@@ -143,14 +144,85 @@ def generate(folder: pathlib.Path, settings: Any, seed: int) -> None:
     marker.write_text(_marked(wanted), encoding="utf-8")
 
 
+@dataclasses.dataclass(frozen=True)
+class Retest:
+    """How the seekers of a generated corpus might have reacted as well.
+
+    Attributes:
+      again: by dialogue id and turn of a recommender's message that was reacted to: dialogues that are the same up to
+        that message, with fresh noise in the seeker's reaction and in all that follows.
+      mood: by dialogue id and turn of a proposal, the seeker's mood in the corpus' own reaction, of which their words
+        are chosen; about 0 to 1.
+    """
+
+    again: Mapping[str, Mapping[int, Sequence[Dialogue]]]
+    mood: Mapping[str, Mapping[int, float]]
+
+
+def retest(folder: pathlib.Path, dialogues: Sequence[Dialogue], catalogue: Catalogue, draws: int) -> Retest:
+    """Plays the corpus in the folder again, with `draws` other reactions to each recommender's message.
+
+    Seekers keep what is theirs (taste, cheer, pace, needs), which a recommender can only guess.
+
+    Args:
+      folder: what `generate` wrote.
+      dialogues: those wanted, of the corpus' training file (`validation` is cut from it).
+      catalogue: of the corpus.
+      draws: other reactions a message.
+
+    Raises:
+      InputError: the folder is not the simulator's, or the dialogues are not those that its settings give.
+    """
+    marker = pathlib.Path(folder) / SETTINGS_FILE
+    if not marker.exists():
+        raise InputError(f"{marker}: not found; only a folder that the simulator wrote can be played again")
+    settings = json.loads(marker.read_text(encoding="utf-8"))
+    own = {dialogue.dialogue_id: dialogue for dialogue in dialogues}
+    again: dict[str, dict[int, list[Dialogue]]] = {name: {} for name in own}
+    mood: dict[str, dict[int, float]] = {}
+
+    def watch(name: str) -> Callable[[Conversation, Spoken], None] | None:
+        if name not in own or int(name) > settings["train_dialogues"]:  # more are played than are kept
+            return None
+
+        def shown(talk: Conversation, last: Spoken) -> None:
+            turn, timed = len(talk.messages) - 1, own[name].turns[0].seconds is not None
+            for draw in range(draws):
+                rng = np.random.default_rng([settings["seed"], int(name), turn, draw, 41])
+                value = {
+                    "conversationId": name, "initiatorWorkerId": 0, "respondentWorkerId": 1,
+                    "messages": _messages(talk.retold(rng, last), timed, 0, 1, 0),
+                }  # fmt: skip
+                other = redial.dialogue_of(value, catalogue, own[name].source)
+                if other.turns[: turn + 1] != own[name].turns[: turn + 1]:
+                    raise InputError(f"{marker}: dialogue {name} is not what these settings give; generate it anew")
+                again[name].setdefault(turn, []).append(other)
+            mood[name] = talk.moods  # filled while the talk goes on
+
+        return shown
+
+    world, train_seed, _ = _world(settings)
+    _records(np.random.default_rng(train_seed), world, settings["train_dialogues"], 0, 0, watch)
+    unknown = next((name for name in own if name not in mood), None)
+    if unknown is not None:
+        raise InputError(f"{marker}: no dialogue {unknown} in the training file of these settings")
+    return Retest(again, mood)
+
+
+def _world(settings: Mapping[str, Any]) -> tuple[World, Any, Any]:
+    """The world of these settings, and the seeds of its training and test dialogues."""
+    world_seed, train_seed, test_seed = np.random.SeedSequence(settings["seed"]).spawn(3)
+    return make_world(np.random.default_rng(world_seed), settings["catalogue_size"]), train_seed, test_seed
+
+
 def _marked(wanted: Mapping[str, Any]) -> str:
     return json.dumps(wanted, indent=1) + "\n"
 
 
 def _records(
-    rng: np.random.Generator, world: World, count: int, first_dialogue: int, first_worker: int
+    rng: np.random.Generator, world: World, count: int, first_dialogue: int, first_worker: int, watch: Watch = None
 ) -> tuple[list[dict[str, Any]], list[Seeker]]:
-    """`count` dialogues and, for each, its seeker.
+    """`count` dialogues and, for each, its seeker; `watch` makes of a dialogue's id what watches it.
 
     A recommender works with three to six seekers, each of whom comes once or twice and meets nobody else, so that a
     split by recommender leaves no seeker on both sides.
@@ -165,19 +237,15 @@ def _records(
             initiator, worker = worker, worker + 1
             seeker = make_seeker(rng, world)
             for _ in range(int(rng.integers(1, 3))):
-                talk = Conversation(rng, world, seeker, recommender)
                 dialogue_id = str(first_dialogue + len(records) + 1)
+                talk = Conversation(rng, world, seeker, recommender, watch(dialogue_id) if watch else None)
                 records.append(_record(rng, talk, dialogue_id, initiator, respondent, message))
                 seekers.append(seeker)
                 message += len(talk.messages)
     return records[:count], seekers[:count]
 
 
-def _record(
-    rng: np.random.Generator, talk: Conversation, dialogue_id: str, initiator: int, respondent: int, message: int
-) -> dict[str, Any]:
-    """One conversation as a ReDial record; times are missing in a few, the second questionnaire in a few."""
-    timed = rng.random() > 0.03
+def _messages(talk: Conversation, timed: bool, initiator: int, respondent: int, message: int) -> list[dict[str, Any]]:
     messages = []
     for number, sent in enumerate(talk.messages):
         record: dict[str, Any] = {"timeOffset": sent.seconds} if timed else {}
@@ -185,6 +253,14 @@ def _record(
         record["senderWorkerId"] = initiator if sent.role == SEEKER else respondent
         record["messageId"] = message + number
         messages.append(record)
+    return messages
+
+
+def _record(
+    rng: np.random.Generator, talk: Conversation, dialogue_id: str, initiator: int, respondent: int, message: int
+) -> dict[str, Any]:
+    """One conversation as a ReDial record; times are missing in a few, the second questionnaire in a few."""
+    messages = _messages(talk, rng.random() > 0.03, initiator, respondent, message)
     world, utility_N = talk.world, talk.seeker.utility_N
     own, other = {}, {}
     for row, suggested in talk.suggested.items():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 
@@ -36,17 +38,57 @@ class Message:
     seconds: int
 
 
-class Conversation:
-    """Plays one conversation; `messages` holds it afterwards, `suggested` 0 or 1 for each item row named."""
+@dataclasses.dataclass(frozen=True)
+class Spoken:
+    """What the recommender's last message was, for the seeker to react to.
 
-    def __init__(self, rng: np.random.Generator, world: World, seeker: Seeker, recommender: Recommender) -> None:
+    Attributes:
+      kind: the need that it asks for; empty for a proposal.
+      fit: of a proposal: mean true utility of its items, and how it was put.
+      rows: its items.
+    """
+
+    kind: str
+    fit: float = 0.0
+    rows: tuple[int, ...] = ()
+
+
+class Conversation:
+    """Plays one conversation.
+
+    Attributes:
+      messages: what was said, afterwards.
+      suggested: 0 or 1 for each item row named, by the seeker or by the recommender.
+      moods: of the seeker, by the place of the proposal they react to.
+    """
+
+    def __init__(
+        self,
+        rng: np.random.Generator,
+        world: World,
+        seeker: Seeker,
+        recommender: Recommender,
+        watch: Callable[[Conversation, Spoken], None] | None = None,
+    ) -> None:
+        """`watch` is shown the conversation before each reaction to what the recommender said."""
         self.rng, self.world, self.seeker, self.recommender = rng, world, seeker, recommender
         self.messages: list[Message] = []
         self.suggested: dict[int, int] = {}
+        self.moods: dict[int, float] = {}
         self._unsaid = list(seeker.needs)
         self._said: list[tuple[str, int]] = []
         self._clock = 0.0
+        self._watch = watch
         self._play()
+
+    def retold(self, rng: np.random.Generator, last: Spoken) -> Conversation:
+        """The same conversation up to the recommender's last message, with another reaction and what follows it."""
+        other = copy.copy(self)
+        other.messages, other.suggested, other.moods = list(self.messages), dict(self.suggested), dict(self.moods)
+        other._unsaid, other._said = list(self._unsaid), list(self._said)
+        other.rng, other._watch = rng, None
+        other._go_on(last)
+        return other
 
     def _play(self) -> None:
         rng = self.rng
@@ -56,27 +98,34 @@ class Conversation:
         self._reply([*first, self._need("genre" if rng.random() < 0.75 else "item")], 0.4)
         if rng.random() < 0.3:
             self._reply([self._need()], 0.4)
-        asks = rng.random() < 0.6
+        self._go_on(self._ask() if rng.random() < 0.6 else self._propose())
+
+    def _go_on(self, last: Spoken) -> None:
+        """Reactions, questions and proposals from the recommender's last message to the end."""
+        rng = self.rng
         while True:
-            if asks:
-                kind = pick(rng, tuple(words.QUESTIONS))
-                self._answer(pick(rng, words.QUESTIONS[kind]), kind)
-                goes_on = True
-            else:
-                goes_on = self._propose()
+            if self._watch is not None:
+                self._watch(self, last)
+            goes_on = self._answer(last.kind) if last.kind else self._react(last)
             if not goes_on or len(self.messages) >= MAX_MESSAGES - 2:
                 break
-            asks = rng.random() < (0.25 if asks else 0.35)
+            last = self._ask() if rng.random() < (0.25 if last.kind else 0.35) else self._propose()
         if self.messages[-1].role == SEEKER and rng.random() < 0.7:
             self._send(RECOMMENDER, [pick(rng, words.CLOSINGS)], 2.0)
 
-    def _answer(self, question: str, kind: str) -> None:
-        """The recommender asks, the seeker answers: short, and neither pleased nor displeased."""
-        self._send(RECOMMENDER, [question], thinking(self.rng))
-        self._reply([self._need(kind)], 0.4)
+    def _ask(self) -> Spoken:
+        """The recommender asks for a need of some kind."""
+        kind = pick(self.rng, tuple(words.QUESTIONS))
+        self._send(RECOMMENDER, [pick(self.rng, words.QUESTIONS[kind])], thinking(self.rng))
+        return Spoken(kind)
 
-    def _propose(self) -> bool:
-        """One proposal and the reaction to it; False where the seeker leaves."""
+    def _answer(self, kind: str) -> bool:
+        """The seeker answers a question: short, neither pleased nor displeased, and never leaves."""
+        self._reply([self._need(kind)], 0.4)
+        return True
+
+    def _propose(self) -> Spoken:
+        """One proposal."""
         rng, world = self.rng, self.world
         if rng.random() < 0.06:
             self._send(RECOMMENDER, [pick(rng, words.PAUSES)], 1.0)
@@ -95,7 +144,7 @@ class Conversation:
         for row in rows:
             self.suggested.setdefault(row, 1)
         fit = float(self.seeker.utility_N[rows].mean()) + (0.05 if warm else -0.03)
-        return self._react(fit, rows)
+        return Spoken("", fit, tuple(rows))
 
     def _choose(self, count: int) -> list[int]:
         """Rows to propose, never one named before: by the needs said, by fame, or at random."""
@@ -118,12 +167,17 @@ class Conversation:
         score_N[list(self.suggested)] = -np.inf
         return [int(row) for row in np.argsort(-score_N)[:count]]
 
-    def _react(self, fit: float, rows: list[int]) -> bool:
-        """The seeker's reaction: the better the fit, the longer, warmer and slower (they look at it), with noise."""
-        rng, item = self.rng, self._at(rows[int(self.rng.integers(len(rows)))])
+    def _react(self, last: Spoken) -> bool:
+        """The seeker's reaction: the better the fit, the longer, warmer and slower (they look at it), with noise.
+
+        False where the seeker leaves.
+        """
+        rng, fit = self.rng, last.fit
+        item = self._at(last.rows[int(rng.integers(len(last.rows)))])
         if len(self.messages) >= MIN_MESSAGES - 1 and rng.random() < 0.12 * (1.0 - fit):
             return False  # leaves without a word
         mood = fit + self.seeker.cheer + rng.normal(0.0, 0.17)
+        self.moods[len(self.messages) - 1] = mood
         level = int(np.clip(np.floor(5.0 * mood), 0, 4))
         said = [pick(rng, words.REACTIONS[level]).format(item=item)]
         taken = rng.random() < 1.0 / (1.0 + np.exp(-7.5 * (fit - 0.65)))

@@ -68,6 +68,12 @@ def engagement_model(task: Task) -> EngagementModel:
     return EngagementModel.fit(task.dialogues("train"), s.engagement.to_dict(), log)
 
 
+def carried(task: Task) -> float:
+    """How much of the mood before the sentiment shift takes off, by `config.signals.shift`."""
+    s = task.config.signals
+    return 1.0 if s.shift == "difference" else carried_over(task.dialogues("train"), s.sentiment)
+
+
 def label(task: Task, split: str) -> Labels:
     """Labels of `split`; computed once for the same dialogues and settings."""
     settings = {**task.config.signals.to_dict(), "log": log_fingerprint(task)}
@@ -76,17 +82,15 @@ def label(task: Task, split: str) -> Labels:
     if path.exists():
         with np.load(path) as stored:
             return Labels(stored["signal_DTS"], json.loads(str(stored["available"])))
-    engagement = engagement_model(task)
-    s = task.config.signals
-    carried = 1.0 if s.shift == "difference" else carried_over(task.dialogues("train"), s.sentiment)
-    train = _raw(task, "train", engagement, carried)
+    engagement, mood = engagement_model(task), carried(task)
+    train = _raw(task, "train", engagement, mood)
     flat = train.reshape(-1, len(SIGNALS)).astype(np.float64)
     with np.errstate(invalid="ignore"):
         known = np.isfinite(flat)
         count_S = np.maximum(known.sum(0), 1)
         mean_S = np.where(known, flat, 0).sum(0) / count_S
         std_S = np.sqrt(np.where(known, (flat - mean_S) ** 2, 0).sum(0) / count_S)
-    raw = train if split == "train" else _raw(task, split, engagement, carried)
+    raw = train if split == "train" else _raw(task, split, engagement, mood)
     labels = Labels(
         ((raw - mean_S) / np.where(std_S > 1e-6, std_S, 1.0)).astype(np.float32),
         availability(task.dialogues(split), engagement),

@@ -1,6 +1,7 @@
 """The simulated corpus: ReDial's format, determinism, and that what a log holds tells how well a proposal fits."""
 
 import csv
+import dataclasses
 import json
 import pathlib
 import re
@@ -9,7 +10,7 @@ import types
 import numpy as np
 import pytest
 
-from crs_jax.data import simulated
+from crs_jax.data import simulated, simulated_words
 from crs_jax.data.catalogue import Catalogue, Item
 from crs_jax.data.dialogue import RECOMMENDER, SEEKER
 from crs_jax.data.simulated import Truth, generate
@@ -279,3 +280,76 @@ def test_truth_is_read_by_no_stage_of_training():
     for room in ("signals", "models", "rl", "training"):
         for path in (package / room).glob("*.py"):
             assert not re.search(r"data\.simulated|truth\.npz", path.read_text()), path
+
+
+@pytest.fixture(scope="module")
+def played_again(folder, parsed):
+    some = parsed.train[::6]
+    return some, simulated.retest(folder, some, parsed.catalogue, draws=3)
+
+
+def test_played_again_each_message_that_is_reacted_to_gets_other_reactions(played_again):
+    """Of the recommender's last messages before the seeker's, and of those after which the seeker may leave."""
+    some, found = played_again
+    changed = left = 0
+    for dialogue in some:
+        again, roles = found.again[dialogue.dialogue_id], [turn.role for turn in dialogue.turns]
+        answered = {t for t in range(1, len(roles) - 1) if (roles[t], roles[t + 1]) == (RECOMMENDER, SEEKER)}
+        assert set(again) - {len(roles) - 1} == answered
+        left += len(roles) - 1 in again
+        for turn, others in again.items():
+            assert len(others) == 3
+            for other in others:
+                assert other.dialogue_id == dialogue.dialogue_id
+                assert other.turns[: turn + 1] == dialogue.turns[: turn + 1]
+                changed += other.turns != dialogue.turns
+    assert changed > 0.95 * 3 * sum(map(len, found.again.values()))
+    assert left > 0  # silent leavings
+
+
+def test_played_again_reactions_are_drawn_as_those_of_the_corpus(played_again):
+    """Length of the answer, delay, and whether there is one: the same means, within four standard errors."""
+    some, found = played_again
+
+    def facts(dialogue, turn):
+        after = dialogue.turns[turn + 1 :]
+        if not after or after[0].role != SEEKER:
+            return 0.0, np.nan, np.nan, len(after)
+        sent, came = dialogue.turns[turn].seconds, after[0].seconds
+        return 1.0, len(after[0].text.split()), np.nan if came is None else np.log1p(came - sent), len(after)
+
+    pairs = [
+        (facts(dialogue, turn), facts(other, turn))
+        for dialogue in some
+        for turn, others in found.again[dialogue.dialogue_id].items()
+        for other in others[:1]
+    ]
+    gap = np.array([np.subtract(one, other) for one, other in pairs])
+    assert len(gap) > 300
+    for m in range(gap.shape[1]):
+        known = gap[np.isfinite(gap[:, m]), m]
+        assert known.std() > 0
+        assert abs(known.mean()) < 4 * known.std() / np.sqrt(len(known)), m
+
+
+def test_moods_are_those_that_the_words_were_chosen_by(played_again):
+    some, found = played_again
+    checked = 0
+    for dialogue in some:
+        for turn, mood in found.mood[dialogue.dialogue_id].items():
+            assert dialogue.turns[turn].items
+            level = min(max(int(np.floor(5 * mood)), 0), 4)
+            opening = [template.partition("{item}")[0] for template in simulated_words.REACTIONS[level]]
+            assert any(dialogue.turns[turn + 1].text.startswith(words.strip()) for words in opening)
+            checked += 1
+    assert checked > 200
+
+
+def test_what_cannot_be_played_again(tmp_path, folder, parsed):
+    with pytest.raises(InputError, match=r"simulator\.json: not found"):
+        simulated.retest(tmp_path, parsed.train[:1], parsed.catalogue, 1)
+    with pytest.raises(InputError, match="no dialogue 701 in the training file"):
+        simulated.retest(folder, parsed.test[:1], parsed.catalogue, 1)
+    moved = dataclasses.replace(parsed.train[0], turns=parsed.train[1].turns)
+    with pytest.raises(InputError, match="dialogue 1 is not what these settings give"):
+        simulated.retest(folder, [moved], parsed.catalogue, 1)

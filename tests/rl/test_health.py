@@ -84,11 +84,11 @@ def test_reward_up_while_bleu_goes_down():
     def log(reward, *bleu):
         return [check(0.2, r, bleu_4=b) for r, b in zip((0.0, 0.2, reward), bleu, strict=True)]
 
-    found = warnings(log(0.5, 0.04, 0.01, 0.027))
+    found = warnings(log(0.5, 0.04, 0.01, 0.023))
     assert list(found) == ["bleu"]
     assert "from 0.00 to 0.50" in found["bleu"]
-    assert "from 0.0400 to 0.0270, below 0.7" in found["bleu"]
-    assert warnings(log(0.5, 0.04, 0.01, 0.029)) == {}  # the last check counts
+    assert "from 0.0400 to 0.0230, below 0.6" in found["bleu"]
+    assert warnings(log(0.5, 0.04, 0.01, 0.025)) == {}  # the last check counts
     assert warnings(log(-0.5, 0.04, 0.04, 0.01)) == {}
     assert warnings([check(0.2, 0.0), check(0.2, 0.5, bleu_4=0.01)]) == {}  # begun without BLEU
 
@@ -97,7 +97,7 @@ def test_reward_that_is_sentiment_alone():
     def log(first, last):
         return [check(0.2, 0.0, sentiment_reward=first), check(0.2, 0.0, sentiment_reward=last)]
 
-    assert list(warnings(log(0.6, 0.91))) == ["sentiment"]
-    assert warnings(log(0.6, 0.89)) == {}
-    assert warnings(log(0.95, 0.97)) == {}  # a reward made of sentiment
+    assert list(warnings(log(0.6, 0.96))) == ["sentiment"]
+    assert warnings(log(0.6, 0.94)) == {}
+    assert warnings(log(0.96, 0.97)) == {}  # a reward made of sentiment
     assert warnings(log(None, 0.97)) == {}  # as the log writes what is not defined
