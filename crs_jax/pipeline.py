@@ -247,27 +247,16 @@ def held_out(task: Task, reward: Model) -> tuple[dict[str, Any], dict[str, Any]]
 
 def print_held_out(found: dict[str, Any]) -> None:
     """The reward model's table on the console."""
-    columns = [
-        "signal",
-        "pearson",
-        "95 %",
-        "spearman",
-        "by place",
-        "ceiling",
-        "slope",
-        "intercept",
-        "ece",
-        "by chance",
-        "n",
-    ]
+    more = {"spearman": "spearman", "pearson-by-place": "by place", "ceiling": "ceiling", "slope": "slope",
+            "intercept": "intercept", "ece": "ece", "ece-chance": "by chance"}  # fmt: skip
+    columns = ["signal", "pearson", "95 %", *more.values(), "n"]
     rows = []
     for name, v in found.items():
         interval = " .. ".join(_shown(v, f"pearson-{end}") for end in ("low", "high"))
-        more = [
-            _shown(v, n) for n in ("spearman", "pearson-by-place", "ceiling", "slope", "intercept", "ece", "ece-chance")
-        ]
-        rows.append([name, _shown(v, "pearson"), interval, *more, v["n"]])
+        rows.append([name, _shown(v, "pearson"), interval, *(_shown(v, figure) for figure in more), v["n"]])
     print_table("reward model, validation replies", columns, rows)
+    for name, v in found.items():
+        say(f"noise ceiling of {name}: {v['ceiling-from']}")
 
 
 def _shown(figures: dict[str, Any], name: str, digits: int = 3) -> str:

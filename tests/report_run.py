@@ -52,10 +52,18 @@ def full_metrics(rng: np.random.Generator) -> dict[str, Any]:
                 spread = rng.uniform(0.3, 1.6) * abs(gain) + 1e-4
                 entry = {"value": gain, "low": gain - spread, "high": gain + spread, "p": rng.uniform(0, 0.1)}
                 paired.setdefault(t, {}).setdefault(p, {})[name] = entry
+    lengths: dict[str, Any] = {"window": 8}
+    for t in ("all", "fresh"):
+        for n, bucket in enumerate(("1-3", "11+", "beyond-window"), 1):
+            cells = {row: _rank_cell(rng, STRENGTH[row] / n, t, "full") for row in ("sft", "ppo")}
+            gap = {"value": -0.0123 * n, "low": -0.0456, "high": 0.0078, "p": 0.3}
+            cells["ppo-sft"] = {"hr@10": gap, "ndcg@10": gap}
+            lengths.setdefault(t, {})[bucket] = {**cells, "n": 1200 + n}
     paired["text"] = {"bleu-4": {"value": -0.0021, "low": -0.0052, "high": 0.0011, "p": 0.21}}
     return {
         "ranking": ranking,
         "paired": {"ppo-sft": paired},
+        "by_length": lengths,
         "published": {
             "KBRD": {"fresh": {"full": {"hr@1": 0.017, "hr@10": 0.148, "hr@50": 0.3}}, "source": "Kostric & Balog"},
             "UniCRS": {
@@ -85,10 +93,21 @@ def full_metrics(rng: np.random.Generator) -> dict[str, Any]:
         },
         "reward_model": {
             "engagement": {"pearson": 0.632, "pearson-low": 0.601, "pearson-high": 0.661, "spearman": 0.604,
-                           "n": 2113, "liked": 0.211},
-            "relevance": {"pearson": 0.914, "spearman": 0.903, "n": 2113, "liked": 0.087},
+                           "n": 2113, "liked": 0.211, "ceiling": 0.871, "ceiling-low": 0.85, "ceiling-high": 0.89,
+                           "ceiling-from": "upper bound: drawn anew", "slope": 0.934, "slope-low": 0.91,
+                           "slope-high": 0.96, "intercept": -0.023, "intercept-low": -0.05, "intercept-high": 0.01,
+                           "ece": 0.071, "ece-low": 0.06, "ece-high": 0.09, "ece-chance": 0.042},
+            "relevance": {"pearson": 0.914, "spearman": 0.903, "n": 2113, "liked": 0.087, "ceiling": 1.0,
+                          "ceiling-from": "exact"},
             "sentiment": {"pearson": 0.287, "spearman": 0.263, "n": 1987, "liked": 0.164},
             "available": {"latency": 2113, "uptake": 1711},
+        },
+        "sentiment_classifier": {
+            "classifier": "vader", "answers": 9001,
+            "liked": {"auc": 0.731, "auc-low": 0.71, "auc-high": 0.75, "accuracy": 0.882, "balanced-accuracy": 0.614,
+                      "majority": 0.913, "undecided": 0.237, "undecided-low": 0.22, "undecided-high": 0.25,
+                      "positives": 7211, "n": 8425},
+            "mood": {"pearson": 0.896, "n": 9001},
         },
         "signals": {
             "liked": {
@@ -163,6 +182,9 @@ def _log(workdir: pathlib.Path, rng: np.random.Generator) -> None:
                 "value_loss": 0.4 - 0.2 * up, "explained_variance": 0.6 * up if step else float("nan"),
                 "reply_length": 12 + 1.3 * up + rng.normal(0, 0.3), "ended": 0.98, "items_per_reply": 1.1 + 0.2 * up,
                 "learning_rate": 1e-4, "tokens_per_second": 1800 + rng.normal(0, 30)})  # fmt: skip
+            if step % 20 == 0:
+                words = {"bleu-4": 0.04 - 0.01 * up, "repetition": 0.02, "sentiment-reward": 0.5 + 0.3 * up}
+                writer.write("ppo", step, {f"validation/{name}": value for name, value in words.items()})
 
 
 def _samples(rng: np.random.Generator, count: int) -> list[dict[str, Any]]:
@@ -213,6 +235,8 @@ def make_sft_run(workdir: pathlib.Path) -> dict[str, Any]:
         "rewards",
         "reward_model",
         "signals",
+        "sentiment_classifier",
+        "by_length",
         "ppo",
         "health",
         "liked",

@@ -68,6 +68,7 @@ def test_leaves_what_the_readme_says(workdir):
     assert {line["stage"] for line in lines} == {"head", "sft", "reward", "ppo"}
     ppo = [line for line in lines if line["stage"] == "ppo"]
     assert [line["step"] for line in ppo if "validation/hr@10" in line] == [0, 1, 2, 3]
+    assert all("validation/bleu-4" in line for line in ppo if "validation/hr@10" in line)
     ppo = [line for line in ppo if "kl" in line]
     assert [line["step"] for line in ppo] == [1, 2, 3]
     assert abs(ppo[0]["kl"]) < 1e-4
@@ -86,7 +87,9 @@ def test_metrics_have_the_documented_shape(workdir):
         assert {"bleu-4", "distinct-2", "perplexity", "rouge-l", "bits-per-byte"} <= metrics["text"][row].keys()
         assert metrics["text"][row]["perplexity"] > 1
     for signal in ("engagement", "relevance", "sentiment"):
-        assert {"pearson", "spearman", "n"} <= metrics["reward_model"][signal].keys()
+        assert {"pearson", "spearman", "n", "slope", "ece", "ceiling"} <= metrics["reward_model"][signal].keys()
+    assert {"hr@10", "ndcg@10"} <= metrics["by_length"]["fresh"]["within-window"]["ppo-sft"].keys()
+    assert {"classifier", "answers", "liked", "mood", "utility"} <= metrics["sentiment_classifier"].keys()
     assert {"share", "kl", "reward-sft", "reward-ppo", "reward-optimum"} <= metrics["optimum"].keys()
     assert {"auc", "pearson"} <= metrics["signals"]["liked"]["uptake"].keys()
     assert all(isinstance(metrics["ppo"][name], float) for name in ("kl", "entropy", "reward", "engagement"))

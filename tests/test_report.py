@@ -200,6 +200,33 @@ def test_ranking_columns_stand_under_the_right_heading(run, page):
     assert published in page.rows["ranking"]
 
 
+def test_ranking_by_length_holds_each_bucket(run, page):
+    metrics, _ = run
+    for bucket, shown in (
+        ("1-3", "1–3 utterances"),
+        ("11+", "11+ utterances"),
+        ("beyond-window", "Beyond window of 8"),
+    ):
+        lines = row(page, "ranking", shown)
+        for target, line in zip(("fresh", "all"), lines, strict=True):
+            cells = metrics["by_length"][target][bucket]
+            expected = []
+            for name in ("hr@10", "ndcg@10"):
+                expected += [f"{cells[policy][name]['value']:.3f}" for policy in ("sft", "ppo")]
+                expected.append(number(cells["ppo-sft"][name]["value"], signed=True))
+            assert line == [shown, *expected, f"{cells['n']:,}"]
+
+
+def test_a_corpus_without_answers_says_so_of_its_classifier(tmp_path):
+    metrics = make_run(tmp_path, count=1)
+    metrics["sentiment_classifier"] = {"classifier": "vader", "answers": 7, "liked": "none: no answers " + HOSTILE}
+    del metrics["signals"]
+    write_json(tmp_path / "metrics.json", metrics)
+    words = Page(write_report(tmp_path).read_text()).sections["signals"]
+    assert "Against liked: none: no answers" in words
+    assert HOSTILE in words
+
+
 def test_comparison_holds_both_policies_and_the_paired_difference(run, page):
     metrics, text = run
     for protocol in ("full", "sampled"):
@@ -228,7 +255,13 @@ def test_the_difference_turns_round_where_only_sft_minus_ppo_is_recorded(tmp_pat
 
 
 def test_the_other_tables_hold_their_figures(page):
-    assert row(page, "reward-model", "Engagement")[0] == ["Engagement", "0.632", "0.604", "2,113", "0.211"]
+    assert row(page, "reward-model", "Engagement")[0] == ["Engagement", "0.632", "0.604", "0.871", "2,113", "0.211"]
+    assert row(page, "reward-model", "Engagement")[1] == ["Engagement", "0.934", "−0.023", "0.071", "0.042"]
+    assert "0.910–0.960" in page.sections["reward-model"]
+    assert "engagement: upper bound: drawn anew; relevance: exact." in page.sections["reward-model"]
+    expected = ["Liked", "0.731", "0.882", "0.614", "0.913", "0.237", "7,211", "8,425", "–"]
+    assert row(page, "signals", "Liked")[0] == expected
+    assert row(page, "signals", "Mood")[0][-2:] == ["9,001", "0.896"]
     assert row(page, "signals", "Uptake")[0] == ["Uptake", "0.201", "0.210", "0.672", "8,425"]
     assert "0.650–0.690" in page.sections["signals"]
     assert "How far PPO went" in page.sections["ppo"]
@@ -283,7 +316,8 @@ def test_a_sample_without_a_reply_shows_its_ranking(tmp_path):
 def test_curves_show_every_logged_metric(run, page):
     charts = re.findall(r'role="img" aria-label="([^"]*ends at[^"]*)"', run[1])
     logged = {"Act loss", "Word loss", "Validation HR@10", "Parts of the reward", "KL to the SFT policy",
-              "Reply length", "Explained variance", "Tokens per second", "Signals, engagement"}  # fmt: skip
+              "Reply length", "Explained variance", "Validation BLEU-4", "Tokens per second",
+              "Signals, engagement"}  # fmt: skip
     assert logged <= {label.split(":")[0] for label in charts}
     (parts,) = [label for label in charts if label.startswith("Parts of the reward")]
     assert [word for word in ("engagement", "relevance", "sentiment") if word in parts] == [

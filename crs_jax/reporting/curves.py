@@ -29,6 +29,7 @@ CHARTS: Mapping[str, Sequence[tuple[str, str, tuple[str, ...]]]] = {
     "ppo": (
         ("Reward", "mean of the replies", ("reward", "validation/reward")),
         ("Validation HR@10", "share of new items", ("validation/hr@10",)),
+        ("Validation BLEU-4", "greedy replies", ("validation/bleu-4",)),
         ("Parts of the reward", "mean", ("reward/engagement", "reward/relevance", "reward/sentiment")),
         ("KL to the SFT policy", "nats a reply", ("kl", "kl/act", "kl/word")),
         ("Entropy of acts", "nats", ("entropy/act",)),
@@ -37,6 +38,8 @@ CHARTS: Mapping[str, Sequence[tuple[str, str, tuple[str, ...]]]] = {
         ("Items in a reply", "", ("items_per_reply",)),
         ("Replies that end", "share", ("ended",)),
         ("Repeated pairs of words", "share", ("health/repetition",)),
+        ("Repeated 4-grams", "share, greedy validation replies", ("validation/repetition",)),
+        ("Reward and predicted sentiment", "correlation over replies", ("validation/sentiment-reward",)),
         ("Popularity of proposals", "log, centred", ("health/popularity",)),
         ("Distinct items among proposals", "share", ("health/distinct",)),
         ("Clipped ratios", "share of tokens", ("clip_fraction",)),

@@ -144,6 +144,42 @@ def _dialogue_table(run: Run) -> Html:
     return tag("div", tag("h3", "Whole dialogues"), table(heads, rows, "Whole dialogues"), words)
 
 
+def _length_name(bucket: str, window: str) -> str:
+    if bucket in ("within-window", "beyond-window"):
+        return f"{name_of(bucket)}{window}"
+    return bucket.replace("-", "–") + " utterances"
+
+
+def _by_length(run: Run) -> Html:
+    """HR and NDCG of each policy by the utterances before the message, and PPO minus SFT."""
+    tables, window = [], run.table("by_length").get("window")
+    for target in TARGETS:
+        buckets = run.table("by_length", target)
+        rows = list(dict.fromkeys(row for bucket in buckets for row in run.table("by_length", target, bucket)))
+        rows = [row for row in rows if row != "n"]
+        near = (measure_near(run, "hr", 10), measure_near(run, "ndcg", 10))
+        columns = [(name, row) for name in near if name for row in rows]
+        body = []
+        for bucket in buckets:
+            cells = [
+                figure_cell(run.figure("by_length", target, bucket, row, name), signed=row == "ppo-sft")
+                for name, row in columns
+            ]
+            count = run.figure("by_length", target, bucket, "n")
+            label = _length_name(bucket, f" of {window}" if window else "")
+            body.append(tag("tr", row_head(label), *cells, figure_cell(count)))
+        if body:
+            heads = [head("Before the message", numeric=False)]
+            heads += [head(f"{name_of(name)}, {name_of(row)}") for name, row in columns]
+            label = f"By length, {TARGETS[target].lower()}, full catalogue"
+            tables.append(tag("div", tag("h4", label), table([[*heads, head("n")]], body, label, "dense")))
+    words = note(
+        "By what was said before the message that is ranked: whether a policy loses its way in long dialogues, past "
+        "the window it reads. Late targets are harder or easier in themselves; the paired difference is free of that."
+    )
+    return folded("By length of the dialogue", words, *tables) if tables else Html("")
+
+
 def _paired_all(run: Run) -> Html:
     groups: list[tuple[str, list[Comparison]]] = []
     for target in TARGETS:
@@ -206,6 +242,7 @@ def ranking(run: Run) -> Html:
         _forest(run, name) if name else "",
         *tables,
         _dialogue_table(run),
+        _by_length(run),
         _against(run),
         _paired_all(run),
         folded("Every row, every measure", *complete),

@@ -38,8 +38,11 @@ def row_names(values: Mapping[str, Any]) -> dict[str, str]:
     return {key: " · ".join(name_of(part) for part in key.split(" · ")) for key in values}
 
 
+CALIBRATION = ("slope", "intercept", "ece", "ece-chance")
+
+
 def reward_model(run: Run) -> Html:
-    """Correlations of the reward model with what was observed on held-out dialogues."""
+    """Correlations of the reward model with what was observed on held-out dialogues, and its calibration."""
     title = "Reward model"
     found = run.table("reward_model")
     signals = {
@@ -52,12 +55,52 @@ def reward_model(run: Run) -> Html:
     rest = flat_figures({name: value for name, value in found.items() if name not in signals})
     words = note(
         "Predicted against observed, on held-out dialogues. The method's target before PPO is a Pearson correlation "
-        "above 0.6 for engagement."
+        "above 0.6 for engagement. By place: of a fit on turn and length alone."
     )
+    origins: dict[str, list[str]] = {}
+    for name, values in signals.items():
+        if origin := values.pop("ceiling-from", None):
+            origins.setdefault(str(origin), []).append(name_of(name).lower())
+    ceilings = "; ".join(f"{', '.join(names)}: {origin}" for origin, names in origins.items())
+    calibrated = {name: {k: v for k in CALIBRATION if (v := values.pop(k, None)) is not None}
+                  for name, values in signals.items()}  # fmt: skip
+    calibration = Html("")
+    if any(calibrated.values()):
+        about = note(
+            "Slope and intercept of observed on predicted (ideal: 1 and 0), and expected calibration error over ten "
+            "bins of equal count, in standard deviations of the signal; by chance: what a model without error in these "
+            "bins would show on as many replies."
+        )
+        label = "Calibration"
+        calibration = tag("div", tag("h3", label), _grid(calibrated, _columns(calibrated, CALIBRATION), label), about)
     more = facts(rest, "Reward model, more figures", row_names(rest)) if rest else ""
     return section(
-        "reward-model", title, _grid(signals, _columns(signals, ("pearson", "spearman", "n")), title), words, more
+        "reward-model",
+        title,
+        _grid(signals, _columns(signals, ("pearson", "spearman", "ceiling", "n")), title),
+        words,
+        note(f"Noise ceiling, the highest correlation that any predictor could have: {ceilings}.") if ceilings else "",
+        calibration,
+        more,
     )
+
+
+def _classifier(run: Run) -> Html:
+    """Errors of the classifier that the sentiment signal comes from."""
+    found = run.table("sentiment_classifier")
+    if not found:
+        return Html("")
+    rows = {name: flat_figures(values) for name, values in found.items() if isinstance(values, dict)}
+    label, first = "The sentiment classifier", ("auc", "accuracy", "balanced-accuracy", "majority", "undecided")
+    words = note(
+        f"{found.get('classifier', '')}: its score of the seeker's answer to a proposal. ",
+        "Liked: whether its sign says that the seeker liked what was proposed; majority: the share that a constant "
+        "sign would get right. An answer need not speak of that, so this is more than the classifier's own error. "
+        if "liked" in rows
+        else f"Against liked: {found.get('liked')}. ",
+        "Mood and utility: as the simulator knows them." if {"mood", "utility"} & rows.keys() else "",
+    )
+    return tag("div", tag("h3", label), _grid(rows, _columns(rows, first), label) if rows else "", words)
 
 
 def signals(run: Run) -> Html:
@@ -68,13 +111,15 @@ def signals(run: Run) -> Html:
         if found := {name: flat_figures(values) for name, values in rows.items()}:
             label = f"Against {name_of(outcome).lower()}"
             parts.append(tag("div", tag("h3", label), _grid(found, ("pearson", "spearman", "auc", "n"), label)))
+    classifier = _classifier(run)
     if not parts:
-        return section("signals", title, missing("No table of signals: no answers to compare with in this run."))
+        none = missing("No table of signals: no answers to compare with in this run.")
+        return section("signals", title, none, classifier)
     words = note(
         "Observed signals of the proposals on the validation split, against what the seeker answered after the talk "
         "(any proposed item liked, or seen), which nothing is trained on, and whether they came back."
     )
-    return section("signals", title, tag("div", *parts), words)
+    return section("signals", title, tag("div", *parts), words, classifier)
 
 
 def liked(run: Run) -> Html:
