@@ -14,7 +14,9 @@ def get_config() -> ConfigDict:
     c = ConfigDict()
     c.seed = 0
     c.stages = "sft,reward,ppo,evaluate"  # in this order; what a workdir already holds is skipped
-    c.algorithm = "ppo"  # of the stage ppo: ppo, or without a value function rloo, grpo, raft (`rl/groups.py`)
+    c.algorithm = (
+        "ppo"  # of the stage ppo: ppo, rankwise (it proposes lists), or without a value function rloo, grpo, raft
+    )
     c.log_every = 10  # steps between two console lines
 
     c.data = ConfigDict()
@@ -127,6 +129,8 @@ def get_config() -> ConfigDict:
     c.ppo.query_rate = 1.0  # rate of the query, which reads the evidence, as a multiple of the others'
     c.ppo.group = 4  # replies a context, from one prefill
     c.ppo.all_acts = 32  # first tokens of acts summed over beside the sampled ones, the likeliest; 0: sampled alone
+    c.ppo.list_items = 5  # rankwise: items of a list, drawn without replacement from those acts
+    c.ppo.lists = 16  # rankwise: lists a context
     c.ppo.epochs = 2
     c.ppo.minibatches = 2
     c.ppo.accumulate = 1  # micro-batches a minibatch: less memory, the same update

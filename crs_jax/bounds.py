@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 CHOICES: dict[str, tuple[str, ...]] = {
-    "algorithm": ("ppo", "rloo", "grpo", "raft"),
+    "algorithm": ("ppo", "rankwise", "rloo", "grpo", "raft"),
     "data.dataset": ("simulated", "redial", "opendialkg", "inspired"),
     "data.domain": ("movies", "books"),
     "data.pipeline": ("numpy", "tftext"),
@@ -63,6 +63,8 @@ AT_LEAST: dict[str, float] = {
     "ppo.contexts": 1,
     "ppo.group": 1,
     "ppo.all_acts": 0,
+    "ppo.list_items": 1,
+    "ppo.lists": 1,
     "ppo.query_rate": 0,
     "ppo.epochs": 1,
     "ppo.minibatches": 1,

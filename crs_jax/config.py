@@ -103,10 +103,13 @@ def derive(config: ConfigDict, devices: int) -> dict[str, Any]:
     for path in ("model.heads", "model.width"):
         if _get(config, path) % mesh["tensor"]:
             raise _error(path, _get(config, path), f"must be a multiple of --config.mesh.tensor={mesh['tensor']}")
-    if config.algorithm != "ppo" and config.ppo.group < 2:
+    if config.algorithm in ("rloo", "grpo", "raft") and config.ppo.group < 2:
         raise _error("ppo.group", config.ppo.group, f"must be at least 2 for --config.algorithm={config.algorithm}")
     if config.algorithm in ("grpo", "raft") and config.ppo.all_acts:
         rule = f"must be 0 for --config.algorithm={config.algorithm}, which compares sampled replies alone"
+        raise _error("ppo.all_acts", config.ppo.all_acts, rule)
+    if config.algorithm == "rankwise" and config.ppo.all_acts < config.ppo.list_items:
+        rule = f"must be at least --config.ppo.list_items={config.ppo.list_items}: lists are drawn from these acts"
         raise _error("ppo.all_acts", config.ppo.all_acts, rule)
     replies = config.ppo.contexts * config.ppo.group
     minibatch = replies // config.ppo.minibatches

@@ -130,6 +130,14 @@ def test_derived_sizes_by_hand():
 def test_a_group_of_one_has_no_others():
     with pytest.raises(InputError, match=r"ppo\.group=1.*at least 2 for --config\.algorithm=rloo"):
         derive(changed(algorithm="rloo", ppo__group=1), 1)
+    derive(changed(algorithm="rankwise", ppo__group=1), 1)
+
+
+def test_lists_are_drawn_from_enough_acts():
+    with pytest.raises(InputError, match=r"ppo\.all_acts=4.*at least --config\.ppo\.list_items=5"):
+        derive(changed(algorithm="rankwise", ppo__all_acts=4), 1)
+    derive(changed(algorithm="rankwise", ppo__all_acts=5), 1)
+    derive(changed(algorithm="ppo", ppo__all_acts=4), 1)
 
 
 @pytest.mark.parametrize("devices", [1, 2, 4, 8])

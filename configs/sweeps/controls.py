@@ -4,7 +4,8 @@
 
 True utility is known to the simulator alone. `raft` is supervised learning of the best of eight replies by the same
 reward, `shuffled` is PPO with every reply under another's score, `longer SFT` trains the supervised model half as long
-again instead, `sampled acts` does not sum over acts. About two minutes a run on one core, six for the first of a seed.
+again instead, `sampled acts` does not sum over acts, `rankwise` proposes lists. About two minutes a run on one core,
+six for the first of a seed.
 """
 
 from crs_jax.sweep import Sweep
@@ -24,6 +25,7 @@ SWEEP = Sweep(
     cells={
         "ppo": {},
         "sampled acts": {"ppo.all_acts": 0},
+        "rankwise": {"algorithm": "rankwise"},
         "rloo": {"algorithm": "rloo"},
         "grpo": {"algorithm": "grpo", "ppo.all_acts": 0},
         "raft": {"algorithm": "raft", "ppo.all_acts": 0},

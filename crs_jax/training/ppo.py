@@ -20,7 +20,7 @@ from crs_jax.models.actor_critic import ActorCritic
 from crs_jax.models.heads import REWARDS, SIGNALS
 from crs_jax.models.likelihood import first_logp
 from crs_jax.models.query import Wish
-from crs_jax.rl import all_acts, ppo
+from crs_jax.rl import all_acts, ppo, rankwise
 from crs_jax.rl.all_acts import Acts
 from crs_jax.rl.groups import group_advantages
 from crs_jax.rl.reward import Normaliser, Scores, score, with_relevance
@@ -37,6 +37,7 @@ class Experience(NamedTuple):
     """What the updates of one iteration train on; leading axis C contexts, then G replies.
 
     `acts` are known first tokens beside the sampled ones (`rl/all_acts.py`); unused where none are summed over.
+    `place_CLK` are lists of them (`rl/rankwise.py`), where lists are proposed.
     """
 
     contexts: Contexts
@@ -49,6 +50,7 @@ class Experience(NamedTuple):
     advantage_CGR: jax.Array
     return_CGR: jax.Array
     acts: Acts
+    place_CLK: jax.Array | None
 
 
 def actor_pass(
@@ -139,6 +141,7 @@ def make_iteration(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mes
     `fold_in(key, i)`.
     """
     c, R, algorithm = config.ppo, config.data.reply_tokens, config.algorithm
+    has_critic = algorithm in ("ppo", "rankwise")
 
     def loss_of(params, fixed, mini: Experience, of_act: jax.Array, of_word: jax.Array):
         """Sums over a micro-batch, divided by the tokens `of_act`, `of_word` of the whole minibatch."""
@@ -155,13 +158,16 @@ def make_iteration(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mes
         real, of_all = mini.reply_mask_CGR, of_act + of_word
         policy_loss = ppo.masked_mean(surrogate, act, of_act) + ppo.masked_mean(surrogate, word, of_word)
         if c.all_acts:
-            known_C = all_acts.surrogate(jnp.take_along_axis(first_CN, mini.acts.row_CA, 1), mini.acts, c.clip)
+            logp_CA = jnp.take_along_axis(first_CN, mini.acts.row_CA, 1)
+            known_C = all_acts.surrogate(logp_CA, mini.acts, c.clip)
+            if mini.place_CLK is not None:
+                known_C += rankwise.surrogate(logp_CA, mini.acts, mini.place_CLK, c.clip)
             policy_loss += c.group * known_C.sum() / of_act
         value_loss = ppo.masked_mean(critic, real, of_all)
         bonus = c.act_entropy * ppo.masked_mean(entropy, act, of_act)
         bonus += c.word_entropy * ppo.masked_mean(entropy, word, of_word)
         loss = policy_loss - bonus
-        if algorithm == "ppo":
+        if has_critic:
             loss = loss + c.value_coef * value_loss
         if algorithm == "grpo":  # its KL penalty is in the loss, not in the reward
             k3 = ppo.kl_k3(logp, mini.reference_CGR)
@@ -221,7 +227,7 @@ def make_iteration(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mes
         k1_BR = ppo.kl_k1(old.logp_BR, reference.logp_BR)
         act_kl, word_kl = state.extra["act_kl"], state.extra["word_kl"]
         learned, paid_kl = scores, (act_kl, word_kl)
-        if algorithm == "ppo" and c.group_baseline:
+        if has_critic and c.group_baseline:
             act_B, total_B = (ppo.leave_one_out(a.reshape(C, c.group)).reshape(B) for a in scores[:2])
             learned = Scores(act_B, total_B, scores.signal_BS)
         elif algorithm in ("grpo", "raft"):
@@ -229,13 +235,13 @@ def make_iteration(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mes
         reward_BR = token_rewards(learned, split, k1_BR, *paid_kl, c.missing_end_penalty)
         advantage_BR, return_BR = ppo.gae(reward_BR, value_BR, replies.mask_BR, c.discount, c.gae_lambda)
         scale = jnp.float32(1)
-        if algorithm == "ppo":
+        if has_critic:
             scale = jnp.sqrt(ppo.masked_variance(advantage_BR, split.act_BR) + 1e-8)
             advantage_BR = ppo.whiten(advantage_BR, split.act_BR) + ppo.whiten(advantage_BR, split.word_BR)
         else:
             advantage_BR = group_advantages(reward_BR, split, c.group, algorithm)
         row_CA, old_CA = all_acts.likeliest(first_CN, min(c.all_acts, first_CN.shape[1] - 1))
-        acts = Acts(row_CA, old_CA, jnp.zeros(old_CA.shape))
+        acts, place_CLK = Acts(row_CA, old_CA, jnp.zeros(old_CA.shape)), None
         if c.all_acts:
             reference_CN = first_of(graphs.policy, judges.reference, judges.frozen, contexts, c.temperature)
             score_CA = act_scores(
@@ -248,6 +254,8 @@ def make_iteration(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mes
             row_B = jnp.where(split.items_BM[:, 0] < 0, actor.policy.layout.num_items, split.items_BM[:, 0])
             known_B = all_acts.of_sampled(acts, row_B.reshape(C, c.group)).reshape(B)
             advantage_BR = advantage_BR.at[:, 0].add(-known_B)
+        if algorithm == "rankwise":
+            place_CLK = rankwise.draw(jax.random.fold_in(sample_key, 2), old_CA, c.lists, c.list_items)
 
         def by_context(a_BR):
             return a_BR.reshape(C, c.group, R)
@@ -255,7 +263,7 @@ def make_iteration(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mes
         experience = Experience(
             contexts, tokens_CGR, mask_CGR, by_context(split.act_BR), by_context(old.logp_BR),
             by_context(reference.logp_BR), by_context(value_BR), by_context(advantage_BR), by_context(return_BR),
-            acts,
+            acts, place_CLK,
         )  # fmt: skip
 
         def epoch(carry, epoch_key):
@@ -307,6 +315,8 @@ def make_iteration(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mes
             "ratio_error": updates.pop("ratio_error")[0, 0],
             "noise": jax.random.key_data(sample_key).astype(jnp.uint32).sum(),
         }
+        if place_CLK is not None:
+            metrics["reward/list"] = rankwise.gain(score_CA, place_CLK).mean()
         metrics |= measures(replies.tokens_BR, split, actor.policy.items.content[...][:, -1])
         metrics |= {name: value.mean() for name, value in updates.items()}
         return keep_layout(TrainState(state.step + 1, params, opt_state, halted, extra), mesh), metrics

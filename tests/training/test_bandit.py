@@ -137,11 +137,11 @@ class Bandit:
         """Probability of each reply `[2, Y]`, float64."""
         return np.exp(np.asarray(self.logp(params), np.float64).sum(-1))
 
-    def optimum(self, act_kl: float, word_kl: float) -> np.ndarray:
+    def optimum(self, act_kl: float, word_kl: float, penalty: float = PENALTY) -> np.ndarray:
         """The solution in closed form, from the reference's own probabilities and the rewards alone."""
         logp_KYR = np.asarray(self.logp(self.reference), np.float64)
         act_KY = np.exp(np.where(IS_ACT_YR, logp_KYR, 0).sum(-1))
-        word_KY = np.exp(np.where(IS_ACT_YR, 0, logp_KYR).sum(-1)) * np.exp(-PENALTY * ~ENDED_Y / word_kl)
+        word_KY = np.exp(np.where(IS_ACT_YR, 0, logp_KYR).sum(-1)) * np.exp(-penalty * ~ENDED_Y / word_kl)
         out = np.zeros_like(act_KY)
         for k in range(2):
             for a in range(ITEMS + 1):
@@ -227,6 +227,34 @@ def test_kl_regularised_optimum_by_rloo():
     optimum, found = bandit.optimum(ACT_KL, WORD_KL), bandit.train(ACT_KL, WORD_KL, average=30)
     assert (distance(acts(found), acts(optimum)) < 0.015).all()
     assert (distance(found, optimum) < 0.02).all()
+
+
+@pytest.fixture(scope="module")
+def listing() -> Bandit:
+    """Lists of three; words earn nothing, so that an item's value is the same at each place."""
+    lists = {"missing_end_penalty": 0.0, "list_items": 3, "lists": 8}
+    return Bandit("detached", gae_lambda=1.0, algorithm="rankwise", all_acts=ITEMS, ppo=lists)
+
+
+def test_lists_leave_the_optimum_of_single_acts_where_it_is(listing):
+    """Whether to propose at all included."""
+    optimum, found = listing.optimum(ACT_KL, WORD_KL, penalty=0.0), listing.train(ACT_KL, WORD_KL, average=30)
+    assert (distance(acts(listing.distribution(listing.reference)), acts(optimum)) > 0.2).all()
+    assert (distance(acts(found), acts(optimum)) < 0.015).all()
+
+
+def test_lists_without_kl_are_sorted_by_reward(listing):
+    """Their gain is near the most that any order has, though the first place alone takes almost all probability."""
+
+    def gain(p_KA):
+        ranked = np.argsort(-p_KA[:, :ITEMS])[:, :3]
+        return (np.take_along_axis(REWARD_KN, ranked, 1) / np.log2([2, 3, 4])).sum(-1)
+
+    found, start = acts(listing.train(0.0, WORD_KL, average=1)), acts(listing.distribution(listing.reference))
+    best = (-np.sort(-REWARD_KN)[:, :3] / np.log2([2, 3, 4])).sum(-1)
+    assert (gain(start) < best - 0.5).any()
+    assert (gain(found) > best - 0.05).all()
+    assert (found.max(-1) > 0.9).all()
 
 
 def test_grpo_earns_the_reward_and_its_penalties_hold():
