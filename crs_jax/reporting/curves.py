@@ -30,6 +30,7 @@ CHARTS: Mapping[str, Sequence[tuple[str, str, tuple[str, ...]]]] = {
         ("Reward", "mean of the replies", ("reward", "validation/reward")),
         ("Validation HR@10", "share of new items", ("validation/hr@10",)),
         ("Validation BLEU-4", "greedy replies", ("validation/bleu-4",)),
+        ("Reward of proposed lists", "discounted mean", ("reward/list",)),
         ("Parts of the reward", "mean", ("reward/engagement", "reward/relevance", "reward/sentiment")),
         ("KL to the SFT policy", "nats a reply", ("kl", "kl/act", "kl/word")),
         ("Entropy of acts", "nats", ("entropy/act",)),

@@ -9,10 +9,10 @@ items left there instead of the value of the one that was drawn, less the mean o
 expectation and several times less variance.
 
 Values are known advantages: scores less the KL penalty of the first token as of the policy that samples. So of free
-logits the gradient vanishes only where all values are equal, at p_ref exp(score / kl), the optimum of single acts; and
-elsewhere it never leads away from there: values are -kl times the logits' error e up to a constant, and in the order of
-logits - t e + Gumbel noise an item overtakes only those of lower value as t grows, so that the gain along -e rises.
-What changes is that the places below the first learn as much as the first does. Lists are drawn from the likeliest acts
+logits the gradient of whole lists vanishes only where all values are equal, at p_ref exp(score / kl), the optimum of
+single acts, and elsewhere it never leads away from there: values are -kl times the logits' error e up to a constant,
+and in the order of logits - t e + Gumbel noise an item overtakes only those of lower value as t grows, so that the gain
+along -e rises. What changes is that places below the first are learnt too. Lists are drawn from the likeliest acts
 alone. Whether to propose is no matter of lists: `<|say|>` is none of their items, and the policy's probability of
 proposing only weighs them.
 
@@ -76,8 +76,8 @@ def surrogate(logp_CA: jax.Array, old: Acts, place_CLK: jax.Array, clip: float) 
 
     to_go_CLK = jnp.cumsum((discount_K * mean_CLK)[..., ::-1], -1)[..., ::-1]
     follows_CLK = leave_one_out(to_go_CLK - discount_K * mean_CLK)
-    placed = (jnp.take_along_axis(a, place_CLK[..., None], -1)[..., 0] for a in (new_CLKI, old_CLKI))
-    sampled_CLK, _ = policy_loss(*placed, follows_CLK, clip)
+    new_CLK, old_CLK = (jnp.take_along_axis(a, place_CLK[..., None], -1)[..., 0] for a in (new_CLKI, old_CLKI))
+    sampled_CLK, _ = policy_loss(new_CLK, old_CLK, follows_CLK, clip)
 
     proposes_C = jnp.exp(old.logp_CA[:, :-1]).sum(-1)
     return proposes_C * (known_CLK[..., 1:].sum(-1) + sampled_CLK[..., :-1].sum(-1)).mean(-1)

@@ -52,11 +52,11 @@ def objective(logits: np.ndarray, proposes: float) -> float:
     return first + proposes * later
 
 
-def in_pairs() -> tuple[np.ndarray, np.ndarray]:
+def in_pairs(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """All pairs of lists, `[576, 2, K]`, and their probabilities: every outcome of drawing two."""
     pairs = np.array(list(itertools.product(LISTS, repeat=2)))
-    weight = np.array([probability(a, LOGITS[:ITEMS]) * probability(b, LOGITS[:ITEMS]) for a, b in pairs])
-    return pairs, weight
+    one = {ranked: probability(ranked, logits[:ITEMS]) for ranked in LISTS}
+    return pairs, np.array([one[a] * one[b] for a, b in itertools.product(LISTS, repeat=2)])
 
 
 @jax.jit
@@ -79,7 +79,7 @@ def gradients(logits_N, value_A, place_CLK):
 def test_gradient_is_that_of_all_lists():
     """In expectation over all that can be drawn, exactly."""
     with jax.enable_x64(True):
-        pairs, weight = in_pairs()
+        pairs, weight = in_pairs(LOGITS)
         assert weight.sum() == pytest.approx(1, abs=1e-12)
         whole, later = map(np.asarray, gradients(*map(jnp.asarray, (LOGITS, VALUES, pairs))))
     proposes, step = np.exp(log_softmax(LOGITS))[:ITEMS].sum(), 1e-6
@@ -90,6 +90,22 @@ def test_gradient_is_that_of_all_lists():
     np.testing.assert_allclose((weight[:, None] * whole).sum(0), expected, atol=1e-8)
     assert np.abs(later[:, ITEMS:]).max() < 1e-12  # lists move neither what lies beyond the acts nor `<|say|>`
     assert np.abs((weight[:, None] * later).sum(0)).max() > 0.05
+
+
+def test_gradient_leads_to_the_optimum_of_single_acts():
+    """Values are scores less the KL penalty: it vanishes at p_ref exp(score / kl), and points there from elsewhere."""
+    rng, kl = np.random.default_rng(5), 0.3
+    with jax.enable_x64(True):
+        for spread in (0.0, 0.1, 1.0, 3.0):
+            score, reference, error = rng.normal(size=ITEMS), rng.normal(size=ITEMS), spread * rng.normal(size=ITEMS)
+            logits = np.append(reference + score / kl + error, [-60.0, -60.0])
+            value = np.append(score - kl * (logits[:ITEMS] - reference), 0.0)
+            pairs, weight = in_pairs(logits)
+            whole = np.asarray(gradients(*map(jnp.asarray, (logits, value, pairs)))[0])
+            if spread:
+                assert -(weight[:, None] * whole).sum(0)[:ITEMS] @ error > 1e-3 * spread**2
+            else:
+                assert np.abs(whole).max() < 1e-12
 
 
 def test_gradient_varies_less_than_the_score_functions():
