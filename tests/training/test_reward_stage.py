@@ -26,16 +26,16 @@ from crs_jax.training.sft import make_packer, packed_hidden
 
 
 def planted(task) -> np.ndarray:
-    """`[D, T, 3]`: whether the reply asks, how its items fit what was said and named, how many items it proposes.
+    """`[D, T, 3]`: whether the reply asks, how its items fit what was said and named, how long it is.
 
-    The first and the last are read off the words and the act, the second off the features beside them.
+    The first and the last are read off the words, the second off the features beside them.
     """
     dialogues, wishes = task.corpus.train, Wishes(task, "train")
     out = np.full((len(dialogues), max(len(d.turns) for d in dialogues), 3), np.nan, np.float32)
     for d, t in task.replies("train"):
         turn, features_F = dialogues[d].turns[t], wishes.features(d, t)
         fits = features_F[0] - features_F[1] if features_F[-1] else np.nan
-        out[d, t] = "?" in turn.text, fits, min(len(turn.distinct_items), task.config.data.act_items)
+        out[d, t] = "?" in turn.text, fits, min(len(turn.text.split()), 20)
     return (out - np.nanmean(out, (0, 1))) / np.nanstd(out, (0, 1))
 
 
@@ -45,8 +45,8 @@ def larger(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("larger")
     config = tiny_config(
-        folder, simulator__train_dialogues=300, data__reply_tokens=72, model__dropout=0.0, sft__rows=8,
-        sft__row_tokens=128, reward__epochs=14.0, reward__learning_rate=4e-3, reward__holdout=0.2,
+        folder, simulator__train_dialogues=700, data__reply_tokens=72, model__dropout=0.0, sft__rows=8,
+        sft__row_tokens=128, reward__epochs=4.0, reward__learning_rate=6e-3, reward__holdout=0.2,
     )  # fmt: skip
     task = make_task(folder, config)
     return task, fresh_models(task)[0]
@@ -67,7 +67,12 @@ def test_planted_signals_are_recovered_on_unseen_dialogues(larger, monkeypatch):
     for s in range(len(SIGNALS)):
         known = np.isfinite(wanted_PS[:, s])
         pearson = np.corrcoef(found_PS[known, s], wanted_PS[known, s])[0, 1]
-        assert pearson > 0.9, (s, pearson)
+        assert pearson > 0.85, (s, pearson)
+    wishes = Wishes(task, "train")
+    kernel_FS, _ = least_squares(task, fitted, signal_DTS, wishes)
+    by_features_PS = np.array([wishes.features(d, t) for d, t in where]) @ kernel_FS
+    for s in (0, 2):  # what the words say the features do not
+        assert np.corrcoef(by_features_PS[:, s], wanted_PS[:, s])[0, 1] < 0.6
 
 
 def test_loss_is_the_mean_over_labels_that_exist(world, tmp_path):
