@@ -111,6 +111,8 @@ def get_config() -> ConfigDict:
     c.reward.delta = 0.0  # its weight
     c.reward.clip = 5.0  # of the normalised reward, both sides
     c.reward.relevance = "exact"  # exact (frozen embeddings) or learned (the reward model's head)
+    c.reward.ensemble = 1  # reward models; those after the first are fitted on bootstraps of the dialogues
+    c.reward.spread = 0.0  # standard deviations over the ensemble's members that are taken from their mean
     c.reward.epochs = 3.0
     c.reward.learning_rate = 3e-4
     c.reward.weight_decay = 0.05

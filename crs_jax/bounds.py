@@ -53,6 +53,8 @@ AT_LEAST: dict[str, float] = {
     "signals.engagement.continuation": 0,
     "signals.engagement.uptake": 0,
     "signals.engagement.clicks": 0,
+    "reward.ensemble": 1,
+    "reward.spread": 0,
     "reward.epochs": 0,
     "reward.counterfactual": 0,
     "reward.alternatives": 1,

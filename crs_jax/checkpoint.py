@@ -33,7 +33,9 @@ FREE = {
         *("model.value", "model.remat", "mesh.data", "mesh.fsdp"),  # mesh.tensor sets how far tables are padded
         "model.transfer",  # trains nothing
     ),
-    "reward": tuple(f"reward.{name}" for name in ("alpha", "beta", "gamma", "delta", "function", "clip", "relevance")),
+    "reward": tuple(
+        f"reward.{name}" for name in ("alpha", "beta", "gamma", "delta", "function", "clip", "relevance", "spread")
+    ),
     "ppo": (),
 }
 

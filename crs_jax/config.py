@@ -219,6 +219,9 @@ def _validate_ppo(config: ConfigDict) -> None:
     if bool(reward.function) != (reward.delta != 0):
         rule = "a reward of one's own needs both, --config.reward.function=FILE.py:NAME and a delta other than 0"
         raise _error("reward.delta", reward.delta, rule)
+    if reward.spread > 0 and reward.ensemble == 1:
+        rule = "one reward model has no spread: give --config.reward.ensemble=2 or more"
+        raise _error("reward.spread", reward.spread, rule)
     if "ppo" in stages(config) and not any((reward.alpha, reward.beta, reward.gamma, reward.delta)):
         rule = "beta, gamma and delta are 0 too, so that every reply has the same reward"
         raise _error("reward.alpha", reward.alpha, rule)

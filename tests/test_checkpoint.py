@@ -106,6 +106,10 @@ def test_what_decides_a_result_and_what_does_not():
     assert set(config.keys()) - set(every) == {"stages", "log_every", "evaluation"}
     assert "reward.alpha" not in identity(config, "reward")
     assert "reward.alpha" in identity(config, "ppo")
+    assert "reward.spread" not in identity(config, "reward")
+    assert {"reward.spread", "reward.ensemble"} <= identity(config, "ppo").keys()
+    assert "reward.ensemble" in identity(config, "reward")
+    assert "reward.ensemble" not in identity(config, "sft")
     assert "model.value" not in identity(config, "sft")
     assert "model.value" in identity(config, "ppo")
     assert "ppo.clip" not in identity(config, "reward")

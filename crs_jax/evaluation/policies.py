@@ -31,6 +31,7 @@ class Judged(NamedTuple):
     Attributes:
       tokens_BR, mask_BR: the replies after `<|rec|>`.
       reward_B: total; signal_BS: its standardised parts, NaN where one does not exist.
+      spread_B: standard deviation of the total over an ensemble's members; 0 for one reward model alone.
       act_kl_B, word_kl_B: k1 against the SFT policy, nats a reply.
       act_entropy_B, word_entropy_B: summed over the reply's act and word tokens, nats.
       act_tokens_B, word_tokens_B: how many these are.
@@ -41,6 +42,7 @@ class Judged(NamedTuple):
     mask_BR: np.ndarray
     reward_B: np.ndarray
     signal_BS: np.ndarray
+    spread_B: np.ndarray
     act_kl_B: np.ndarray
     word_kl_B: np.ndarray
     act_entropy_B: np.ndarray
@@ -111,8 +113,8 @@ def _generator(graphdef: Any, mesh: Mesh, reply_tokens: int, temperature: float)
 def _judge(graph: Any, graphs: Graphs, mesh: Mesh, exact: bool, clip: float, temperature: float):
     def run(params, judges, normaliser, contexts, tokens, mask):
         replies = Replies(tokens, mask, jnp.zeros(tokens.shape))
-        say_BS, end_BS, relevance_B, split = judge(graphs, judges, contexts, replies, exact)
-        scores = score(say_BS, end_BS, relevance_B, normaliser, judges.weight_S, clip)
+        say_JBS, end_JBS, relevance_JB, split = judge(graphs, judges, contexts, replies, exact)
+        scores = score(say_JBS, end_JBS, relevance_JB, normaliser, judges.weight_S, clip, judges.spread)
         own = policy_likelihood(graph, params, judges.frozen, contexts, replies, temperature)
         reference = policy_likelihood(graphs.policy, judges.reference, judges.frozen, contexts, replies, temperature)
         k1_BR = ppo.kl_k1(own.logp_BR, reference.logp_BR)
@@ -120,7 +122,8 @@ def _judge(graph: Any, graphs: Graphs, mesh: Mesh, exact: bool, clip: float, tem
         kl = [jnp.where(part, k1_BR, 0.0).sum(-1) for part in over]
         entropy = [jnp.where(p, own.entropy_BR, 0.0).sum(-1) for p in over]
         tokens_of = [p.sum(-1) for p in over]
-        return tokens, mask, scores.total_B, scores.signal_BS, *kl, *entropy, *tokens_of, split.ended_B
+        scored = (scores.total_B, scores.signal_BS, scores.spread_B)
+        return tokens, mask, *scored, *kl, *entropy, *tokens_of, split.ended_B
 
     return jax.jit(on_mesh(run, mesh), out_shardings=everywhere(mesh))
 

@@ -199,6 +199,11 @@ def reply_rows(task: Task, models: dict[str, Model], aligned: Aligned | None) ->
                     name: mean_with_interval(column_B, group_B, e.bootstrap)
                     for name, column_B in zip(REWARDS, j.signal_BS.T, strict=False)
                 },
+                **(
+                    {"spread": mean_with_interval(j.spread_B, group_B, e.bootstrap)}
+                    if task.config.reward.ensemble > 1
+                    else {}
+                ),
                 "kl": mean_with_interval(kl_B, group_B, e.bootstrap),
                 "kl-act": float(j.act_kl_B.mean()),
                 "kl-word": float(j.word_kl_B.mean()),

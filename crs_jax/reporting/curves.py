@@ -32,6 +32,7 @@ CHARTS: Mapping[str, Sequence[tuple[str, str, tuple[str, ...]]]] = {
         ("Validation BLEU-4", "greedy replies", ("validation/bleu-4",)),
         ("Reward of proposed lists", "discounted mean", ("reward/list",)),
         ("Parts of the reward", "mean", ("reward/engagement", "reward/relevance", "reward/sentiment")),
+        ("Spread of the reward models", "standard deviation over the ensemble", ("reward/spread",)),
         ("KL to the SFT policy", "nats a reply", ("kl", "kl/act", "kl/word")),
         ("Entropy of acts", "nats", ("entropy/act",)),
         ("Entropy of words", "nats", ("entropy/word",)),

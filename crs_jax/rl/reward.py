@@ -3,11 +3,19 @@
 R = alpha * engagement + beta * relevance + gamma * sentiment shift. The whole of R is read at the reply's last token;
 the part that the act alone explains is read at `<|say|>` and paid there, the rest at the end, so that a reply's total
 is R.
+
+Of an ensemble of J reward models R is the mean of the members' totals less `spread` times their standard deviation: a
+policy that goes where the members were not taught the same finds less there than one of them would promise (Coste et
+al. 2023, arXiv 2310.02743, uncertainty-weighted optimisation, with the standard deviation in place of the variance, so
+that `spread` has no unit). The deviation is that of the weighted, normalised totals, at the end and at `<|say|>` alone,
+not of single signals: the total is what is optimised, and members that err to opposite sides in two signals agree on
+it. It is taken before clipping, since members beyond the bound would all say the same.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,11 +53,37 @@ class Normaliser(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """Of each reply, `[B]` float32: the total R and its standardised parts (NaN where a signal does not exist)."""
+    """Of each reply, `[B]` float32: the total R, its part that the act alone explains, and the standardised signals
+    (means over members; NaN where a signal does not exist). `spread_B` is the members' standard deviation of the
+    unclipped total, 0 for one alone.
+    """
 
     act_B: jax.Array
     total_B: jax.Array
     signal_BS: jax.Array
+    spread_B: jax.Array
+
+
+def together(trees: Sequence[Any]) -> Any:
+    """Trees of an ensemble's members as one, by their numbers; of one alone the tree itself."""
+    return trees[0] if len(trees) == 1 else {str(number): tree for number, tree in enumerate(trees)}
+
+
+def members(tree: Any) -> list[Any]:
+    """What `together` was given."""
+    if not (isinstance(tree, dict) and "0" in tree):
+        return [tree]
+    return [tree[str(number)] for number in range(len(tree))]
+
+
+def mean_of(each_J: jax.Array) -> jax.Array:
+    """Mean over members, the first axis; of one alone its bits."""
+    return each_J[0] if each_J.shape[0] == 1 else each_J.mean(0)
+
+
+def spread_of(each_J: jax.Array) -> jax.Array:
+    """Standard deviation over members, the first axis (of these members, so divided by J)."""
+    return jnp.zeros_like(each_J[0]) if each_J.shape[0] == 1 else each_J.std(0)
 
 
 def read_heads(heads: SignalHeads, hidden: Hidden, split: Parts, features_BF: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -63,7 +97,7 @@ def read_heads(heads: SignalHeads, hidden: Hidden, split: Parts, features_BF: ja
 
 
 def combine(signal_BS: jax.Array, weight_S: jax.Array, clip: float) -> jax.Array:
-    """Weighted sum of standardised signals, `[B]`.
+    """Weighted sum of standardised signals, `[B]` (or with more leading axes).
 
     Where a signal does not exist (NaN: an empty act has no relevance) the weights of the others are scaled up to the
     same total; where none exists, or all weights are 0, the result is 0.
@@ -77,30 +111,39 @@ def combine(signal_BS: jax.Array, weight_S: jax.Array, clip: float) -> jax.Array
 
 
 def score(
-    say_BS: jax.Array,
-    end_BS: jax.Array,
-    relevance_B: jax.Array,
+    say_JBS: jax.Array,
+    end_JBS: jax.Array,
+    relevance_JB: jax.Array,
     normaliser: Normaliser,
     weight_S: jax.Array,
     clip: float,
+    spread: jax.Array | float,
 ) -> Scores:
-    """Scores of replies.
+    """Scores of replies by J reward models.
 
     Args:
-      say_BS, end_BS: predicted signals at `<|say|>` and at the end, label units.
-      relevance_B: of the act, exact or the learned head's; NaN for an act that proposes nothing new.
-      normaliser: standardises each signal and the total.
+      say_JBS, end_JBS: predicted signals at `<|say|>` and at the end, label units.
+      relevance_JB: of the act, the learned heads', or `[B]`, exact; NaN for an act that proposes nothing new.
+      normaliser: standardises each signal and the total, the same for all members.
       weight_S: alpha, beta, gamma.
       clip: bound of the total, both sides.
+      spread: how many standard deviations over members are taken from the mean; nothing where J is 1.
     """
-    say_BS, end_BS = ((with_relevance(s, relevance_B) - normaliser.mean_S) / normaliser.std_S for s in (say_BS, end_BS))
+    say_JBS, end_JBS = (
+        (with_relevance(s, relevance_JB) - normaliser.mean_S) / normaliser.std_S for s in (say_JBS, end_JBS)
+    )
     weight_S = weight_S / normaliser.total_std
-    return Scores(combine(say_BS, weight_S, clip), combine(end_BS, weight_S, clip), end_BS)
+    if say_JBS.shape[0] == 1:
+        act_B, total_B = (combine(s[0], weight_S, clip) for s in (say_JBS, end_JBS))
+        return Scores(act_B, total_B, end_JBS[0], jnp.zeros_like(total_B))
+    act_JB, total_JB = (combine(s, weight_S, jnp.inf) for s in (say_JBS, end_JBS))
+    act_B, total_B = (jnp.clip(mean_of(r) - spread * spread_of(r), -clip, clip) for r in (act_JB, total_JB))
+    return Scores(act_B, total_B, mean_of(end_JBS), spread_of(total_JB))
 
 
 def with_relevance(signal_BS: jax.Array, relevance_B: jax.Array) -> jax.Array:
-    """The signals with the given relevance in its column."""
-    return signal_BS.at[:, SIGNALS.index("relevance")].set(relevance_B)
+    """The signals with the given relevance in its column; leading axes as they come."""
+    return signal_BS.at[..., SIGNALS.index("relevance")].set(relevance_B)
 
 
 def fit_normaliser(signal_BS: jax.Array, weight_S: jax.Array) -> Normaliser:

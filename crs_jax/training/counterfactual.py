@@ -8,6 +8,8 @@ of the logged proposals that were not taken up. No other signal is made up for i
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 
 from crs_jax.data.dialogue import RECOMMENDER, Dialogue
@@ -40,26 +42,30 @@ class Counterfactuals:
 
     Attributes:
       where: (dialogue, turn) of the replies of the training split that propose one new item and have a label of
-        engagement; empty where there is none.
+        engagement, as often as their dialogue was given; empty where there is none.
       label: of the copies.
     """
 
-    def __init__(self, task: Task, numbers: np.ndarray, signal_DTS: np.ndarray, wishes: Wishes):
-        """`numbers` are the training dialogues whose replies are used; labels and `wishes` are of the whole split."""
+    def __init__(self, task: Task, numbers: np.ndarray, signal_DTS: np.ndarray, wishes: Wishes, member: int = 0):
+        """`numbers` are the training dialogues whose replies are used; labels and `wishes` are of the whole split.
+
+        Each `member` of an ensemble has draws of its own.
+        """
         self.task, self.label = task, not_taken_up(task, signal_DTS)
+        self._member = [member] if member else []
         dialogues, catalogue = task.dialogues("train"), task.corpus.catalogue
-        engagement_DT, inside = signal_DTS[..., SIGNALS.index("engagement")], set(numbers.tolist())
+        engagement_DT, times = signal_DTS[..., SIGNALS.index("engagement")], Counter(numbers.tolist())
         share_N = np.exp(log_popularity(task))
         self.where, self._barred = [], []
         for d, t in task.replies("train"):
             proposed = dialogues[d].turns[t].distinct_items
-            if d not in inside or not np.isfinite(engagement_DT[d, t]) or len(proposed) != 1:
+            if not times[d] or not np.isfinite(engagement_DT[d, t]) or len(proposed) != 1:
                 continue
             barred = known_by_then(dialogues[d], t)
             before = {item for said in dialogues[d].turns[:t] for item in said.items}
             if proposed[0] not in before and len(catalogue) - len(barred) >= task.config.reward.alternatives:
-                self.where.append((d, t))
-                self._barred.append(catalogue.rows(sorted(barred)))
+                self.where += [(d, t)] * times[d]
+                self._barred += [catalogue.rows(sorted(barred))] * times[d]
         if not self.where:
             return
         self._share_N, self._real = share_N / share_N.sum(), engagement_DT[tuple(np.array(self.where).T)]
@@ -77,7 +83,8 @@ class Counterfactuals:
           `other_features_RGF`: how their items fit (`models/fit.py`).
           `other_label_RG`: of engagement.
         """
-        rng, offset = np.random.default_rng([self.task.config.seed, 23, step]), self.task.layout.item_offset
+        rng = np.random.default_rng([self.task.config.seed, 23, step, *self._member])
+        offset = self.task.layout.item_offset
         index_R = rng.integers(0, len(self.where), count)
         items_RG = np.stack([[self._item_B[i], *self._others(int(i), rng)] for i in index_R]).astype(np.int32)
         tokens_RL, G = self._tokens_BL[index_R], items_RG.shape[1]

@@ -20,6 +20,7 @@ LEAST_ENDED = 0.9
 MORE_REPETITION = 0.05
 POPULARITY = 1.0  # nats of log popularity, up or down
 LEAST_COVERAGE = 0.5  # of that at the start
+MORE_SPREAD = 2.0  # factor on how far an ensemble's reward models disagree
 LEAST_HR = 0.9  # of SFT's on validation while the validation reward is higher
 LEAST_BLEU = 0.5  # the same of BLEU-4: 2.3 standard errors of the log ratio of two policies on 256 replies (.3)
 MOST_SENTIMENT = 0.95  # correlation of the reward with the sentiment predicted, where SFT's replies had less
@@ -95,6 +96,10 @@ def warnings(lines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
             f"distinct items among proposals went from {100 * first[name]:.0f} to {100 * now[name]:.0f} %, below half"
         )
         held("coverage", text, now[name] < LEAST_COVERAGE * first[name])
+        name = "reward/spread"
+        if name in first:
+            text = f"spread of the reward models went from {first[name]:.2f} to {now[name]:.2f}, a factor beyond "
+            held("spread", f"{text}{MORE_SPREAD:g}", now[name] > MORE_SPREAD * first[name])
     if len(checks) > 1:
         before, after = checks[0], checks[-1]
         risen = after["validation/reward"] > before["validation/reward"]

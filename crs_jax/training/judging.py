@@ -10,7 +10,7 @@ from flax import nnx
 
 from crs_jax.models.heads import SIGNALS
 from crs_jax.models.policy import Layout
-from crs_jax.rl.reward import Normaliser, predict, score
+from crs_jax.rl.reward import Normaliser, members, predict, score
 from crs_jax.rl.rollout import Replies
 from crs_jax.rl.scoring import Parts
 from crs_jax.signals.relevance import new_items, relevance
@@ -22,11 +22,12 @@ class Judges(NamedTuple):
 
     Attributes:
       reference: parameters of the SFT policy.
-      reward: parameters of the reward model.
+      reward: parameters of the reward model, or by number of an ensemble's members (`rl/reward.py`).
       frozen: the item contents of policy-shaped models.
       reward_frozen: those of the reward model.
       items_NE: `Task.contrast_NE`, for exact relevance.
       weight_S: alpha, beta, gamma, and with a reward of one's own delta.
+      spread: standard deviations over members that are taken from their mean.
     """
 
     reference: Any
@@ -35,6 +36,7 @@ class Judges(NamedTuple):
     reward_frozen: Any
     items_NE: jax.Array
     weight_S: jax.Array
+    spread: jax.Array | float = 0.0
 
 
 class Graphs(NamedTuple):
@@ -58,27 +60,33 @@ class Graphs(NamedTuple):
 def judge(
     graphs: Graphs, judges: Judges, contexts: Contexts, replies: Replies, exact: bool
 ) -> tuple[jax.Array, jax.Array, jax.Array, Parts]:
-    """Predicted signals at `<|say|>` and at the end, the relevance (exact, or the head's), the replies' parts.
+    """Predicted signals at `<|say|>` and at the end by each reward model, `[J, B, S]`, the relevance (exact, `[B]`, or
+    the heads', `[J, B]`), the replies' parts.
 
     Relevance is NaN for acts that propose nothing new: there is none. With a reward of one's own it stands behind the
-    signals, NaN at `<|say|>`.
+    signals, NaN at `<|say|>`, the same for all members.
     """
     C = contexts.prompt_CP.shape[0]
-    model = nnx.merge(graphs.reward, judges.reward, judges.reward_frozen)
     tokens, mask = (a.reshape(C, -1, a.shape[-1]) for a in (replies.tokens_BR, replies.mask_BR))
-    say_BS, end_BS, split = predict(model, contexts.prompt_CP, contexts.mask_CP, tokens, mask, contexts.evidence)
+    models = [nnx.merge(graphs.reward, params, judges.reward_frozen) for params in members(judges.reward)]
+    prompts = contexts.prompt_CP, contexts.mask_CP
+    reads = [predict(model, *prompts, tokens, mask, contexts.evidence) for model in models]
+    say_JBS, end_JBS = jnp.stack([say_BS for say_BS, _, _ in reads]), jnp.stack([end_BS for _, end_BS, _ in reads])
+    split = reads[0][2]
     G = replies.tokens_BR.shape[0] // C
     wishes = (contexts.text_CE, contexts.named_CE, contexts.named_CX)
     text_BE, named_BE, named_BX = (jnp.repeat(a, G, axis=0) for a in wishes)
     new_BM = new_items(split.items_BM, named_BX)
     if graphs.own is not None:
         own_B = graphs.own(contexts, replies, split)
-        both = ((say_BS, jnp.full_like(own_B, jnp.nan)), (end_BS, own_B))
-        say_BS, end_BS = (jnp.concatenate([read, own[:, None]], 1) for read, own in both)
+        both = ((say_JBS, jnp.full_like(own_B, jnp.nan)), (end_JBS, own_B))
+        say_JBS, end_JBS = (
+            jnp.concatenate([read, jnp.broadcast_to(own[:, None], (*read.shape[:2], 1))], -1) for read, own in both
+        )
     if exact:
-        return say_BS, end_BS, relevance(new_BM, text_BE, named_BE, judges.items_NE), split
-    learned_B = end_BS[:, SIGNALS.index("relevance")]
-    return say_BS, end_BS, jnp.where((new_BM >= 0).any(-1), learned_B, jnp.nan), split
+        return say_JBS, end_JBS, relevance(new_BM, text_BE, named_BE, judges.items_NE), split
+    learned_JB = end_JBS[..., SIGNALS.index("relevance")]
+    return say_JBS, end_JBS, jnp.where((new_BM >= 0).any(-1), learned_JB, jnp.nan), split
 
 
 def act_scores(
@@ -99,7 +107,8 @@ def act_scores(
     mask_BR = jnp.stack([jnp.ones_like(empty_CA), ~empty_CA], -1).reshape(-1, 2)
     replies = Replies(tokens_BR, mask_BR, jnp.zeros(tokens_BR.shape))
     model_only = graphs._replace(own=None)  # of an act alone a reward of one's own says nothing
-    say_BS, _, relevance_B, _ = judge(model_only, judges, contexts, replies, exact)
+    say_JBS, _, relevance_JB, _ = judge(model_only, judges, contexts, replies, exact)
     if graphs.own is not None:
-        say_BS = jnp.pad(say_BS, ((0, 0), (0, 1)), constant_values=jnp.nan)
-    return score(say_BS, say_BS, relevance_B, normaliser, judges.weight_S, clip).act_B.reshape(row_CA.shape)
+        say_JBS = jnp.pad(say_JBS, ((0, 0), (0, 0), (0, 1)), constant_values=jnp.nan)
+    scores = score(say_JBS, say_JBS, relevance_JB, normaliser, judges.weight_S, clip, judges.spread)
+    return scores.act_B.reshape(row_CA.shape)

@@ -23,7 +23,7 @@ from crs_jax.models.query import Wish
 from crs_jax.rl import all_acts, ppo, rankwise
 from crs_jax.rl.all_acts import Acts
 from crs_jax.rl.groups import group_advantages
-from crs_jax.rl.reward import Normaliser, Scores, score, with_relevance
+from crs_jax.rl.reward import Normaliser, Scores, mean_of, members, score, with_relevance
 from crs_jax.rl.rollout import Replies, sample
 from crs_jax.rl.scoring import Parts, TokenLikelihood, parts, reply_likelihood, tree_hidden
 from crs_jax.sharding import in_parts, on_mesh
@@ -113,8 +113,8 @@ def make_sampler(graphs: Graphs, config: ConfigDict, mesh: Mesh):
             policy, contexts.prompt_CP, contexts.mask_CP, key, group=c.group, reply_tokens=config.data.reply_tokens,
             evidence=contexts.evidence, temperature=c.temperature, block=c.decode_block,
         )  # fmt: skip
-        _, end_BS, relevance_B, _ = judge(graphs, judges, contexts, replies, config.reward.relevance == "exact")
-        return with_relevance(end_BS, relevance_B)
+        _, end_JBS, relevance_JB, _ = judge(graphs, judges, contexts, replies, config.reward.relevance == "exact")
+        return mean_of(with_relevance(end_JBS, relevance_JB))
 
     return jax.jit(on_mesh(signals, mesh))
 
@@ -219,8 +219,8 @@ def make_iteration(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mes
         old, value_BR, first_CN = actor_pass(actor, contexts, tokens_CGR, mask_CGR, c.temperature)
         reference = policy_likelihood(graphs.policy, judges.reference, judges.frozen, contexts, replies, c.temperature)
         exact = config.reward.relevance == "exact"
-        say_BS, end_BS, relevance_B, split = judge(graphs, judges, contexts, replies, exact)
-        scores = score(say_BS, end_BS, relevance_B, normaliser, judges.weight_S, config.reward.clip)
+        say_JBS, end_JBS, relevance_JB, split = judge(graphs, judges, contexts, replies, exact)
+        scores = score(say_JBS, end_JBS, relevance_JB, normaliser, judges.weight_S, config.reward.clip, judges.spread)
         shuffle_key = jax.random.fold_in(sample_key, 1)
         if c.shuffled_rewards:
             scores = jax.tree.map(lambda a: jax.random.permutation(shuffle_key, a), scores)
@@ -229,7 +229,7 @@ def make_iteration(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mes
         learned, paid_kl = scores, (act_kl, word_kl)
         if has_critic and c.group_baseline:
             act_B, total_B = (ppo.leave_one_out(a.reshape(C, c.group)).reshape(B) for a in scores[:2])
-            learned = Scores(act_B, total_B, scores.signal_BS)
+            learned = scores._replace(act_B=act_B, total_B=total_B)
         elif algorithm in ("grpo", "raft"):
             paid_kl = jnp.float32(0), jnp.float32(0)
         reward_BR = token_rewards(learned, split, k1_BR, *paid_kl, c.missing_end_penalty)
@@ -272,8 +272,9 @@ def make_iteration(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mes
             return lax.scan(update, carry, in_parts(shuffled, c.minibatches, mesh))
 
         finite = jnp.isfinite(reward_BR).all() & jnp.isfinite(old.logp_BR).all()
-        finite = finite & ~jnp.isinf(end_BS).any()
-        finite = finite & jnp.isfinite(say_BS[:, : len(SIGNALS)]).all() & jnp.isfinite(end_BS[:, : len(SIGNALS)]).all()
+        finite = finite & ~jnp.isinf(end_JBS).any()
+        for read_JBS in (say_JBS, end_JBS):
+            finite = finite & jnp.isfinite(read_JBS[..., : len(SIGNALS)]).all()
         fixed = frozen, act_kl, word_kl
         learns = state.step >= c.value_warmup
         carry = (state.params, state.opt_state, state.halted | ~finite, jnp.asarray(False), fixed, learns)
@@ -291,6 +292,8 @@ def make_iteration(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mes
             f"reward/{name}": ppo.masked_mean(column, jnp.isfinite(column))
             for name, column in zip(REWARDS, scores.signal_BS.T, strict=False)
         }
+        if len(members(judges.reward)) > 1:
+            signals["reward/spread"] = scores.spread_B.mean()
         metrics = signals | {
             "reward": scores.total_B.mean(),
             "reward/act": scores.act_B.mean(),

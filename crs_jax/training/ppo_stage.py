@@ -100,7 +100,8 @@ def make_judges(task: Task, sft: Model, reward: Model) -> Judges:
     weight_S = jnp.array(weights, jnp.float32)
     if not jnp.abs(weight_S).sum() > 0:
         raise InputError("config.reward: alpha, beta, gamma and delta are all 0; there is nothing to learn from")
-    return Judges(sft[1], reward[1], sft[2], reward[2], jnp.asarray(task.contrast_NE), weight_S)
+    spread = jnp.float32(r.spread)
+    return Judges(sft[1], reward[1], sft[2], reward[2], jnp.asarray(task.contrast_NE), weight_S, spread)
 
 
 def reference_normaliser(task: Task, graphs: Graphs, judges: Judges, contexts: Contexts) -> Normaliser:

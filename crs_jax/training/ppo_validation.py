@@ -59,8 +59,8 @@ class Validation:
                 policy, contexts.prompt_CP, contexts.mask_CP, key, group=1, reply_tokens=c.data.reply_tokens,
                 evidence=contexts.evidence, temperature=p.temperature, block=p.decode_block,
             )  # fmt: skip
-            say_BS, end_BS, relevance_B, _ = judge(graphs, judges, contexts, replies, exact)
-            scores = score(say_BS, end_BS, relevance_B, normaliser, judges.weight_S, clip)
+            say_JBS, end_JBS, relevance_JB, _ = judge(graphs, judges, contexts, replies, exact)
+            scores = score(say_JBS, end_JBS, relevance_JB, normaliser, judges.weight_S, clip, judges.spread)
             both = [
                 policy_likelihood(graph, own, judges.frozen, contexts, replies, p.temperature).logp_BR
                 for graph, own in ((graphs.aligned, params), (graphs.policy, judges.reference))

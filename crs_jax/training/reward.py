@@ -1,11 +1,13 @@
 """The reward stage: a copy of the SFT model learns to predict the seeker's reaction from context and reply.
 
 Rows are packed dialogues as in SFT. The three heads are read at `<|say|>` (context and act) and at `<|end|>` (the whole
-reply), both against the same standardised labels; a label that does not exist bears no loss.
+reply), both against the same standardised labels; a label that does not exist bears no loss. The members of an ensemble
+(`training/ensemble.py`) step side by side, each as it would alone.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import jax
@@ -21,15 +23,16 @@ from crs_jax.metrics import MetricsWriter
 from crs_jax.models.heads import SIGNALS
 from crs_jax.progress import Progress, say
 from crs_jax.rl.ppo import masked_mean
-from crs_jax.rl.reward import RewardModel, predict, read_heads
+from crs_jax.rl.reward import RewardModel, mean_of, members, predict, read_heads, together
 from crs_jax.rl.scoring import parts, tree_hidden
 from crs_jax.sharding import everywhere, in_parts, on_mesh, place, shard_batch
 from crs_jax.training.counterfactual import Counterfactuals
+from crs_jax.training.ensemble import Member, member
 from crs_jax.training.halt import stop_if_halted
 from crs_jax.training.labels import label, log_fingerprint
 from crs_jax.training.optimizer import make_optimizer
 from crs_jax.training.replies import Wishes, reply_arrays
-from crs_jax.training.sft import DeviceRows, at_slots, batches, epoch_seed, make_packer, packed_hidden
+from crs_jax.training.sft import DeviceRows, at_slots, epoch_seed, make_packer, packed_hidden
 from crs_jax.training.state import (
     Stopwatch,
     TrainState,
@@ -153,10 +156,11 @@ def least_squares(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Weights `[len(FITS), 3]` of how acts fit, and biases `[3]`, that explain the labels of the dialogues best.
 
-    Ridge regression on the standardised numbers; zero for what does not vary.
+    Ridge regression on the standardised numbers; zero for what does not vary. A dialogue counts as often as it is
+    named.
     """
-    inside = set(numbers.tolist())
-    at = tuple(np.array([(d, t) for d, t in task.replies("train") if d in inside]).T)
+    times = Counter(numbers.tolist())
+    at = tuple(np.array([place for place in task.replies("train") for _ in range(times[place[0]])]).T)
     fit_PF, label_PS = wishes.features(*at).astype(np.float64), signal_DTS[at].astype(np.float64)
     kernel_FS, bias_S = np.zeros((fit_PF.shape[1], len(SIGNALS))), np.zeros(len(SIGNALS))
     for s in range(len(SIGNALS)):
@@ -176,6 +180,11 @@ def with_heads(params: Any, kernel_FS: np.ndarray, bias_S: np.ndarray) -> Any:
     """The reward model's parameters with those weights of the fit and biases."""
     heads = {**params["heads"], "feature_kernel": jnp.asarray(kernel_FS), "bias": jnp.asarray(bias_S)}
     return {**params, "heads": heads}
+
+
+def first_params(task: Task, params: Any, one: Member, signal_DTS: np.ndarray, wishes: Wishes) -> Any:
+    """A member's parameters before the first step: a copy of `params` with heads at least squares, on the mesh."""
+    return place(with_heads(copy_tree(params), *least_squares(task, one.dialogues, signal_DTS, wishes)), task.mesh)
 
 
 def make_step(graphdef: Any, optimizer: Any, task: Task):
@@ -204,13 +213,16 @@ def make_step(graphdef: Any, optimizer: Any, task: Task):
 def predict_replies(
     task: Task, graphdef: Any, params: Any, frozen: Any, split: str, where: list[tuple[int, int]]
 ) -> np.ndarray:
-    """Predicted signals `[n, 3]` at the end of human replies, from windowed prompts as PPO sees them."""
+    """Predicted signals `[n, 3]` at the end of human replies, from windowed prompts as PPO sees them; means over the
+    members of an ensemble.
+    """
     contexts = make_windows(task.config, task.encoded[split], where, task.tokenizer)
     tokens_BR, mask_BR = reply_arrays(task, split, where)
 
     def run(params, frozen, prompt, prompt_mask, tokens, mask, evidence):
-        model = nnx.merge(graphdef, params, frozen)
-        return predict(model, prompt, prompt_mask, tokens[:, None], mask[:, None], evidence)[1]
+        models = [nnx.merge(graphdef, own, frozen) for own in members(params)]
+        reply = tokens[:, None], mask[:, None]
+        return mean_of(jnp.stack([predict(model, prompt, prompt_mask, *reply, evidence)[1] for model in models]))
 
     if not where:
         return np.zeros((0, len(SIGNALS)), np.float32)
@@ -228,7 +240,10 @@ def predict_replies(
 
 
 def run_reward(task: Task, writer: MetricsWriter, sft: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
-    """Trains or loads the reward model; returns its graphdef, params (lowest held-out loss) and frozen arrays."""
+    """Trains or loads the reward model; returns its graphdef, params (lowest held-out loss) and frozen arrays.
+
+    Of an ensemble the params are those of each member, `together`, and the graphdef is that of one.
+    """
     c = task.config
     inputs, spent = {"data": task.fingerprint, "SFT model": digest(sft[1])}, Stopwatch()
     if c.signals.log:
@@ -238,30 +253,26 @@ def run_reward(task: Task, writer: MetricsWriter, sft: tuple[Any, Any, Any]) -> 
     params, frozen = place(copy_tree(params), task.mesh), place(frozen, task.mesh)
     done, meta = checkpoints.latest()
     if done is not None and meta["done"]:
-        params = checkpoints.restore(done, "result", params)
-        say(f"reward: done before, {done} steps, held-out loss {meta['best']:.4f}")
+        params = checkpoints.restore(done, "result", together([params] * c.reward.ensemble))
+        say(f"reward: done before, {done} steps, held-out loss {np.mean(meta['best']):.4f}")
         checkpoints.close()
         return graphdef, params, frozen
     signal_DTS, wishes = label(task, "train").signal_DTS, Wishes(task, "train")
     fitted, held = split_holdout(task)
-    params = place(with_heads(params, *least_squares(task, fitted, signal_DTS, wishes)), task.mesh)
-    packer, held_packer = make_packer(task, "train", fitted), make_packer(task, "train", held)
-    held_rows = held_packer.epoch(rows=c.sft.rows, crop=0.0, rng=epoch_seed(task, "held", 0))
-    per_epoch = len(packer.epoch(rows=c.sft.rows, crop=c.sft.crop, rng=epoch_seed(task, "reward", 0)))
+    team = [member(task, number, fitted, signal_DTS, wishes) for number in range(c.reward.ensemble)]
+    held_rows = make_packer(task, "train", held).epoch(rows=c.sft.rows, crop=0.0, rng=epoch_seed(task, "held", 0))
+    per_epoch = len(team[0].packer.epoch(rows=c.sft.rows, crop=c.sft.crop, rng=epoch_seed(task, "reward", 0)))
     steps = max(round(c.reward.epochs * per_epoch), 1)
     optimizer = make_optimizer(c.reward.learning_rate, 0.05, steps, c.reward.weight_decay, c.reward.clip_norm)
-    state = fresh_state(params, optimizer, task.mesh)
-    best, best_loss = copy_tree(params), float("inf")
+    states = [fresh_state(first_params(task, params, one, signal_DTS, wishes), optimizer, task.mesh) for one in team]
+    best, best_loss = [copy_tree(state.params) for state in states], [float("inf")] * len(team)
     if done is not None:
-        best, best_loss = checkpoints.restore(done, "result", best), meta["best"]
-        state = checkpoints.restore(done, "state", state)
+        best, best_loss = members(checkpoints.restore(done, "result", together(best))), list(meta["best"])
+        states = members(checkpoints.restore(done, "state", together(states)))
     writer.drop_after("reward", done or 0)
     step = make_step(graphdef, optimizer, task)
 
-    others, held_others = (
-        Counterfactuals(task, numbers, signal_DTS, wishes) if c.reward.counterfactual else None
-        for numbers in (fitted, held)
-    )
+    held_others = Counterfactuals(task, held, signal_DTS, wishes) if c.reward.counterfactual else None
 
     def loss_of(params: Any, frozen: Any, rows: Any) -> dict[str, jax.Array]:
         model = nnx.merge(graphdef, params, frozen)
@@ -280,33 +291,44 @@ def run_reward(task: Task, writer: MetricsWriter, sft: tuple[Any, Any, Any]) -> 
         ]
         return {name: float(np.mean([float(s[name]) for s in sums])) for name in sums[0]}
 
-    key, first, pending = jax.random.key(c.seed + 3), done or 0, None
+    first, pending = done or 0, None
 
-    def report(number: int, metrics: dict[str, Any], batch: Rows, every: int) -> float:
-        values = {name: float(value) for name, value in metrics.items()}
-        stop_if_halted(task.workdir, "reward", number, values, state, batch)
+    def report(number: int, metrics: list[dict[str, Any]], batch: list[Rows], every: int) -> float:
+        values = {name: float(np.mean([float(own[name]) for own in metrics])) for name in metrics[0]}
+        stop_if_halted(task.workdir, "reward", number, values, together(states), together(batch))
         del values["halted"]
         if number % every == 0 or number == 1:
             writer.write("reward", number, values)
         return values["loss"]
 
     with Progress(steps, "reward model", "steps", done=first) as progress, checkpoints:
-        for number, (_, rows) in enumerate(batches(packer, task, "reward", c.sft.rows, c.sft.crop), 1):
+        for number, all_rows in enumerate(zip(*(one.batches(task) for one in team), strict=True), 1):
             if number > steps:
                 break
             if number <= first:
                 continue
-            batch = with_labels(rows, fitted, others, number)
-            state, metrics = step(state, frozen, shard_batch(batch, task.mesh), key)
+            batch = [
+                with_labels(rows, one.dialogues, one.others, number)
+                for (_, rows), one in zip(all_rows, team, strict=True)
+            ]
+            stepped = [
+                step(state, frozen, shard_batch(rows, task.mesh), one.key)
+                for state, rows, one in zip(states, batch, team, strict=True)
+            ]
+            states, metrics = ([pair[k] for pair in stepped] for k in (0, 1))
             if pending is not None:
                 progress.update(loss=report(*pending, c.log_every))
             pending = (number, metrics, batch)
             if number % max(per_epoch // 2, 1) == 0 or number == steps:
                 progress.update(loss=report(*pending, 1))  # a bad step stops here, before anything is saved
                 pending = None
-                scores = validate(state.params)
-                writer.write("reward", number, {f"validation/{name}": value for name, value in scores.items()})
-                if scores["loss"] < best_loss:
-                    best, best_loss = copy_tree(state.params), scores["loss"]
-                checkpoints.save(number, state, best, best=best_loss, done=number == steps, seconds=spent.since(meta))
-    return graphdef, best, frozen
+                scores = [validate(state.params) for state in states]
+                means = {f"validation/{name}": float(np.mean([own[name] for own in scores])) for name in scores[0]}
+                writer.write("reward", number, means)
+                for m, own in enumerate(scores):
+                    if own["loss"] < best_loss[m]:
+                        best[m], best_loss[m] = copy_tree(states[m].params), own["loss"]
+                end = number == steps
+                kept = together(states), together(best)
+                checkpoints.save(number, *kept, best=best_loss, done=end, seconds=spent.since(meta))
+    return graphdef, together(best), frozen

@@ -133,15 +133,17 @@ def make_packer(task: Task, split: str, numbers: Sequence[int] | np.ndarray | No
     )
 
 
-def epoch_seed(task: Task, stage: str, epoch: int) -> np.random.Generator:
-    """Randomness of one epoch's crops and order: a function of seed, stage and epoch alone."""
-    return np.random.default_rng([task.config.seed, sum(stage.encode()), epoch])
+def epoch_seed(task: Task, stage: str, epoch: int, member: int = 0) -> np.random.Generator:
+    """Randomness of one epoch's crops and order: a function of seed, stage, epoch and an ensemble's member alone."""
+    return np.random.default_rng([task.config.seed, sum(stage.encode()), epoch, *([member] if member else [])])
 
 
-def batches(packer: Packer, task: Task, stage: str, rows: int, crop: float) -> Iterator[tuple[int, Rows]]:
+def batches(
+    packer: Packer, task: Task, stage: str, rows: int, crop: float, member: int = 0
+) -> Iterator[tuple[int, Rows]]:
     """Endless (epoch, batch), the same sequence on every run."""
     epoch = 0
-    while found := packer.epoch(rows=rows, crop=crop, rng=epoch_seed(task, stage, epoch)):
+    while found := packer.epoch(rows=rows, crop=crop, rng=epoch_seed(task, stage, epoch, member)):
         for batch in found:
             yield epoch, batch
         epoch += 1

@@ -55,10 +55,12 @@ def test_nothing_proposed_and_nothing_said():
         ("repetition", {"health/repetition": 0.16}),
         ("popularity", {"health/popularity": -0.6}),
         ("coverage", {"health/distinct": 0.39}),
+        ("spread", {"reward/spread": 0.62}),
     ],
 )
 def test_each_warning_alone(kind, late):
-    log = [CALM] * 5 + [{**CALM, "kl": 99.0}] * 3 + [{**CALM, **late}] * 5  # what is over no longer counts
+    calm = {**CALM, "reward/spread": 0.3}
+    log = [calm] * 5 + [{**calm, "kl": 99.0}] * 3 + [{**calm, **late}] * 5  # what is over no longer counts
     assert list(warnings(log)) == [kind]
 
 

@@ -18,7 +18,18 @@ from tiny_policy import (
 )
 
 from crs_jax.models.heads import SIGNALS, SignalHeads
-from crs_jax.rl.reward import Normaliser, RewardModel, Scores, combine, fit_normaliser, predict, score, with_relevance
+from crs_jax.rl.reward import (
+    Normaliser,
+    RewardModel,
+    Scores,
+    combine,
+    fit_normaliser,
+    members,
+    predict,
+    score,
+    together,
+    with_relevance,
+)
 from crs_jax.rl.scoring import parts
 from crs_jax.training.ppo import token_rewards
 
@@ -49,7 +60,8 @@ def test_scores_equal_a_loop_and_telescope(seed, missing, clip):
     weight = rng.normal(size=3)
     mean, std, total = rng.normal(size=3), rng.uniform(0.5, 2, 3), rng.uniform(0.5, 2)
     normaliser = Normaliser(*(jnp.asarray(a, jnp.float32) for a in (mean, std, total)))
-    got = score(jnp.asarray(say), jnp.asarray(end), jnp.asarray(relevance), normaliser, jnp.asarray(weight), clip)
+    both = jnp.asarray(say)[None], jnp.asarray(end)[None]
+    got = score(*both, jnp.asarray(relevance), normaliser, jnp.asarray(weight), clip, 2.0)  # one alone has no spread
 
     def loop(signals):
         out = []
@@ -65,9 +77,64 @@ def test_scores_equal_a_loop_and_telescope(seed, missing, clip):
     np.testing.assert_allclose(got.total_B, loop(end), atol=1e-4)
     standard = (np.stack([end[:, 0], relevance, end[:, 2]], 1) - mean) / std
     np.testing.assert_allclose(got.signal_BS, standard, atol=1e-5)
+    np.testing.assert_array_equal(got.spread_B, 0.0)
     tokens, mask = random_replies(rng, LAYOUT, 4, 8)
     paid = token_rewards(got, parts(tokens, mask, LAYOUT), jnp.zeros((4, 8)), 0.1, 0.1, 0.0)
     np.testing.assert_allclose(paid.sum(-1), got.total_B, atol=1e-5)
+
+
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize(("spread", "clip"), [(0.0, 1e9), (0.7, 1e9), (3.0, 1.5)])
+def test_an_ensembles_score_is_the_mean_less_its_spread(learned, spread, clip):
+    """Against NumPy on each member's total by a loop over replies; clipped last, so that the spread is of the whole."""
+    rng = np.random.default_rng(6)
+    J, B = 4, 6
+    say, end = rng.normal(size=(2, J, B, 3)).astype(np.float32)
+    relevance = rng.normal(size=(J, B) if learned else B).astype(np.float32)
+    relevance[..., 2] = NAN
+    weight, mean, std, scale = np.array([1.0, 0.5, -2.0]), np.array([0.1, 0.3, -0.2]), np.array([0.5, 2.0, 1.5]), 0.8
+    normaliser = Normaliser(*(jnp.asarray(a, jnp.float32) for a in (mean, std, scale)))
+    arrays = (jnp.asarray(a) for a in (say, end, relevance))
+    got = score(*arrays, normaliser, jnp.asarray(weight, jnp.float32), clip, spread)
+
+    def total(read_S, fit):
+        values = (np.array([read_S[0], fit, read_S[2]], float) - mean) / std
+        kept = np.isfinite(values)
+        return values[kept] @ weight[kept] * np.abs(weight).sum() / np.abs(weight[kept]).sum() / scale
+
+    fit_JB = np.broadcast_to(relevance, (J, B))
+    act_JB, total_JB = (
+        np.array([[total(read[j, b], fit_JB[j, b]) for b in range(B)] for j in range(J)]) for read in (say, end)
+    )
+    assert (np.abs(total_JB) > 1.5).any()
+    for found_B, each_JB in ((got.act_B, act_JB), (got.total_B, total_JB)):
+        expected_B = np.clip(np.mean(each_JB, 0) - spread * np.std(each_JB, 0), -clip, clip)
+        np.testing.assert_allclose(found_B, expected_B, atol=1e-5)
+    np.testing.assert_allclose(got.spread_B, np.std(total_JB, 0), atol=1e-5)
+    signals_JBS = (np.stack([end[..., 0], fit_JB, end[..., 2]], -1) - mean) / std
+    np.testing.assert_allclose(got.signal_BS, signals_JBS.mean(0), atol=1e-5)
+
+
+def test_exact_relevance_and_members_that_agree_have_no_spread():
+    rng = np.random.default_rng(7)
+    reads, relevance = jnp.asarray(rng.normal(size=(3, 5, 3)), jnp.float32), jnp.asarray(rng.normal(size=5))
+    alone = score(reads, reads, relevance, PLAIN, jnp.array([0.0, 2.0, 0.0]), np.inf, 1.0)
+    np.testing.assert_allclose(alone.total_B, 2.0 * np.asarray(relevance), rtol=1e-5)
+    np.testing.assert_allclose(alone.spread_B, 0.0, atol=1e-6)
+    same = jnp.broadcast_to(reads[:1], reads.shape)
+    three, one = (score(r, r, relevance, PLAIN, jnp.ones(3), 5.0, 1.0) for r in (same, reads[:1]))
+    for found, expected in zip(three, one, strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_members_keep_their_order():
+    trees = [{"policy": n} for n in range(12)]
+    assert members(together(trees)) == trees
+    assert list(together(trees)) == [str(n) for n in range(12)]
+    rebuilt = jax.tree.map(lambda n: n, together(trees))  # keys come back sorted as text
+    assert members(rebuilt) == trees
+    assert together(trees[3:4]) is trees[3]
+    assert members(trees[3]) == [trees[3]]
 
 
 def test_relevance_takes_its_own_column():
@@ -82,7 +149,7 @@ def test_rewards_by_hand():
     """Scores 0.7 and 0.2 more (total 0.9), KL 0.1 a token at 0.5 and 2, an end that is missing costs 3."""
     i, say, end, pad = LAYOUT.item_offset, LAYOUT.say, LAYOUT.end, LAYOUT.pad
     tokens = np.array([[i + 1, say, 4, end, pad], [say, 4, 4, 4, 4], [i, i + 1, i + 2, pad, pad]])
-    scores = Scores(jnp.full(3, 0.7), jnp.full(3, 0.9), jnp.zeros((3, 3)))
+    scores = Scores(jnp.full(3, 0.7), jnp.full(3, 0.9), jnp.zeros((3, 3)), jnp.zeros(3))
     split = parts(tokens, tokens != pad, LAYOUT)
     paid = token_rewards(scores, split, jnp.where(tokens != pad, 0.1, 0.0), 0.5, 2.0, 3.0)
     a, w = -0.05, -0.2
@@ -104,7 +171,7 @@ def test_normaliser_ignores_what_does_not_exist():
     kept = [column[~np.isnan(column)].astype(float) for column in signals.T]
     np.testing.assert_allclose(got.mean_S, [c.mean() for c in kept], atol=1e-5)
     np.testing.assert_allclose(got.std_S, [c.std() for c in kept], rtol=1e-5)
-    totals = score(*[jnp.asarray(signals)] * 2, jnp.asarray(signals[:, 1]), got, weight, np.inf).total_B
+    totals = score(*[jnp.asarray(signals)[None]] * 2, jnp.asarray(signals[:, 1]), got, weight, np.inf, 0.0).total_B
     assert float(totals.std()) == pytest.approx(1.0, rel=1e-4)  # on the samples it was fitted on
 
 

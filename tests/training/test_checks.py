@@ -93,7 +93,7 @@ def test_integer_rewards_are_refused():
     """0.7 would become 0 and -1.9 would become -1, in silence."""
     spot_BR = jnp.array([[False, True]])
     split = Parts(spot_BR, ~spot_BR, jnp.array([[0]]), spot_BR, spot_BR, jnp.array([True]))
-    fine = Scores(jnp.array([0.7]), jnp.array([-1.9]), jnp.zeros((1, 3)))
+    fine = Scores(jnp.array([0.7]), jnp.array([-1.9]), jnp.zeros((1, 3)), jnp.zeros(1))
     kl_BR = jnp.zeros((1, 2))
     np.testing.assert_allclose(ppo.token_rewards(fine, split, kl_BR, 0.1, 0.1, 0.0), [[0.0, -1.9]], rtol=1e-6)
     with pytest.raises(TypeError, match="act_score_B is int32, expected a floating type"):

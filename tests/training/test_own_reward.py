@@ -7,7 +7,7 @@ import pytest
 
 from crs_jax.errors import InputError
 from crs_jax.metrics import MetricsWriter, read_json_lines
-from crs_jax.rl.reward import Normaliser, score
+from crs_jax.rl.reward import Normaliser, score, together
 from crs_jax.rl.rollout import Replies
 from crs_jax.training.judging import act_scores, judge
 from crs_jax.training.ppo_stage import build, contexts_at, run_ppo
@@ -47,14 +47,14 @@ def test_it_sees_context_words_and_items(world, tmp_path):
     graphs, _, judges = build(task, world.sft, world.reward)
     where, contexts, replies = human(task, 12)
     say, end, _, _ = jax.jit(lambda j, c, r: judge(graphs, j, c, r, True))(judges, contexts, replies)
-    assert say.shape == end.shape == (12, 4)
-    assert np.isnan(say[:, 3]).all()
+    assert say.shape == end.shape == (1, 12, 4)
+    assert np.isnan(say[0, :, 3]).all()
     for b, (d, t) in enumerate(where):
         turn, catalogue = task.corpus.train[d].turns[t], task.corpus.catalogue
         items = [catalogue.items[row] for row in catalogue.rows(turn.distinct_items)][: task.config.data.act_items]
         words = task.tokenizer.decode_reply(np.asarray(replies.tokens_BR[b]).tolist(), catalogue)[1]
         expected = 1000 * len(items) + sum(len(i.title) for i in items) + 0.001 * len(words.split())
-        assert float(end[b, 3]) == pytest.approx(expected, rel=1e-5)
+        assert float(end[0, b, 3]) == pytest.approx(expected, rel=1e-5)
 
 
 def test_it_joins_the_weighted_sum_at_the_end_alone(world, tmp_path):
@@ -64,7 +64,8 @@ def test_it_joins_the_weighted_sum_at_the_end_alone(world, tmp_path):
     _, contexts, replies = human(task, 8)
     say, end, relevance, _ = judge(graphs, judges, contexts, replies, True)
     plain = Normaliser(jnp.zeros(4), jnp.ones(4), jnp.float32(1))
-    found = score(say, end, relevance, plain, judges.weight_S, np.inf)
+    found = score(say, end, relevance, plain, judges.weight_S, np.inf, 0.0)
+    say, end = say[0], end[0]
     for b in range(8):
         parts = [end[b, 0], relevance[b], end[b, 2], end[b, 3]]
         known = [float(x) for x in parts if np.isfinite(x)]
@@ -103,8 +104,9 @@ def test_a_traced_one_runs_inside_the_program(world, tmp_path):
     )  # fmt: skip
     graphs, _, judges = build(task, world.sft, world.reward)
     _, contexts, replies = human(task, 6)
-    end = jax.jit(lambda j, c, r: judge(graphs, j, c, r, True)[1])(judges, contexts, replies)
-    np.testing.assert_array_equal(end[:, 3], replies.mask_BR.sum(-1))
+    two = judges._replace(reward=together([judges.reward, judges.reward]))
+    end = jax.jit(lambda j, c, r: judge(graphs, j, c, r, True)[1])(two, contexts, replies)
+    np.testing.assert_array_equal(end[..., 3], [replies.mask_BR.sum(-1)] * 2)  # the same for all reward models
 
 
 def test_the_example_works(world, tmp_path):

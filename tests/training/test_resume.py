@@ -70,23 +70,29 @@ def run(stage: str, world, workdir, **changes):
 
 
 @pytest.mark.parametrize(
-    ("stage", "module", "name", "call"),
-    [("sft", sft, "with_wishes", -3), ("reward", reward_stage, "slot_labels", -2), ("ppo", ppo_stage, "take", -1)],
+    ("stage", "module", "name", "call", "changes"),
+    [
+        ("sft", sft, "with_wishes", -3, {}),
+        ("reward", reward_stage, "slot_labels", -2, {}),
+        ("reward", reward_stage, "slot_labels", -4, {"reward__ensemble": 2}),
+        ("ppo", ppo_stage, "take", -1, {}),
+    ],
+    ids=["sft", "reward", "reward-ensemble", "ppo"],
 )
-def test_a_killed_stage_ends_as_if_it_had_not_been(world, faults, tmp_path, stage, module, name, call):
+def test_a_killed_stage_ends_as_if_it_had_not_been(world, faults, tmp_path, stage, module, name, call, changes):
     calls = []
     with pytest.MonkeyPatch.context() as patch:
         function = getattr(module, name)
         patch.setattr(module, name, lambda *arguments: calls.append(1) or function(*arguments))
         whole = states_of(patch, module)
-        result = run(stage, world, tmp_path / "whole")
+        result = run(stage, world, tmp_path / "whole", **changes)
     with pytest.MonkeyPatch.context() as patch:
         kill_at(patch, module, name, len(calls) + call)
         with pytest.raises(Killed):
-            run(stage, world, tmp_path / "killed")
+            run(stage, world, tmp_path / "killed", **changes)
     with pytest.MonkeyPatch.context() as patch:
         rest = states_of(patch, module)
-        resumed = run(stage, world, tmp_path / "killed")
+        resumed = run(stage, world, tmp_path / "killed", **changes)
     assert 0 < len(rest) < len(whole)  # it did not start over
     for (step, state, kept), (wanted_step, wanted_state, wanted) in zip(rest, whole[-len(rest) :], strict=True):
         assert step == wanted_step
@@ -102,7 +108,7 @@ def test_a_killed_stage_ends_as_if_it_had_not_been(world, faults, tmp_path, stag
     # Done: loaded bit for bit, and nothing runs.
     with pytest.MonkeyPatch.context() as patch:
         kill_at(patch, module, "make_iteration" if stage == "ppo" else "make_step", 1)
-        loaded = run(stage, world, tmp_path / "whole")
+        loaded = run(stage, world, tmp_path / "whole", **changes)
     arrays_loaded = (loaded.policy[1], loaded.normaliser) if stage == "ppo" else loaded[1]
     assert same_bits(arrays_loaded, arrays)
     types = [[leaf.dtype for leaf in jax.tree.leaves(tree)] for tree in (arrays_loaded, arrays)]
