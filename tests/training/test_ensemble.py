@@ -1,23 +1,35 @@
 """An ensemble of reward models: each member is what it would be alone, and PPO is paid the mean less the spread."""
 
+import itertools
 from collections import Counter
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from crs_jax.evaluation.optimum import act_rewards
 from crs_jax.evaluation.policies import judge_replies
-from crs_jax.metrics import MetricsWriter, read_json_lines
-from crs_jax.rl.reward import members
+from crs_jax.metrics import MetricsWriter
+from crs_jax.models.heads import SIGNALS
+from crs_jax.rl.reward import Normaliser, members, together
+from crs_jax.sharding import shard_batch
 from crs_jax.training import ensemble
 from crs_jax.training import reward as reward_stage
 from crs_jax.training.counterfactual import Counterfactuals
 from crs_jax.training.ensemble import drawn
 from crs_jax.training.labels import label
-from crs_jax.training.ppo_stage import contexts_at, run_ppo
+from crs_jax.training.ppo import make_iteration
+from crs_jax.training.ppo_stage import Aligned, build, contexts_at
+from crs_jax.training.ppo_validation import Validation
 from crs_jax.training.replies import Wishes, reply_arrays
 from crs_jax.training.reward import least_squares, predict_replies, run_reward, split_holdout
+from crs_jax.training.state import fresh_state
+from crs_jax.training.task import copy_tree
+
+PLAIN = Normaliser(np.zeros(3, np.float32), np.ones(3, np.float32), np.float32(1))
+KL = ("act_kl", "word_kl")
 
 
 def fit(world, folder, **changes):
@@ -38,13 +50,13 @@ def three(world, tmp_path_factory):
 
 
 def test_each_member_is_the_model_it_would_be_alone(world, three, tmp_path, monkeypatch):
-    """Bit for bit; the first is today's reward model. What makes the others' data is their number alone."""
+    """Bit for bit: the first is the reward model without an ensemble, the last does not feel who is beside it."""
     found = members(three[1])
     assert len(found) == 3
     assert same_bits(found[0], fit(world, tmp_path / "first")[1])
     member = ensemble.member
-    monkeypatch.setattr(reward_stage, "member", lambda task, number, *more: member(task, number + 2, *more))
-    assert same_bits(found[2], fit(world, tmp_path / "last")[1])
+    monkeypatch.setattr(reward_stage, "member", lambda task, number, *more: member(task, 2 * number, *more))
+    assert same_bits(found[2], members(fit(world, tmp_path / "last", reward__ensemble=2)[1])[1])
     for a, b in ((0, 1), (0, 2), (1, 2)):
         for name in ("kernel", "feature_kernel"):
             assert np.abs(found[a]["heads"][name] - found[b]["heads"][name]).max() > 1e-3
@@ -103,16 +115,15 @@ def test_held_out_predictions_are_the_members_means(world, three):
 
 def test_scores_of_replies_and_acts_are_the_mean_less_the_spread(world, three, tmp_path):
     """In evaluation, of human replies and of single acts: against NumPy on each member's rewards alone."""
-    changes = {"reward__ensemble": 3, "reward__spread": 0.8, "reward__clip": 1e6, "ppo__iterations": 0}
-    task = world.at(tmp_path, **changes, ppo__validation_contexts=0)
-    with MetricsWriter(tmp_path, tensorboard=False) as writer:
-        aligned = run_ppo(task, writer, world.sft, three)
+    task = world.at(tmp_path, reward__ensemble=3, reward__spread=0.8, reward__clip=1e6)
+    graphs, _, judges = build(task, world.sft, three)
+    aligned = Aligned(world.sft, graphs, judges, PLAIN)
     where = task.replies("test")[:8]
     contexts, replies = contexts_at(task, "test", where), reply_arrays(task, "test", where)
     rows = np.array([[0, 3, task.layout.num_items]] * len(where), np.int32)
 
     def both(params):
-        of = aligned._replace(judges=aligned.judges._replace(reward=params))
+        of = aligned._replace(judges=judges._replace(reward=params))
         return judge_replies(task, of, world.sft, contexts, *replies, "x"), act_rewards(task, of, contexts, rows)
 
     (found, acts_IA), *each = (both(params) for params in (three[1], *members(three[1])))
@@ -127,17 +138,35 @@ def test_scores_of_replies_and_acts_are_the_mean_less_the_spread(world, three, t
 
 
 def test_ppo_is_paid_the_mean_less_the_spread(world, three, tmp_path):
-    """The first iterations of two runs sample the same: their rewards differ by the spread, and so do their updates."""
-    logs, policies = [], []
-    for spread in (0.0, 0.5):
-        folder = tmp_path / str(spread)
-        task = world.at(folder, reward__ensemble=3, reward__spread=spread, reward__clip=1e6, ppo__iterations=2)
-        with MetricsWriter(folder, tensorboard=False) as writer:
-            policies.append(run_ppo(task, writer, world.sft, three).policy[1])
-        logs.append(read_json_lines(folder / "metrics.jsonl"))
-    (start, first, *_), (start_less, first_less, *_) = logs
-    assert first["reward/spread"] == first_less["reward/spread"] > 0.01
-    assert first["reward"] - first_less["reward"] == pytest.approx(0.5 * first["reward/spread"], rel=1e-3)
-    assert first["reward/engagement"] == first_less["reward/engagement"]
-    assert start["validation/reward"] - start_less["validation/reward"] > 0.005
-    assert not same_bits(*policies)
+    """An iteration with and without spread samples the same: rewards differ by it, and so do the updates. The check on
+    validation contexts falls in proportion.
+    """
+    two = (three[0], together(members(three[1])[:2]), three[2])
+    changes = {"reward__ensemble": 2, "reward__clip": 1e6, "ppo__all_acts": 4, "ppo__validation_contexts": 8}
+    task = world.at(tmp_path, **changes)
+    graphs, params, judges = build(task, world.sft, two)
+    assert judges.spread == 0
+    assert build(world.at(tmp_path, reward__spread=0.5, **changes), world.sft, two)[2].spread == 0.5
+    optimizer = optax.sgd(0.1)
+    iteration = make_iteration(graphs, optimizer, task.config, task.mesh)
+    batch = shard_batch(contexts_at(task, "train", task.replies("train")[:8]), task.mesh)
+    validation = Validation(task, graphs, judges, contexts_at)
+    states, logs, checks = [], [], []
+    for spread in (0.0, 0.5, 1.0):
+        paid = judges._replace(spread=jnp.float32(spread))
+        state = fresh_state(copy_tree(params), optimizer, task.mesh, {name: jnp.float32(0.1) for name in KL})
+        state, metrics = iteration(state, paid, PLAIN, batch, jax.random.key(0))
+        states.append(state.params)
+        logs.append({name: float(value) for name, value in metrics.items()})
+        validation.judges = paid
+        checks.append(validation(params["policy"], PLAIN))
+    for spread, log in ((0.5, logs[1]), (1.0, logs[2])):
+        assert log["reward/spread"] == logs[0]["reward/spread"] > 0.01
+        assert logs[0]["reward"] - log["reward"] == pytest.approx(spread * log["reward/spread"], rel=1e-3)
+        assert log["reward/act"] < logs[0]["reward/act"]
+        for name in SIGNALS:
+            assert log[f"reward/{name}"] == logs[0][f"reward/{name}"]
+    assert not same_bits(states[0], states[1])
+    fell = [a["validation/reward"] - b["validation/reward"] for a, b in itertools.pairwise(checks)]
+    assert fell[0] > 0.005
+    assert fell[1] == pytest.approx(fell[0], rel=1e-3)
