@@ -122,6 +122,10 @@ def get_config() -> ConfigDict:
     c.reward.alternatives = 2  # of them to a logged one
     c.reward.holdout = 0.3  # share of dialogues it is not fitted on: they choose it, and PPO's contexts come from them
 
+    c.seeker = ConfigDict()  # the language model of what seekers say, fitted at the start of the stage ppo
+    c.seeker.epochs = 3.0  # from the SFT policy on; rows and the other rates are those of sft
+    c.seeker.learning_rate = 5e-4
+
     c.ppo = ConfigDict()
     c.ppo.iterations = 100
     c.ppo.contexts = 16  # contexts an iteration, over all devices
@@ -130,6 +134,9 @@ def get_config() -> ConfigDict:
     c.ppo.evidence = "same"  # that the policy reads: same as SFT's, or all, also what model.leave_out hid
     c.ppo.query_rate = 1.0  # rate of the query, which reads the evidence, as a multiple of the others'
     c.ppo.group = 4  # replies a context, from one prefill
+    c.ppo.turns = 1  # replies of an episode; after each but the last a seeker answers
+    c.ppo.seeker = "model"  # who answers: model, or simulator (the embedded corpus' own seekers)
+    c.ppo.turn_discount = 1.0  # between the last token of a reply and the first of the next, beside discount
     c.ppo.all_acts = 32  # first tokens of acts summed over beside the sampled ones, the likeliest; 0: sampled alone
     c.ppo.list_items = 5  # rankwise: items of a list, drawn without replacement from those acts
     c.ppo.lists = 16  # rankwise: lists a context

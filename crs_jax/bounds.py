@@ -14,6 +14,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "reward.relevance": ("exact", "learned"),
     "signals.shift": ("residual", "difference"),
     "ppo.evidence": ("same", "all"),
+    "ppo.seeker": ("model", "simulator"),
 }
 
 AT_LEAST: dict[str, float] = {
@@ -64,6 +65,7 @@ AT_LEAST: dict[str, float] = {
     "ppo.value_warmup": 0,
     "ppo.contexts": 1,
     "ppo.group": 1,
+    "ppo.turns": 1,
     "ppo.all_acts": 0,
     "ppo.list_items": 1,
     "ppo.lists": 1,
@@ -103,6 +105,8 @@ ABOVE_ZERO = (
     "reward.clip",
     "reward.learning_rate",
     "reward.clip_norm",
+    "seeker.epochs",
+    "seeker.learning_rate",
     "ppo.temperature",
     "ppo.learning_rate",
     "ppo.clip_norm",
@@ -118,6 +122,7 @@ SHARES = (
     "ppo.decay_to",
     "ppo.discount",
     "ppo.gae_lambda",
+    "ppo.turn_discount",
 )  # 0 to 1, both included
 OPEN_SHARES = (
     "ppo.hr_floor",  # 0 to 1, without 1

@@ -24,6 +24,7 @@ from crs_jax.errors import InputError
 SECTIONS = {
     "sft": ("head", "seed", "data", "simulator", "tokenizer", "encoder", "model", "mesh", "sft"),
     "reward": ("signals", "reward"),
+    "seeker": ("seeker",),  # the first part of the stage ppo, where it has several turns
     "ppo": ("ppo", "algorithm"),
 }
 # Settings that may change without touching a stage's result.
@@ -36,6 +37,7 @@ FREE = {
     "reward": tuple(
         f"reward.{name}" for name in ("alpha", "beta", "gamma", "delta", "function", "clip", "relevance", "spread")
     ),
+    "seeker": (),
     "ppo": (),
 }
 
@@ -109,7 +111,7 @@ class Checkpoints:
 
     Args:
       workdir: the run's folder.
-      stage: sft, reward or ppo.
+      stage: sft, reward, seeker or ppo.
       config: the whole config.
       inputs: name to fingerprint of what else the result depends on: the data, the models of earlier stages.
       keep: how many training states to keep.

@@ -213,6 +213,12 @@ def _validate_ppo(config: ConfigDict) -> None:
         raise _error("ppo.value_warmup", ppo.value_warmup, rule)
     if ppo.clip >= 1:
         raise _error("ppo.clip", ppo.clip, "must be below 1: the ratio is kept between 1 - clip and 1 + clip")
+    if ppo.turns > 1 and config.algorithm != "ppo":
+        rule = f"must be 1 for --config.algorithm={config.algorithm}, which has no value function to look ahead with"
+        raise _error("ppo.turns", ppo.turns, rule)
+    if ppo.turns > 1 and ppo.seeker == "simulator" and config.data.dataset != "simulated":
+        rule = f"there are no simulated seekers in --config.data.dataset={config.data.dataset}; take model"
+        raise _error("ppo.seeker", ppo.seeker, rule)
     reward = config.reward
     if reward.function:
         load(reward.function)

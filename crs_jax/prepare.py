@@ -15,7 +15,7 @@ from crs_jax.data.corpus import Corpus, load
 from crs_jax.data.dialogue import RECOMMENDER, Dialogue
 from crs_jax.data.tokenizer import DialogueTokenizer, training_texts
 from crs_jax.errors import InputError
-from crs_jax.models.encoder import embed, find_encoder
+from crs_jax.models.encoder import embed, embed_on_host, find_encoder
 from crs_jax.progress import Progress, say
 from crs_jax.signals.facets import Facets
 from crs_jax.signals.people import People
@@ -116,6 +116,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, mesh: Mesh) -> Task:
         together=Together(corpus.train, corpus.catalogue),
         people=People(corpus.catalogue),
         embed=with_cache,
+        embed_on_host=functools.partial(embed_on_host, config=config.encoder),
         cache=cache,
         fingerprint=fingerprint(config, corpus, ("train", "validation")),
     )

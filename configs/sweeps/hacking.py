@@ -2,9 +2,9 @@
 
   python -m crs_jax.sweep --sweep=configs/sweeps/hacking.py --out=runs/hacking --jobs=2
 
-`reward ppo` is what the reward model says (the proxy), less the members' spread where that is taken off; `spread` is how
-far the members of an ensemble disagree on replies, in units of that reward (nan without one); `utility ppo` is what the
-simulator knows. The plots show both over KL, a line for each part of the reward and one for each ensemble.
+`reward ppo` is what the reward model says (the proxy), less the members' spread where that is taken off; `spread` is
+how far the members of an ensemble disagree on replies, in units of that reward (nan without one); `utility ppo` is what
+the simulator knows. The plots show both over KL, a line for each part of the reward and one for each ensemble.
 """
 
 from configs.sweeps.controls import UTILITY

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from crs_jax.data.dialogue import RECOMMENDER
 from crs_jax.data.encoded import Encoded, ranges
 from crs_jax.data.tokenizer import DialogueTokenizer
 from crs_jax.data.turn_slots import TurnSlots
@@ -36,11 +37,12 @@ class Packer:
         word_slots: int,
         act_items: int,
         tokenizer: DialogueTokenizer,
+        side: str = RECOMMENDER,
     ) -> None:
-        """Arguments as for `pack`."""
+        """Arguments as for `pack`; `side` is whose turns bear loss."""
         self.slots = TurnSlots.build(
             encoded, roles, row_tokens=row_tokens, act_slots=act_slots, word_slots=word_slots, act_items=act_items,
-            tokenizer=tokenizer,
+            tokenizer=tokenizer, side=side,
         )  # fmt: skip
         self._capacity = np.array([row_tokens, act_slots, word_slots])
         self._pad, self._act_items = tokenizer.pad, act_items

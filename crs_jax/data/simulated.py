@@ -29,6 +29,7 @@ SMALLEST = {"catalogue_size": 20, "train_dialogues": 1, "test_dialogues": 1}
 FILES = ("train_data.jsonl", "test_data.jsonl", "movies_with_mentions.csv", "movies_metadata.json")
 Watch = Callable[[str], Callable[[Conversation, Spoken], None] | None] | None
 TRUTH_FILE, SETTINGS_FILE = "truth.npz", "simulator.json"
+_Part = tuple[list[dict[str, Any]], list[Seeker]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,12 +110,7 @@ def generate(folder: pathlib.Path, settings: Any, seed: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     marker.write_text("unfinished\n", encoding="utf-8")
 
-    world, train_seed, test_seed = _world(wanted)
-    first_test = wanted["train_dialogues"]
-    train, seekers = _records(np.random.default_rng(train_seed), world, first_test, 0, 0)
-    workers = 1 + max(max(r["initiatorWorkerId"], r["respondentWorkerId"]) for r in train)
-    test, more = _records(np.random.default_rng(test_seed), world, wanted["test_dialogues"], first_test, workers)
-
+    world, (train, seekers), (test, more) = _all(wanted)
     for name, records in zip(FILES, (train, test), strict=False):
         lines = [json.dumps(record) for record in records]
         (folder / name).write_bytes(("\n".join(lines) + "\n").encode())
@@ -213,6 +209,24 @@ def _world(settings: Mapping[str, Any]) -> tuple[World, Any, Any]:
     """The world of these settings, and the seeds of its training and test dialogues."""
     world_seed, train_seed, test_seed = np.random.SeedSequence(settings["seed"]).spawn(3)
     return make_world(np.random.default_rng(world_seed), settings["catalogue_size"]), train_seed, test_seed
+
+
+def cast(settings: Any, seed: int) -> tuple[World, dict[str, Seeker]]:
+    """The catalogue and, by dialogue, the seekers of the corpus that `generate` writes with the same arguments."""
+    sizes = {field: int(getattr(settings, field)) for field in SMALLEST}
+    world, *parts = _all({**sizes, "seed": int(seed)})
+    drawn = [(r["conversationId"], s) for records, seekers in parts for r, s in zip(records, seekers, strict=True)]
+    return world, dict(drawn)
+
+
+def _all(settings: Mapping[str, Any]) -> tuple[World, _Part, _Part]:
+    """The catalogue, and records and seekers of train and of test."""
+    world, train_seed, test_seed = _world(settings)
+    first_test = settings["train_dialogues"]
+    train = _records(np.random.default_rng(train_seed), world, first_test, 0, 0)
+    workers = 1 + max(max(r["initiatorWorkerId"], r["respondentWorkerId"]) for r in train[0])
+    test = _records(np.random.default_rng(test_seed), world, settings["test_dialogues"], first_test, workers)
+    return world, train, test
 
 
 def _marked(wanted: Mapping[str, Any]) -> str:

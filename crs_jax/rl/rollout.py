@@ -107,6 +107,7 @@ def sample(
     temperature: float = 1.0,
     block: int = 8,
     greedy: bool = False,
+    proposed: jax.Array | None = None,
 ) -> Replies:
     """Samples `group` replies for each prompt.
 
@@ -121,6 +122,8 @@ def sample(
       temperature: divides the logits.
       block: decode steps between two checks whether all rows have ended.
       greedy: take the mode of each step; at an act's slot, first whether to propose at all, then what.
+      proposed: `[B, M]` rows of items, -1 where none: the other side answers, with words and these items alone, and
+        prompts end in `<|seeker|>`.
     """
     layout = policy.layout
     items_NW = policy.item_table()
@@ -187,9 +190,9 @@ def sample(
         jnp.int32(0),
         policy.trunk.empty_cache(B, steps),
         jnp.repeat(hidden_CPD[:, -1], group, axis=0),
-        jnp.ones(B, bool),
+        jnp.full(B, proposed is None),
         jnp.zeros(B, bool),
-        jnp.full((B, M), -1, jnp.int32),
+        jnp.full((B, M), -1, jnp.int32) if proposed is None else proposed.astype(jnp.int32),
         Replies(jnp.full((B, steps), layout.pad, jnp.int32), jnp.zeros((B, steps), bool), jnp.zeros((B, steps))),
     )
     end = lax.while_loop(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 
+from crs_jax.data.windows import make_windows
 from crs_jax.models.policy import Policy
 from crs_jax.models.query import Evidence, Wish
 from crs_jax.rl.rollout import causal, positions
+from crs_jax.training.replies import evidence_at
+from crs_jax.training.task import Task
 
 
 class Contexts(NamedTuple):
@@ -43,6 +47,16 @@ class Contexts(NamedTuple):
         return Evidence(
             self.text_CE, self.asked_CZ, *named, self.near_CK, self.nearness_CK, self.starring_CS, self.stars_CS
         )
+
+
+def contexts_at(task: Task, split: str, where: Sequence[tuple[int, int]]) -> Contexts:
+    """Host arrays of all contexts of a split that the list names."""
+    windows = make_windows(task.config, task.encoded[split], where, task.tokenizer)
+    found, named_BE = evidence_at(task, split, where)
+    named = (found.named, found.by_recommender)
+    beside = (found.near, found.nearness, found.starring, found.stars)
+    arrays: Any = (windows.tokens_BP, windows.mask_BP, found.text, named_BE, *named, found.asked, *beside)
+    return Contexts(*arrays)
 
 
 def after_rec(policy: Policy, contexts: Contexts) -> tuple[jax.Array, jax.Array, Wish]:

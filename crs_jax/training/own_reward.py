@@ -97,7 +97,8 @@ class OwnReward:
             values_B = np.full(len(tokens_BR), np.nan, np.float32)
             try:
                 for b, (row_R, real_R) in enumerate(zip(tokens_BR, mask_BR, strict=True)):
-                    values_B[b] = self.of(prompt_CP[b // group], row_R[real_R])
+                    if real_R.any():  # after a seeker has left there is no reply
+                        values_B[b] = self.of(prompt_CP[b // group], row_R[real_R])
             except Exception as error:
                 self.failures.append(error)
             return values_B

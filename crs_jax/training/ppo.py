@@ -2,7 +2,9 @@
 
 Everything that learns or judges is an argument: the state (donated), the reference, the reward model and the batch of
 contexts. Rewards are paid where `rl/reward.py` says, less the k1 KL penalty of each token; acts and words have their
-own KL coefficients, entropies and whitening, since a reply has one or two act tokens and dozens of words.
+own KL coefficients, entropies and whitening, since a reply has one or two act tokens and dozens of words. With
+`config.ppo.turns` above 1 an episode goes on after the first reply (`training/turns.py`): later replies are rows with
+contexts of their own, and all rows of a context's episodes stay in one minibatch.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from crs_jax.rl.reward import Normaliser, Scores, mean_of, members, score, with_
 from crs_jax.rl.rollout import Replies, sample
 from crs_jax.rl.scoring import Parts, TokenLikelihood, parts, reply_likelihood, tree_hidden
 from crs_jax.sharding import in_parts, on_mesh
+from crs_jax.training import turns
 from crs_jax.training.contexts import Contexts, after_rec
 from crs_jax.training.health import measures
 from crs_jax.training.judging import Graphs, Judges, act_scores, judge
@@ -36,8 +39,9 @@ from crs_jax.training.state import TrainState, accumulated_gradients, apply_grad
 class Experience(NamedTuple):
     """What the updates of one iteration train on; leading axis C contexts, then G replies.
 
-    `acts` are known first tokens beside the sampled ones (`rl/all_acts.py`); unused where none are summed over.
-    `place_CLK` are lists of them (`rl/rankwise.py`), where lists are proposed.
+    Of later turns leading axes are C, then rows with a context each, then one reply (`turns.by_episode`). `acts` are
+    known first tokens beside the sampled ones (`rl/all_acts.py`), unused where none are summed over; `place_CLK` are
+    lists of them (`rl/rankwise.py`), where lists are proposed.
     """
 
     contexts: Contexts
@@ -128,7 +132,7 @@ def token_rewards(
     return placed_BR - kl_BR * (act_kl * split.act_BR + word_kl * split.word_BR)
 
 
-def make_iteration(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mesh):
+def make_iteration(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mesh, talk: turns.Talk | None = None):
     """Jitted (state, judges, normaliser, contexts, key) -> (state, metrics): one PPO iteration.
 
     Args:
@@ -136,6 +140,8 @@ def make_iteration(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mes
       optimizer: of the actor-critic's parameters.
       config: the whole config; read when tracing.
       mesh: contexts are cut along its data and fsdp axes.
+      talk: what goes on after a reply, where there are several turns; the function then takes, besides, the parameters
+        of the seeker and the (dialogue, turn) `[C, 2]` of the contexts.
 
     Metrics are masked means over the real tokens of the global batch. With the key of the run, iteration i draws from
     `fold_in(key, i)`.
@@ -162,7 +168,7 @@ def make_iteration(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mes
             known_C = all_acts.surrogate(logp_CA, mini.acts, c.clip)
             if mini.place_CLK is not None:
                 known_C += rankwise.surrogate(logp_CA, mini.acts, mini.place_CLK, c.clip)
-            policy_loss += c.group * known_C.sum() / of_act
+            policy_loss += shape[1] * known_C.sum() / of_act
         value_loss = ppo.masked_mean(critic, real, of_all)
         bonus = c.act_entropy * ppo.masked_mean(entropy, act, of_act)
         bonus += c.word_entropy * ppo.masked_mean(entropy, word, of_word)
@@ -181,15 +187,15 @@ def make_iteration(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mes
             "ratio_error": jnp.where(real, jnp.abs(jnp.exp(logp - mini.logp_CGR) - 1.0), 0.0).max(),
         }
 
-    def update(carry, mini: Experience):
+    def update(carry, minis: tuple[Experience, ...]):
         params, opt_state, halted, stopped, fixed, learns = carry
-        of_act = mini.act_CGR.sum()
-        counts = of_act, mini.reply_mask_CGR.sum() - of_act
+        of_act = sum(mini.act_CGR.sum() for mini in minis)
+        counts = of_act, sum(mini.reply_mask_CGR.sum() for mini in minis) - of_act
 
-        def loss(params, micro: Experience, _):
-            return loss_of(params, fixed, micro, *counts)
+        def loss(params, micro: tuple[Experience, ...], _):
+            return turns.summed(loss_of, params, fixed, micro, *counts)
 
-        each, grads = accumulated_gradients(loss, params, in_parts(mini, c.accumulate, mesh))
+        each, grads = accumulated_gradients(loss, params, in_parts(minis, c.accumulate, mesh))
         metrics = {name: value.max() if name == "ratio_error" else value.sum() for name, value in each.items()}
         if c.value_warmup:
             grads = only_value(learns, grads, jax.tree.map(jnp.zeros_like, grads))
@@ -205,87 +211,127 @@ def make_iteration(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mes
         halted = halted | (go & ~made)
         return (params, opt_state, halted, stopped, fixed, learns), {**metrics, "grad_norm": norm, "updated": made}
 
-    def iteration(state: TrainState, judges: Judges, normaliser: Normaliser, contexts: Contexts, key: jax.Array):
+    def iteration(
+        state: TrainState, judges: Judges, normaliser: Normaliser, contexts: Contexts, key: jax.Array, *seeking: Any
+    ):
         key = jax.random.fold_in(key, state.step)
         sample_key, order_key = jax.random.split(key)
         C, B = c.contexts, c.contexts * c.group
         frozen = {"policy": judges.frozen} | ({"critic": judges.frozen} if config.model.value == "separate" else {})
         actor = nnx.merge(graphs.actor, state.params, frozen)
-        replies = sample(
-            actor.policy, contexts.prompt_CP, contexts.mask_CP, sample_key, group=c.group, reply_tokens=R,
-            evidence=contexts.evidence, temperature=c.temperature, block=c.decode_block,
-        )  # fmt: skip
-        tokens_CGR, mask_CGR = (a.reshape(C, c.group, R) for a in (replies.tokens_BR, replies.mask_BR))
-        old, value_BR, first_CN = actor_pass(actor, contexts, tokens_CGR, mask_CGR, c.temperature)
-        reference = policy_likelihood(graphs.policy, judges.reference, judges.frozen, contexts, replies, c.temperature)
-        exact = config.reward.relevance == "exact"
-        say_JBS, end_JBS, relevance_JB, split = judge(graphs, judges, contexts, replies, exact)
-        scores = score(say_JBS, end_JBS, relevance_JB, normaliser, judges.weight_S, config.reward.clip, judges.spread)
-        shuffle_key = jax.random.fold_in(sample_key, 1)
-        if c.shuffled_rewards:
-            scores = jax.tree.map(lambda a: jax.random.permutation(shuffle_key, a), scores)
-        k1_BR = ppo.kl_k1(old.logp_BR, reference.logp_BR)
         act_kl, word_kl = state.extra["act_kl"], state.extra["word_kl"]
-        learned, paid_kl = scores, (act_kl, word_kl)
-        if has_critic and c.group_baseline:
-            act_B, total_B = (ppo.leave_one_out(a.reshape(C, c.group)).reshape(B) for a in scores[:2])
-            learned = scores._replace(act_B=act_B, total_B=total_B)
-        elif algorithm in ("grpo", "raft"):
+        paid_kl = act_kl, word_kl
+        if algorithm in ("grpo", "raft"):
             paid_kl = jnp.float32(0), jnp.float32(0)
-        reward_BR = token_rewards(learned, split, k1_BR, *paid_kl, c.missing_end_penalty)
-        advantage_BR, return_BR = ppo.gae(reward_BR, value_BR, replies.mask_BR, c.discount, c.gae_lambda)
+        shuffle_key, exact = jax.random.fold_in(sample_key, 1), config.reward.relevance == "exact"
+
+        of_sft = graphs.policy, judges.reference, judges.frozen
+
+        def reply(contexts: Contexts, key: jax.Array, alive_B: jax.Array | None = None) -> turns.Replied:
+            """B replies to contexts, judged and rewarded; of later turns where `alive_B` says who still talks."""
+            group = B // len(contexts.prompt_CP)
+            replies = sample(
+                actor.policy, contexts.prompt_CP, contexts.mask_CP, key, group=group, reply_tokens=R,
+                evidence=contexts.evidence, temperature=c.temperature, block=c.decode_block,
+            )  # fmt: skip
+            if alive_B is not None:
+                replies = turns.silenced(replies, alive_B, actor.policy.layout.pad)
+            tokens_CGR, mask_CGR = (a.reshape(-1, group, R) for a in (replies.tokens_BR, replies.mask_BR))
+            old, value_BR, first_CN = actor_pass(actor, contexts, tokens_CGR, mask_CGR, c.temperature)
+            reference = policy_likelihood(*of_sft, contexts, replies, c.temperature)
+            say_JBS, end_JBS, relevance_JB, split = judge(graphs, judges, contexts, replies, exact)
+            given = normaliser, judges.weight_S, config.reward.clip, judges.spread
+            scores = score(say_JBS, end_JBS, relevance_JB, *given)
+            if c.shuffled_rewards:
+                scores = turns.shuffled(scores, jax.random.fold_in(key, 1), alive_B)
+            k1_BR = ppo.kl_k1(old.logp_BR, reference.logp_BR)
+            learned = scores
+            if has_critic and c.group_baseline:
+                act_B, total_B = (ppo.leave_one_out(a.reshape(-1, group)).reshape(B) for a in scores[:2])
+                learned = scores._replace(act_B=act_B, total_B=total_B)
+            reward_BR = token_rewards(learned, split, k1_BR, *paid_kl, c.missing_end_penalty)
+            alive_B = jnp.ones(B, bool) if alive_B is None else alive_B
+            read = [jnp.isfinite(read_JBS[..., : len(SIGNALS)]).all((0, 2)) for read_JBS in (say_JBS, end_JBS)]
+            finite_B = read[0] & read[1] & ~jnp.isinf(end_JBS).any((0, 2))
+            judged = finite_B, split, scores, k1_BR, reward_BR, alive_B
+            return turns.Replied(contexts, first_CN, turns.Played(replies, old, reference, value_BR, *judged))
+
+        def known_acts(turn: turns.Replied, scale: jax.Array) -> tuple[Acts, jax.Array]:
+            """First tokens summed over and their scores; both nothing but 0 where none are summed or nobody talks."""
+            row_CA, old_CA = all_acts.likeliest(turn.first_CN, min(c.all_acts, turn.first_CN.shape[1] - 1))
+            if not c.all_acts:
+                return Acts(row_CA, old_CA, jnp.zeros(old_CA.shape)), jnp.zeros(old_CA.shape)
+            reference_CN = first_of(*of_sft, turn.contexts, c.temperature)
+            score_CA = act_scores(
+                graphs, judges, normaliser, turn.contexts, row_CA, actor.policy.layout, exact, config.reward.clip
+            )
+            if c.shuffled_rewards:
+                score_CA = jax.random.permutation(shuffle_key, score_CA.reshape(-1)).reshape(score_CA.shape)
+            reference_CA = jnp.take_along_axis(reference_CN, row_CA, 1)
+            known_CA = all_acts.known_advantages(score_CA, old_CA, reference_CA, act_kl) / scale
+            return Acts(row_CA, old_CA, turns.talking(turn, known_CA)), score_CA
+
+        replied = [reply(contexts, sample_key)]
+        if talk is not None:
+            later_key = jax.random.fold_in(sample_key, 2 * R)
+            later, answers = turns.go_on(talk, reply, seeking, replied[0], c.turns, later_key, judges.frozen)
+            replied.append(later)
+        played = turns.joined(replied)
+        replies, old, reference, value_BR, finite_B, split, scores, k1_BR, reward_BR, alive_B = played
+        advantage_BR, return_BR = turns.advantages(played, c)
         scale = jnp.float32(1)
         if has_critic:
             scale = jnp.sqrt(ppo.masked_variance(advantage_BR, split.act_BR) + 1e-8)
             advantage_BR = ppo.whiten(advantage_BR, split.act_BR) + ppo.whiten(advantage_BR, split.word_BR)
         else:
             advantage_BR = group_advantages(reward_BR, split, c.group, algorithm)
-        row_CA, old_CA = all_acts.likeliest(first_CN, min(c.all_acts, first_CN.shape[1] - 1))
-        acts, place_CLK = Acts(row_CA, old_CA, jnp.zeros(old_CA.shape)), None
+        known = [known_acts(turn, scale) for turn in replied]
         if c.all_acts:
-            reference_CN = first_of(graphs.policy, judges.reference, judges.frozen, contexts, c.temperature)
-            score_CA = act_scores(
-                graphs, judges, normaliser, contexts, row_CA, actor.policy.layout, exact, config.reward.clip
-            )
-            if c.shuffled_rewards:
-                score_CA = jax.random.permutation(shuffle_key, score_CA.reshape(-1)).reshape(score_CA.shape)
-            reference_CA = jnp.take_along_axis(reference_CN, row_CA, 1)
-            acts = Acts(row_CA, old_CA, all_acts.known_advantages(score_CA, old_CA, reference_CA, act_kl) / scale)
             row_B = jnp.where(split.items_BM[:, 0] < 0, actor.policy.layout.num_items, split.items_BM[:, 0])
-            known_B = all_acts.of_sampled(acts, row_B.reshape(C, c.group)).reshape(B)
-            advantage_BR = advantage_BR.at[:, 0].add(-known_B)
-        if algorithm == "rankwise":
-            place_CLK = rankwise.draw(jax.random.fold_in(sample_key, 2), old_CA, c.lists, c.list_items)
-
-        def by_context(a_BR):
-            return a_BR.reshape(C, c.group, R)
-
-        experience = Experience(
-            contexts, tokens_CGR, mask_CGR, by_context(split.act_BR), by_context(old.logp_BR),
-            by_context(reference.logp_BR), by_context(value_BR), by_context(advantage_BR), by_context(return_BR),
-            acts, place_CLK,
+            each = zip(known, (row_B[:B], row_B[B:]), strict=False)
+            known_B = [all_acts.of_sampled(a, rows.reshape(len(a.row_CA), -1)).reshape(-1) for (a, _), rows in each]
+            advantage_BR = advantage_BR.at[:, 0].add(-jnp.concatenate(known_B))
+        place_CLK = None
+        if algorithm == "rankwise":  # which has one turn
+            place_CLK = rankwise.draw(jax.random.fold_in(sample_key, 2), known[0][0].logp_CA, c.lists, c.list_items)
+        per_token = (
+            replies.tokens_BR, replies.mask_BR, split.act_BR, old.logp_BR, reference.logp_BR, value_BR, advantage_BR,
+            return_BR,
         )  # fmt: skip
+
+        def experience(number: int, rows: slice) -> Experience:
+            contexts = replied[number].contexts
+            by_context = (a[rows].reshape(len(contexts.prompt_CP), -1, R) for a in per_token)
+            fields: Any = (contexts, *by_context, known[number][0], place_CLK)
+            return Experience(*fields)
+
+        experiences = [experience(0, slice(B))]
+        if talk is not None:
+            experiences.append(turns.by_episode(experience(1, slice(B, None)), c.turns, C))
 
         def epoch(carry, epoch_key):
             order_C = jax.random.permutation(epoch_key, C)
-            shuffled = jax.tree.map(lambda a: a[order_C], experience)
+            shuffled = jax.tree.map(lambda a: a[order_C], tuple(experiences))
             return lax.scan(update, carry, in_parts(shuffled, c.minibatches, mesh))
 
         finite = jnp.isfinite(reward_BR).all() & jnp.isfinite(old.logp_BR).all()
-        finite = finite & ~jnp.isinf(end_JBS).any()
-        for read_JBS in (say_JBS, end_JBS):
-            finite = finite & jnp.isfinite(read_JBS[..., : len(SIGNALS)]).all()
+        finite = finite & finite_B.all()
         fixed = frozen, act_kl, word_kl
         learns = state.step >= c.value_warmup
         carry = (state.params, state.opt_state, state.halted | ~finite, jnp.asarray(False), fixed, learns)
         (params, opt_state, halted, *_), updates = lax.scan(epoch, carry, jax.random.split(order_key, c.epochs))
 
-        mask = replies.mask_BR
-        kl_act, kl_word = (ppo.masked_sum(k1_BR, part) / B for part in (split.act_BR, split.word_BR))
+        mask, count = replies.mask_BR, B if talk is None else alive_B.sum()
+
+        def mean(a_B: jax.Array) -> jax.Array:
+            """Over the replies."""
+            return a_B.mean() if talk is None else ppo.masked_mean(a_B, alive_B)
+
+        kl_act, kl_word = (ppo.masked_sum(k1_BR, part) / count for part in (split.act_BR, split.word_BR))
         extra = dict(state.extra)
         for name, measured, target in (("act_kl", kl_act, c.act_kl_target), ("word_kl", kl_word, c.word_kl_target)):
             if target > 0:
-                extra[name] = ppo.adapt_kl_coefficient(extra[name], measured, target, B, c.kl_horizon)
+                extra[name] = ppo.adapt_kl_coefficient(extra[name], measured, target, count, c.kl_horizon)
         extra = select(~halted & learns, extra, state.extra)
         proposed_B = (split.items_BM >= 0).sum(-1)
         signals = {
@@ -293,24 +339,24 @@ def make_iteration(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mes
             for name, column in zip(REWARDS, scores.signal_BS.T, strict=False)
         }
         if len(members(judges.reward)) > 1:
-            signals["reward/spread"] = scores.spread_B.mean()
+            signals["reward/spread"] = mean(scores.spread_B)
         metrics = signals | {
-            "reward": scores.total_B.mean(),
-            "reward/act": scores.act_B.mean(),
-            "reward/std": scores.total_B.std(),
+            "reward": mean(scores.total_B),
+            "reward/act": mean(scores.act_B),
+            "reward/std": scores.total_B.std(where=None if talk is None else alive_B),
             "kl": kl_act + kl_word,
             "kl/act": kl_act,
             "kl/word": kl_word,
-            "kl/k3": ppo.masked_sum(ppo.kl_k3(old.logp_BR, reference.logp_BR), mask) / B,
+            "kl/k3": ppo.masked_sum(ppo.kl_k3(old.logp_BR, reference.logp_BR), mask) / count,
             "kl/max": jnp.where(mask, jnp.abs(k1_BR), 0.0).max(),
             "entropy/act": ppo.masked_mean(old.entropy_BR, split.act_BR),
             "entropy/word": ppo.masked_mean(old.entropy_BR, split.word_BR),
             "sampler_gap": jnp.where(mask, jnp.abs(old.logp_BR - replies.logp_BR), 0.0).max(),
             "explained_variance": ppo.explained_variance(value_BR, return_BR, mask),
-            "reply_length": mask.sum(-1).mean(),
-            "ended": split.ended_B.mean(),
-            "items_per_reply": proposed_B.mean(),
-            "recommends": (proposed_B > 0).mean(),
+            "reply_length": mean(mask.sum(-1)),
+            "ended": mean(split.ended_B),
+            "items_per_reply": mean(proposed_B),
+            "recommends": mean(proposed_B > 0),
             "coefficient/act_kl": act_kl,
             "coefficient/word_kl": word_kl,
             "rewards_finite": finite,
@@ -319,9 +365,10 @@ def make_iteration(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mes
             "noise": jax.random.key_data(sample_key).astype(jnp.uint32).sum(),
         }
         if place_CLK is not None:
-            metrics["reward/list"] = rankwise.gain(score_CA, place_CLK).mean()
+            metrics["reward/list"] = rankwise.gain(known[0][1], place_CLK).mean()
         metrics |= measures(replies.tokens_BR, split, actor.policy.items.content[...][:, -1])
         metrics |= {name: value.mean() for name, value in updates.items()}
+        metrics |= {} if talk is None else turns.by_turn(played, c.turns, answers, actor.policy.layout.pad)
         return keep_layout(TrainState(state.step + 1, params, opt_state, halted, extra), mesh), metrics
 
     return jax.jit(on_mesh(iteration, mesh), donate_argnums=0)

@@ -12,7 +12,6 @@ import numpy as np
 from flax import nnx
 
 from crs_jax.checkpoint import Checkpoints, digest
-from crs_jax.data.windows import make_windows
 from crs_jax.errors import InputError
 from crs_jax.metrics import MetricsWriter, read_json_lines
 from crs_jax.models.actor_critic import ActorCritic
@@ -21,7 +20,7 @@ from crs_jax.progress import Progress, say
 from crs_jax.rl.reward import Normaliser, fit_normaliser
 from crs_jax.sharding import place, shard_batch
 from crs_jax.training.checks import check_draws, check_first, check_noise
-from crs_jax.training.contexts import Contexts
+from crs_jax.training.contexts import Contexts, contexts_at
 from crs_jax.training.examples import fresh_instances
 from crs_jax.training.halt import stop_if_halted
 from crs_jax.training.health import warnings
@@ -30,8 +29,8 @@ from crs_jax.training.optimizer import make_optimizer, schedule
 from crs_jax.training.own_reward import own_reward
 from crs_jax.training.ppo import make_iteration, make_sampler
 from crs_jax.training.ppo_validation import Validation
-from crs_jax.training.replies import evidence_at
 from crs_jax.training.reward import split_holdout
+from crs_jax.training.seeker import find_seeker
 from crs_jax.training.state import Stopwatch, fresh_state
 from crs_jax.training.task import Task, copy_tree, new_policy, split_model
 
@@ -51,16 +50,6 @@ class Aligned(NamedTuple):
     graphs: Graphs
     judges: Judges
     normaliser: Normaliser
-
-
-def contexts_at(task: Task, split: str, where: list[tuple[int, int]]) -> Contexts:
-    """Host arrays of all contexts of a split that the list names."""
-    windows = make_windows(task.config, task.encoded[split], where, task.tokenizer)
-    found, named_BE = evidence_at(task, split, where)
-    named = (found.named, found.by_recommender)
-    beside = (found.near, found.nearness, found.starring, found.stars)
-    arrays: Any = (windows.tokens_BP, windows.mask_BP, found.text, named_BE, *named, found.asked, *beside)
-    return Contexts(*arrays)
 
 
 def chosen(seed: int, iteration: int, total: int, count: int) -> np.ndarray:
@@ -185,7 +174,8 @@ def run_ppo(task: Task, writer: MetricsWriter, sft: Model, reward: Model) -> Ali
             f"--config.ppo.hr_floor={c.hr_floor}: the SFT policy has no hit at 10 on the {validation.count} validation "
             "contexts, so there is nothing to hold; use 0"
         )
-    iteration = make_iteration(graphs, optimizer, task.config, task.mesh)
+    talk, seeker = find_seeker(task, writer, sft) if c.turns > 1 else (None, None)
+    iteration = make_iteration(graphs, optimizer, task.config, task.mesh, *([] if talk is None else [talk]))
     key = jax.random.key(task.config.seed + 4)
     first, pending, noise = done or 0, None, None
     save_every = max(c.iterations // c.checks_a_run, 1)
@@ -223,7 +213,8 @@ def run_ppo(task: Task, writer: MetricsWriter, sft: Model, reward: Model) -> Ali
         for number in range(first + 1, c.iterations + 1):
             index = chosen(task.config.seed, number - 1, len(where), c.contexts)
             batch = take(contexts, index)
-            state, metrics = iteration(state, judges, normaliser, shard_batch(batch, task.mesh), key)
+            seeking = () if talk is None else (seeker, jnp.array([where[i] for i in index], jnp.int32))
+            state, metrics = iteration(state, judges, normaliser, shard_batch(batch, task.mesh), key, *seeking)
             if pending is not None:
                 report(*pending)
             metrics["learning_rate"] = rate((number - 1) * c.epochs * c.minibatches)

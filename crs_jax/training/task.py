@@ -46,6 +46,7 @@ class Task:
       together: what is named together in training dialogues.
       people: who is in which item.
       embed: texts to unit embeddings `[n, E]`, cached on disk.
+      embed_on_host: the same without the device, for host functions of compiled programs; None: `embed` uses none.
       cache: folder of prepared data.
       fingerprint: of the dialogues and the encoder; part of the name of whatever is cached.
     """
@@ -63,6 +64,7 @@ class Task:
     embed: Callable[[Sequence[str]], np.ndarray]
     cache: pathlib.Path
     fingerprint: str
+    embed_on_host: Callable[[Sequence[str]], np.ndarray] | None = None
 
     @functools.cached_property
     def contrast_NE(self) -> np.ndarray:

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 from crs_jax.errors import InputError
 from crs_jax.models.encoder import find_encoder
 from crs_jax.models.minilm import MiniLM
+from crs_jax.models.minilm_host import HostMiniLM
 
 LONG = "I watched it with my kids on a rainy Sunday, and none of us could stop laughing at the talking llama. "
 TEXTS = [
@@ -73,6 +74,17 @@ def test_one_by_one_equals_together_in_any_order(model):
     for n in (0, 2, 10, 14):
         np.testing.assert_allclose(model.encode([TEXTS[n]])[0], together[n], atol=2e-6)
     np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-6)
+
+
+def test_the_host_encodes_alike_and_each_text_by_itself(model):
+    """In NumPy, for host functions of compiled programs: the same vectors, and the same bits whatever came before."""
+    together = model.encode(TEXTS)
+    host = HostMiniLM(model)
+    backwards = [host(text) for text in TEXTS[::-1]][::-1]
+    np.testing.assert_allclose(backwards, together, atol=3e-6)
+    assert host("Hi") is host("Hi")
+    np.testing.assert_array_equal(HostMiniLM(model)(TEXTS[10]), backwards[10])
+    np.testing.assert_allclose(host("nice \ud83d"), host("nice ?"), atol=0)
 
 
 def test_more_texts_than_a_batch_few_shapes_and_progress(folder):

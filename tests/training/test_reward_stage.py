@@ -26,16 +26,16 @@ from crs_jax.training.sft import make_packer, packed_hidden
 
 
 def planted(task) -> np.ndarray:
-    """`[D, T, 3]`: whether the reply asks, how its items fit what was said and named, how long it is.
+    """`[D, T, 3]`: whether the reply asks, how its items fit what was said and named, how many items it proposes.
 
-    The first and the last are read off the words, the second off the features beside them.
+    The first is read off the words, the second off the features beside them, the last mostly off these.
     """
     dialogues, wishes = task.corpus.train, Wishes(task, "train")
     out = np.full((len(dialogues), max(len(d.turns) for d in dialogues), 3), np.nan, np.float32)
     for d, t in task.replies("train"):
         turn, features_F = dialogues[d].turns[t], wishes.features(d, t)
         fits = features_F[0] - features_F[1] if features_F[-1] else np.nan
-        out[d, t] = "?" in turn.text, fits, min(len(turn.text.split()), 20)
+        out[d, t] = "?" in turn.text, fits, min(len(turn.distinct_items), task.config.data.act_items)
     return (out - np.nanmean(out, (0, 1))) / np.nanstd(out, (0, 1))
 
 
@@ -71,8 +71,7 @@ def test_planted_signals_are_recovered_on_unseen_dialogues(larger, monkeypatch):
     wishes = Wishes(task, "train")
     kernel_FS, _ = least_squares(task, fitted, signal_DTS, wishes)
     by_features_PS = np.array([wishes.features(d, t) for d, t in where]) @ kernel_FS
-    for s in (0, 2):  # what the words say the features do not
-        assert np.corrcoef(by_features_PS[:, s], wanted_PS[:, s])[0, 1] < 0.6
+    assert np.corrcoef(by_features_PS[:, 0], wanted_PS[:, 0])[0, 1] < 0.5  # what the words say the features do not
 
 
 def test_loss_is_the_mean_over_labels_that_exist(world, tmp_path):

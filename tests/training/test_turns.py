@@ -1,0 +1,334 @@
+"""Episodes of several turns: grown contexts are those of the data pipeline, the seeker's model learns, PPO trains."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.experimental import io_callback
+
+from crs_jax.data.dialogue import MENTION, RECOMMENDER, SEEKER, Turn
+from crs_jax.errors import InputError
+from crs_jax.metrics import MetricsWriter, read_json_lines
+from crs_jax.rl.rollout import sample
+from crs_jax.training import ppo, ppo_stage
+from crs_jax.training.contexts import Contexts, contexts_at
+from crs_jax.training.ppo import policy_likelihood
+from crs_jax.training.ppo_stage import run_ppo
+from crs_jax.training.seeker import model_seeker, run_seeker, seeker_packer
+from crs_jax.training.turns import Answer, Episodes, Talk
+
+
+@pytest.fixture(scope="module")
+def episodes(world):
+    return Episodes(world.task, "train")
+
+
+def logged(task, count=3):
+    """(dialogue, turn) of replies after which seeker, recommender, seeker and recommender follow in the log."""
+    wanted = [RECOMMENDER, SEEKER, RECOMMENDER, SEEKER, RECOMMENDER][:count]
+    found = []
+    for d, t in task.replies("train"):
+        if [turn.role for turn in task.corpus.train[d].turns[t : t + count]] == wanted:
+            found.append((d, t))
+    return found
+
+
+def said_of(task, where, count, width=64):
+    """What was said in the log from the given turns on, as the rollout holds it."""
+    said = np.full((len(where), count, width), task.tokenizer.pad, np.int32)
+    for b, (d, t) in enumerate(where):
+        for u in range(count):
+            body = task.encoded["train"][d][t + u][1 if u % 2 else 2 :]
+            said[b, u, : len(body)] = body
+    return said
+
+
+@pytest.mark.parametrize("turns", [2, 3])
+def test_an_episode_that_repeats_the_log_has_the_logs_contexts(world, episodes, turns):
+    """Tokens, windows, vectors, items, facets and people: as the data pipeline makes them of the logged dialogue."""
+    task, count = world.task, 2 * (turns - 1)
+    where = logged(task, count + 1)
+    assert len(where) > 10
+    found = episodes.contexts(np.array(where), said_of(task, where, count))
+    wanted = contexts_at(task, "train", [(d, t + count) for d, t in where])
+    for name, a, b in zip(Contexts._fields, found, wanted, strict=True):
+        np.testing.assert_array_equal(a, b, err_msg=name)
+    assert (wanted.mask_CP.all(1)).any()  # some were trimmed from the old end
+    assert (wanted.named_CX >= 0).any()
+    # Another turn may be open as well: what was not said yet is padding.
+    padded = np.concatenate([said_of(task, where, count), np.full((len(where), 2, 64), task.tokenizer.pad)], 1)
+    for a, b in zip(episodes.contexts(np.array(where), padded), wanted, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_prompts_of_seekers_are_windows_too(world, episodes):
+    """By a loop over lists: the last k utterances, trimmed from the old end, and `<|seeker|>`."""
+    task, t = world.task, world.task.tokenizer
+    where = logged(task, 2)
+    found, mask = episodes.prompts(np.array(where), said_of(task, where, 1))
+    P, k = task.config.data.context_tokens, task.config.data.window
+    for b, (d, turn) in enumerate(where):
+        spoken = [token for said in task.encoded["train"][d][: turn + 1][-k:] for token in said]
+        row = [*spoken[max(0, len(spoken) - P + 1) :], t.seeker]
+        assert found[b].tolist() == [t.pad] * (P - len(row)) + row
+        assert mask[b].sum() == len(row)
+
+
+def test_a_group_starts_from_its_context_and_an_unended_reply_gets_its_end(world, episodes):
+    task, t = world.task, world.task.tokenizer
+    where = logged(task, 3)[:2]
+    said = np.full((4, 1, 6), t.pad, np.int32)
+    said[:, 0, :4] = [t.item_offset + 3, t.say, 5, 6]
+    dialogues, encoded = episodes.dialogues(np.array(where), said)
+    for b, (d, at) in enumerate([where[0], where[0], where[1], where[1]]):
+        assert encoded[b] == [
+            *task.encoded["train"][d][:at],
+            [t.recommender, t.rec, t.item_offset + 3, t.say, 5, 6, t.end],
+        ]
+        item = task.corpus.catalogue.items[3].item_id
+        assert dialogues[b].turns[-1].items == (item,)  # proposed, though the words do not name it
+        assert dialogues[b].turns[:-1] == task.corpus.train[d].turns[:at]
+
+
+def test_turns_of_tokens(world):
+    """Every logged message is what its tokens say, and no words can pass for the mention of an item."""
+    task, t, catalogue = world.task, world.task.tokenizer, world.task.corpus.catalogue
+    for d, dialogue in enumerate(task.corpus.train):
+        for turn, tokens in zip(dialogue.turns, task.encoded["train"][d], strict=True):
+            if len(turn.distinct_items) <= task.config.data.act_items:
+                assert t.decode_turn(tokens, catalogue) == dataclasses.replace(turn, seconds=None)
+    fake = [t.seeker, *t.encode_text(f" a {MENTION} b"), t.item_offset, t.end, t.pad]
+    assert t.decode_turn(fake, catalogue) == Turn(SEEKER, f"a  b {MENTION}", (catalogue.items[0].item_id,))
+
+
+def scripted(tokens, layout, R):
+    """A seeker who always says the same."""
+    row = jnp.array([*tokens, layout.end, *[layout.pad] * (R - len(tokens) - 1)], jnp.int32)
+
+    def answer(params, frozen, where_C2, said_BUR, number, key):
+        B = len(said_BUR)
+        return Answer(jnp.broadcast_to(row, (B, R)), jnp.zeros(B, bool))
+
+    return answer
+
+
+def test_the_second_turn_is_sampled_and_scored_in_the_context_built_by_hand(world, episodes):
+    task, (graph, params, frozen), t = world.task, world.sft, world.task.tokenizer
+    R, G, where = task.config.data.reply_tokens, 2, logged(task, 1)[:6]
+    text = " I want a comedy movie."
+    words = t.encode_text(text)[: R - 1]
+    talk = Talk(episodes, scripted(words, task.layout, R))
+    first = jax.tree.map(jnp.asarray, contexts_at(task, "train", where))
+
+    @jax.jit
+    def roll(params, contexts, where, key):
+        policy = nnx.merge(graph, params, frozen)
+        given = {"reply_tokens": R, "block": 4}
+        replies = sample(
+            policy, contexts.prompt_CP, contexts.mask_CP, key, group=G, evidence=contexts.evidence, **given
+        )
+        answer = talk.seeker(None, None, where, replies.tokens_BR[:, None], 1, key)
+        grown = talk.grown(contexts, where, jnp.stack([replies.tokens_BR, answer.tokens_BR], 1))
+        more = sample(policy, grown.prompt_CP, grown.mask_CP, key, group=1, evidence=grown.evidence, **given)
+        return replies, grown, more
+
+    replies, grown, more = roll(params, first, jnp.array(where), jax.random.key(3))
+    # By hand: the dialogue with the reply and the answer as two more messages, through the data pipeline.
+    catalogue, dialogues, encoded = task.corpus.catalogue, [], []
+    for b, row in enumerate(np.asarray(replies.tokens_BR)):
+        d, at = where[b // G]
+        body = [int(x) for x in row if x != t.pad]
+        body += [] if body[-1] == t.end else [t.end]
+        act = [x - t.item_offset for x in body[: body.index(t.say)]]
+        spoken = list(body[body.index(t.say) + 1 : -1])
+        mentions = [x - t.item_offset for x in spoken if x >= t.item_offset]
+        mentions += [x for x in act if x not in mentions]
+        plain = t.decode_text([x for x in spoken if x < t.num_words]).replace(MENTION, "")
+        reply = Turn(RECOMMENDER, plain + MENTION * len(mentions), tuple(catalogue.items[x].item_id for x in mentions))
+        said = Turn(SEEKER, t.decode_text(words).strip())
+        base = task.corpus.train[d]
+        dialogues.append(dataclasses.replace(base, turns=(*base.turns[:at], reply, said)))
+        encoded.append([*task.encoded["train"][d][:at], [t.recommender, t.rec, *body], [t.seeker, *words, t.end]])
+    corpus = dataclasses.replace(task.corpus, train=tuple(dialogues))
+    by_hand = dataclasses.replace(task, corpus=corpus, encoded={"train": encoded})
+    wanted = contexts_at(by_hand, "train", [(b, len(d.turns)) for b, d in enumerate(dialogues)])
+    for name, a, b in zip(Contexts._fields, grown, wanted, strict=True):
+        np.testing.assert_array_equal(a, b, err_msg=name)
+    proposed = np.asarray(replies.tokens_BR[:, 0]) >= t.item_offset
+    assert proposed.any()
+    assert (grown.named_CX[proposed, 0] >= 0).all()
+    scored = policy_likelihood(graph, params, frozen, jax.tree.map(jnp.asarray, wanted), more, 1.0)
+    assert np.abs(scored.logp_BR).max() > 1
+    np.testing.assert_allclose(scored.logp_BR, more.logp_BR, atol=1e-4)
+
+
+def unigram_loss(rows) -> float:
+    """Nats a token of the best model that knows frequencies alone."""
+    count = np.bincount(rows["word_target_RW"][rows["word_mask_RW"]])
+    share = count[count > 0] / count.sum()
+    return float(-(share * np.log(share)).sum())
+
+
+def test_slots_of_the_seekers_side_equal_a_loop(world):
+    task, t = world.task, world.task.tokenizer
+    rows = seeker_packer(task, "train").pack()
+    found = set()
+    for r, w in zip(*np.nonzero(rows["word_mask_RW"]), strict=True):
+        at, row = rows["word_at_RW"][r, w], rows["tokens_RT"][r]
+        target = int(rows["word_target_RW"][r, w])
+        if target >= t.item_offset:
+            target = t.item_offset + int(rows["word_items_RWM"][r, w, target - t.item_offset])
+        assert row[at + 1] == target
+        found.add((int(rows["dialogue_RT"][r, at]), int(rows["utterance_RT"][r, at]), target))
+    expected, skipped = set(), 0
+    for d, dialogue in enumerate(task.encoded["train"]):
+        act = []
+        for u, turn in enumerate([*dialogue, *([[t.seeker, t.end]] if dialogue[-1][0] == t.recommender else [])]):
+            if turn[0] == t.recommender:
+                act = turn[2 : turn.index(t.say)]
+                continue
+            bears = [x for x in turn[1:] if x < t.item_offset or x in act]
+            skipped += len(turn) - 1 - len(bears)
+            expected |= {(d, u, x) for x in bears}
+    assert found == expected
+    assert skipped > 5
+    assert any(target >= t.item_offset for *_, target in found)
+    assert not rows["act_mask_RA"].any()
+
+
+@pytest.fixture(scope="module")
+def fitted(world, tmp_path_factory):
+    """The seeker's model, fitted for a few epochs."""
+    task = world.at(tmp_path_factory.mktemp("seeker"), seeker__epochs=12.0, seeker__learning_rate=1e-2, log_every=100)
+    with MetricsWriter(task.workdir, tensorboard=False) as writer:
+        return task, run_seeker(task, writer, world.sft)
+
+
+def test_the_seekers_model_beats_a_unigram_on_dialogues_it_was_not_fitted_on(world, fitted):
+    task, _ = fitted
+    lines = [line for line in read_json_lines(task.workdir / "metrics.jsonl") if line["stage"] == "seeker"]
+    losses = [line["validation/loss"] for line in lines if "validation/loss" in line]
+    bound = unigram_loss(seeker_packer(task, "validation").pack())
+    assert len(losses) == 12
+    assert losses[0] > bound > min(losses) + 0.3
+
+
+def test_it_answers_in_words_and_names_what_was_proposed_alone(world, fitted, episodes):
+    task, params = fitted
+    where = logged(task, 2)[:12]
+    R, t = task.config.data.reply_tokens, task.tokenizer
+    said = jnp.asarray(said_of(task, where, 1)[..., :R])
+    answer = jax.jit(model_seeker(task, episodes, world.sft[0]))
+    tokens = np.concatenate(
+        [answer(params, world.sft[2], jnp.array(where), said, 1, jax.random.key(n)).tokens_BR for n in range(6)]
+    )
+    named = 0
+    for b, row in enumerate(tokens):
+        act = [x for x in np.asarray(said[b % len(where), 0]) if x >= t.item_offset]
+        body = row[row != t.pad]
+        assert ((body < t.num_words) | (body == t.end) | np.isin(body, act)).all()
+        assert t.end not in body[:-1]
+        named += (body >= t.item_offset).sum()
+    assert named > 0
+    assert (tokens == t.end).any(1).mean() > 0.5
+
+
+@pytest.fixture
+def two(world, faults, compiled, monkeypatch):
+    """(workdir, changes) -> what `run_ppo` leaves; with two turns the iteration is compiled once, and whether all
+    seekers leave is `compiled["leave"]`.
+    """
+    find, make = ppo_stage.find_seeker, ppo_stage.make_iteration
+    compiled["leave"] = False
+
+    def finding(*arguments):
+        talk, params = find(*arguments)
+
+        def switched(*given):
+            answer = talk.seeker(*given)
+            leave = io_callback(lambda: np.bool_(compiled["leave"]), jax.ShapeDtypeStruct((), bool))
+            return Answer(answer.tokens_BR, answer.gone_B | leave)
+
+        return Talk(talk.episodes, switched), params
+
+    def shared(*arguments):
+        if len(arguments) == 4:  # one turn
+            return make(*arguments)
+        compiled["iteration"] = compiled.get("iteration") or compiled["make"](*arguments)
+        return compiled["iteration"]
+
+    monkeypatch.setattr(ppo_stage, "find_seeker", finding)
+    monkeypatch.setattr(ppo_stage, "make_iteration", shared)
+
+    def run(workdir, **changes):
+        task = world.at(workdir, ppo__validation_contexts=0, seeker__epochs=1.0, **changes)
+        with MetricsWriter(workdir, tensorboard=False) as writer:
+            return run_ppo(task, writer, world.sft, world.reward)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    return {"make": ppo.make_iteration}
+
+
+def lines(workdir) -> list[dict]:
+    return [line for line in read_json_lines(workdir / "metrics.jsonl") if line["stage"] == "ppo"]
+
+
+def test_two_turns_whose_seekers_leave_at_once_are_one(two, compiled, tmp_path):
+    """The same updates, metrics and KL coefficients: what nobody says adds nothing anywhere."""
+    one = two(tmp_path / "one", ppo__iterations=2)
+    compiled["leave"] = True
+    both = two(tmp_path / "two", ppo__iterations=2, ppo__turns=2)
+    for a, b in zip(jax.tree.leaves(one.policy[1]), jax.tree.leaves(both.policy[1]), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-6)
+    for alone, line in zip(lines(tmp_path / "one"), lines(tmp_path / "two"), strict=True):
+        assert line["turn/1/share"] == 1.0
+        assert (line["turn/2/share"], line["seeker/ended"]) == (0.0, 1.0)
+        for name in alone.keys() - {"seconds"}:
+            assert line[name] == pytest.approx(alone[name], rel=1e-4, abs=1e-5), name
+
+
+def test_two_turns_train_and_a_killed_stage_ends_with_the_same_bits(two, compiled, tmp_path, monkeypatch):
+    whole = two(tmp_path / "whole", ppo__turns=2)
+    first, *_, last = lines(tmp_path / "whole")
+    # The ratio is 1 at the first update, and the sampler's log-probabilities are the scorer's in both turns.
+    assert first["turn/2/share"] > 0.5
+    assert 0 <= first["ratio_error"] < 1e-4
+    assert 0 < first["sampler_gap"] < 1e-4
+    assert 0 <= first["kl/max"] < 1e-4
+    assert 0 < last["kl"] < 5
+    share, rewards = first["turn/2/share"], [first[f"turn/{u}/reward"] for u in (1, 2)]
+    assert first["reward"] == pytest.approx((rewards[0] + share * rewards[1]) / (1 + share), rel=1e-4)
+    lengths = [first[f"turn/{u}/length"] for u in (1, 2)]
+    assert first["reply_length"] == pytest.approx((lengths[0] + share * lengths[1]) / (1 + share), rel=1e-4)
+    assert first["seeker/ended"] == pytest.approx(1 - share, abs=1e-6)
+    assert first["seeker/length"] > 1
+
+    take, met = ppo_stage.take, []
+
+    def killing(*arguments):
+        met.append(1)
+        if len(met) == ppo_stage.REFERENCE_BATCHES + 4:
+            raise KeyboardInterrupt
+        return take(*arguments)
+
+    monkeypatch.setattr(ppo_stage, "take", killing)
+    with pytest.raises(KeyboardInterrupt):
+        two(tmp_path / "killed", ppo__turns=2)
+    monkeypatch.setattr(ppo_stage, "take", take)
+    steps = len([line for line in read_json_lines(tmp_path / "killed" / "metrics.jsonl") if line["stage"] == "seeker"])
+    resumed = two(tmp_path / "killed", ppo__turns=2)
+    for a, b in zip(jax.tree.leaves(resumed.policy[1]), jax.tree.leaves(whole.policy[1]), strict=True):
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+    found, wanted = ([{**line, "seconds": 0} for line in lines(tmp_path / name)] for name in ("killed", "whole"))
+    assert found == wanted
+    again = [line for line in read_json_lines(tmp_path / "killed" / "metrics.jsonl") if line["stage"] == "seeker"]
+    assert len(again) == steps  # the seeker's model was loaded
+    with pytest.raises(InputError, match=r"checkpoints/ppo: made with config.ppo.turns=2, now 1"):
+        two(tmp_path / "killed")
