@@ -1,6 +1,7 @@
 """Episodes of several turns: grown contexts are those of the data pipeline, the seeker's model learns, PPO trains."""
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -8,17 +9,34 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax.experimental import io_callback
+from ml_collections import ConfigDict
+from tiny_task import change
 
+from crs_jax.config import validate
+from crs_jax.data import simulated_words as words
 from crs_jax.data.dialogue import MENTION, RECOMMENDER, SEEKER, Turn
 from crs_jax.errors import InputError
 from crs_jax.metrics import MetricsWriter, read_json_lines
-from crs_jax.rl.rollout import sample
+from crs_jax.rl.reward import Scores
+from crs_jax.rl.rollout import Replies, sample
+from crs_jax.rl.scoring import Parts, TokenLikelihood
 from crs_jax.training import ppo, ppo_stage
 from crs_jax.training.contexts import Contexts, contexts_at
 from crs_jax.training.ppo import policy_likelihood
 from crs_jax.training.ppo_stage import run_ppo
-from crs_jax.training.seeker import model_seeker, run_seeker, seeker_packer
-from crs_jax.training.turns import Answer, Episodes, Talk
+from crs_jax.training.seeker import model_seeker, run_seeker, seeker_packer, simulated_seeker
+from crs_jax.training.turns import (
+    Answer,
+    Episodes,
+    Played,
+    Replied,
+    Talk,
+    advantages,
+    by_episode,
+    by_turn,
+    go_on,
+    joined,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +54,7 @@ def logged(task, count=3):
     return found
 
 
-def said_of(task, where, count, width=64):
+def said_of(task, where, count, width=120):
     """What was said in the log from the given turns on, as the rollout holds it."""
     said = np.full((len(where), count, width), task.tokenizer.pad, np.int32)
     for b, (d, t) in enumerate(where):
@@ -59,7 +77,7 @@ def test_an_episode_that_repeats_the_log_has_the_logs_contexts(world, episodes, 
     assert (wanted.mask_CP.all(1)).any()  # some were trimmed from the old end
     assert (wanted.named_CX >= 0).any()
     # Another turn may be open as well: what was not said yet is padding.
-    padded = np.concatenate([said_of(task, where, count), np.full((len(where), 2, 64), task.tokenizer.pad)], 1)
+    padded = np.concatenate([said_of(task, where, count), np.full((len(where), 2, 120), task.tokenizer.pad)], 1)
     for a, b in zip(episodes.contexts(np.array(where), padded), wanted, strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -117,29 +135,28 @@ def scripted(tokens, layout, R):
 
 def test_the_second_turn_is_sampled_and_scored_in_the_context_built_by_hand(world, episodes):
     task, (graph, params, frozen), t = world.task, world.sft, world.task.tokenizer
-    R, G, where = task.config.data.reply_tokens, 2, logged(task, 1)[:6]
+    R, where = task.config.data.reply_tokens, logged(task, 1)[:12]
     text = " I want a comedy movie."
-    words = t.encode_text(text)[: R - 1]
-    talk = Talk(episodes, scripted(words, task.layout, R))
+    script = t.encode_text(text)[: R - 1]
+    talk = Talk(episodes, scripted(script, task.layout, R))
     first = jax.tree.map(jnp.asarray, contexts_at(task, "train", where))
 
     @jax.jit
-    def roll(params, contexts, where, key):
-        policy = nnx.merge(graph, params, frozen)
-        given = {"reply_tokens": R, "block": 4}
+    def one_turn(params, contexts, where, key):
+        """Replies, and the contexts after the seeker's answers to them."""
         replies = sample(
-            policy, contexts.prompt_CP, contexts.mask_CP, key, group=G, evidence=contexts.evidence, **given
-        )
+            nnx.merge(graph, params, frozen), contexts.prompt_CP, contexts.mask_CP, key, group=1, reply_tokens=R,
+            evidence=contexts.evidence, block=4,
+        )  # fmt: skip
         answer = talk.seeker(None, None, where, replies.tokens_BR[:, None], 1, key)
-        grown = talk.grown(contexts, where, jnp.stack([replies.tokens_BR, answer.tokens_BR], 1))
-        more = sample(policy, grown.prompt_CP, grown.mask_CP, key, group=1, evidence=grown.evidence, **given)
-        return replies, grown, more
+        return replies, talk.grown(contexts, where, jnp.stack([replies.tokens_BR, answer.tokens_BR], 1))
 
-    replies, grown, more = roll(params, first, jnp.array(where), jax.random.key(3))
+    replies, grown = one_turn(params, first, jnp.array(where), jax.random.key(3))
+    more, _ = one_turn(params, grown, jnp.array(where), jax.random.key(4))
     # By hand: the dialogue with the reply and the answer as two more messages, through the data pipeline.
     catalogue, dialogues, encoded = task.corpus.catalogue, [], []
     for b, row in enumerate(np.asarray(replies.tokens_BR)):
-        d, at = where[b // G]
+        d, at = where[b]
         body = [int(x) for x in row if x != t.pad]
         body += [] if body[-1] == t.end else [t.end]
         act = [x - t.item_offset for x in body[: body.index(t.say)]]
@@ -148,10 +165,10 @@ def test_the_second_turn_is_sampled_and_scored_in_the_context_built_by_hand(worl
         mentions += [x for x in act if x not in mentions]
         plain = t.decode_text([x for x in spoken if x < t.num_words]).replace(MENTION, "")
         reply = Turn(RECOMMENDER, plain + MENTION * len(mentions), tuple(catalogue.items[x].item_id for x in mentions))
-        said = Turn(SEEKER, t.decode_text(words).strip())
+        said = Turn(SEEKER, t.decode_text(script).strip())
         base = task.corpus.train[d]
         dialogues.append(dataclasses.replace(base, turns=(*base.turns[:at], reply, said)))
-        encoded.append([*task.encoded["train"][d][:at], [t.recommender, t.rec, *body], [t.seeker, *words, t.end]])
+        encoded.append([*task.encoded["train"][d][:at], [t.recommender, t.rec, *body], [t.seeker, *script, t.end]])
     corpus = dataclasses.replace(task.corpus, train=tuple(dialogues))
     by_hand = dataclasses.replace(task, corpus=corpus, encoded={"train": encoded})
     wanted = contexts_at(by_hand, "train", [(b, len(d.turns)) for b, d in enumerate(dialogues)])
@@ -160,7 +177,8 @@ def test_the_second_turn_is_sampled_and_scored_in_the_context_built_by_hand(worl
     proposed = np.asarray(replies.tokens_BR[:, 0]) >= t.item_offset
     assert proposed.any()
     assert (grown.named_CX[proposed, 0] >= 0).all()
-    scored = policy_likelihood(graph, params, frozen, jax.tree.map(jnp.asarray, wanted), more, 1.0)
+    score = jax.jit(lambda params, *given: policy_likelihood(graph, params, frozen, *given, 1.0))
+    scored = score(params, jax.tree.map(jnp.asarray, wanted), more)
     assert np.abs(scored.logp_BR).max() > 1
     np.testing.assert_allclose(scored.logp_BR, more.logp_BR, atol=1e-4)
 
@@ -218,6 +236,7 @@ def test_the_seekers_model_beats_a_unigram_on_dialogues_it_was_not_fitted_on(wor
 
 def test_it_answers_in_words_and_names_what_was_proposed_alone(world, fitted, episodes):
     task, params = fitted
+    params = {**params, "items": {**params["items"], "bias": params["items"]["bias"] + 2.0}}  # so that items are named
     where = logged(task, 2)[:12]
     R, t = task.config.data.reply_tokens, task.tokenizer
     said = jnp.asarray(said_of(task, where, 1)[..., :R])
@@ -236,66 +255,112 @@ def test_it_answers_in_words_and_names_what_was_proposed_alone(world, fitted, ep
     assert (tokens == t.end).any(1).mean() > 0.5
 
 
+@pytest.fixture(scope="module")
+def compiled():
+    return {"mode": "talk", "make_iteration": ppo.make_iteration, "make_sampler": ppo.make_sampler}
+
+
 @pytest.fixture
-def two(world, faults, compiled, monkeypatch):
-    """(workdir, changes) -> what `run_ppo` leaves; with two turns the iteration is compiled once, and whether all
-    seekers leave is `compiled["leave"]`.
+def run(world, compiled, monkeypatch):
+    """(workdir, changes) -> what `run_ppo` leaves. Programs are compiled once for one turn and once for two, and
+    `compiled["mode"]` says what happens in the second: "talk"; "leave", all seekers do; "repeat", the first turn's
+    contexts and replies come again.
     """
-    find, make = ppo_stage.find_seeker, ppo_stage.make_iteration
-    compiled["leave"] = False
+    compiled["mode"] = "talk"
+    find, draw = ppo_stage.find_seeker, ppo.sample
 
     def finding(*arguments):
         talk, params = find(*arguments)
+        made = talk.episodes.contexts
 
         def switched(*given):
             answer = talk.seeker(*given)
-            leave = io_callback(lambda: np.bool_(compiled["leave"]), jax.ShapeDtypeStruct((), bool))
-            return Answer(answer.tokens_BR, answer.gone_B | leave)
+            modes = [jax.ShapeDtypeStruct((), bool)] * 2
+            talk_on, leave = io_callback(lambda: [np.bool_(compiled["mode"] == m) for m in ("talk", "leave")], modes)
+            return Answer(answer.tokens_BR, (answer.gone_B & talk_on) | leave)
 
+        def contexts(where_C2, said_BUR):
+            compiled["first"] = said_BUR[:, 0]
+            if compiled["mode"] != "repeat":
+                return made(where_C2, said_BUR)
+            group = len(said_BUR) // len(where_C2)
+            again = contexts_at(world.task, "train", [tuple(at) for at in where_C2])
+            return jax.tree.map(lambda a: np.repeat(a, group, axis=0), again)
+
+        talk.episodes.contexts = contexts
         return Talk(talk.episodes, switched), params
 
-    def shared(*arguments):
-        if len(arguments) == 4:  # one turn
-            return make(*arguments)
-        compiled["iteration"] = compiled.get("iteration") or compiled["make"](*arguments)
-        return compiled["iteration"]
+    def sampled(policy, prompt_CP, mask_CP, key, *, group, **more):
+        drawn = draw(policy, prompt_CP, mask_CP, key, group=group, **more)
+        if group > 1:
+            return drawn
+
+        def host(prompt_CP, tokens_BR, mask_BR):
+            if compiled["mode"] != "repeat":
+                return np.asarray(tokens_BR), np.asarray(mask_BR)
+            return compiled["first"], compiled["first"] != world.task.tokenizer.pad
+
+        shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in drawn[:2]]
+        return Replies(*io_callback(host, shapes, prompt_CP, *drawn[:2]), drawn.logp_BR)
+
+    def once(name):
+        def make(*arguments):
+            key = name, len(arguments)
+            compiled[key] = compiled.get(key) or compiled[name](*arguments)
+            return compiled[key]
+
+        return make
 
     monkeypatch.setattr(ppo_stage, "find_seeker", finding)
-    monkeypatch.setattr(ppo_stage, "make_iteration", shared)
+    monkeypatch.setattr(ppo, "sample", sampled)
+    for name in ("make_iteration", "make_sampler"):
+        monkeypatch.setattr(ppo_stage, name, once(name))
 
-    def run(workdir, **changes):
-        task = world.at(workdir, ppo__validation_contexts=0, seeker__epochs=1.0, **changes)
+    def align(workdir, **changes):
+        task = world.at(
+            workdir, ppo__validation_contexts=0, ppo__epochs=1, ppo__iterations=3, ppo__checks_a_run=3,
+            ppo__act_kl_target=0.0, ppo__word_kl_target=0.0, ppo__group_baseline=False, ppo__turn_discount=0.0,
+            ppo__checks=compiled["mode"] != "repeat", seeker__epochs=1.0, **changes,
+        )  # fmt: skip
         with MetricsWriter(workdir, tensorboard=False) as writer:
             return run_ppo(task, writer, world.sft, world.reward)
 
-    return run
-
-
-@pytest.fixture(scope="module")
-def compiled():
-    return {"make": ppo.make_iteration}
+    return align
 
 
 def lines(workdir) -> list[dict]:
     return [line for line in read_json_lines(workdir / "metrics.jsonl") if line["stage"] == "ppo"]
 
 
-def test_two_turns_whose_seekers_leave_at_once_are_one(two, compiled, tmp_path):
-    """The same updates, metrics and KL coefficients: what nobody says adds nothing anywhere."""
-    one = two(tmp_path / "one", ppo__iterations=2)
-    compiled["leave"] = True
-    both = two(tmp_path / "two", ppo__iterations=2, ppo__turns=2)
-    for a, b in zip(jax.tree.leaves(one.policy[1]), jax.tree.leaves(both.policy[1]), strict=True):
-        np.testing.assert_allclose(a, b, atol=2e-6)
-    for alone, line in zip(lines(tmp_path / "one"), lines(tmp_path / "two"), strict=True):
+@pytest.fixture(scope="module")
+def one(compiled):
+    """What one turn leaves, once it has run."""
+    return compiled.setdefault("one", {})
+
+
+@pytest.mark.parametrize("mode", ["leave", "repeat"])
+def test_two_turns_that_are_no_more_than_one(world, run, compiled, one, tmp_path, mode):
+    """Where all seekers leave at once what nobody says adds nothing anywhere. Where the second turn is the first once
+    more, and no turn looks ahead to the next, all means are the same: though its rows have a context each, and no
+    group.
+    """
+    if not one:
+        one |= {"policy": run(tmp_path / "one").policy[1], "lines": lines(tmp_path / "one")}
+    compiled["mode"] = mode
+    both = run(tmp_path / "two", ppo__turns=2)
+    moved = [np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (one["policy"], world.sft[1])), strict=True)]
+    assert max(moved) > 1e-4
+    for a, b in zip(jax.tree.leaves(one["policy"]), jax.tree.leaves(both.policy[1]), strict=True):
+        np.testing.assert_allclose(a, b, atol=5e-6)
+    for alone, line in zip(one["lines"], lines(tmp_path / "two"), strict=True):
         assert line["turn/1/share"] == 1.0
-        assert (line["turn/2/share"], line["seeker/ended"]) == (0.0, 1.0)
-        for name in alone.keys() - {"seconds"}:
-            assert line[name] == pytest.approx(alone[name], rel=1e-4, abs=1e-5), name
+        assert (line["turn/2/share"], line["seeker/ended"]) == ((0.0, 1.0) if mode == "leave" else (1.0, 0.0))
+        for name in alone.keys() - {"seconds", "sampler_gap", "health/distinct"}:
+            assert line[name] == pytest.approx(alone[name], rel=1e-3, abs=2e-5), name
 
 
-def test_two_turns_train_and_a_killed_stage_ends_with_the_same_bits(two, compiled, tmp_path, monkeypatch):
-    whole = two(tmp_path / "whole", ppo__turns=2)
+def test_two_turns_train_and_a_killed_stage_ends_with_the_same_bits(run, compiled, tmp_path, monkeypatch):
+    whole = run(tmp_path / "whole", ppo__turns=2)
     first, *_, last = lines(tmp_path / "whole")
     # The ratio is 1 at the first update, and the sampler's log-probabilities are the scorer's in both turns.
     assert first["turn/2/share"] > 0.5
@@ -320,10 +385,10 @@ def test_two_turns_train_and_a_killed_stage_ends_with_the_same_bits(two, compile
 
     monkeypatch.setattr(ppo_stage, "take", killing)
     with pytest.raises(KeyboardInterrupt):
-        two(tmp_path / "killed", ppo__turns=2)
+        run(tmp_path / "killed", ppo__turns=2)
     monkeypatch.setattr(ppo_stage, "take", take)
     steps = len([line for line in read_json_lines(tmp_path / "killed" / "metrics.jsonl") if line["stage"] == "seeker"])
-    resumed = two(tmp_path / "killed", ppo__turns=2)
+    resumed = run(tmp_path / "killed", ppo__turns=2)
     for a, b in zip(jax.tree.leaves(resumed.policy[1]), jax.tree.leaves(whole.policy[1]), strict=True):
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
     found, wanted = ([{**line, "seconds": 0} for line in lines(tmp_path / name)] for name in ("killed", "whole"))
@@ -331,4 +396,106 @@ def test_two_turns_train_and_a_killed_stage_ends_with_the_same_bits(two, compile
     again = [line for line in read_json_lines(tmp_path / "killed" / "metrics.jsonl") if line["stage"] == "seeker"]
     assert len(again) == steps  # the seeker's model was loaded
     with pytest.raises(InputError, match=r"checkpoints/ppo: made with config.ppo.turns=2, now 1"):
-        two(tmp_path / "killed")
+        run(tmp_path / "killed")
+
+
+def test_rows_of_later_turns_stand_turn_by_turn_and_advantages_follow_episodes():
+    """By hand: 2 contexts of 2 episodes, 3 turns, replies of one or two tokens; episode 2 is left after its first."""
+    C, G, R, pad = 2, 2, 2, 9
+    B, turns = C * G, 3
+
+    class Now:
+        tokenizer = types.SimpleNamespace(pad=pad)
+
+    def seeker(params, frozen, where_C2, said_BUR, number, key):
+        return Answer(jnp.full((B, R), 7, jnp.int32), jnp.arange(B) == 2)
+
+    class Said(Talk):
+        def grown(self, like, where_C2, said_BUR):  # tokens so far and whose they are, to look at afterwards
+            return Contexts(said_BUR.reshape(B, -1), jnp.arange(B)[:, None], *like[2:])
+
+    lengths = jnp.array([2, 1, 2, 1])
+
+    def reply(contexts, key, alive_B=None):
+        alive_B = jnp.ones(B, bool) if alive_B is None else alive_B
+        mask = (jnp.arange(R) < lengths[:, None]) & alive_B[:, None]
+        tokens = jnp.where(mask, jnp.arange(B)[:, None], pad).astype(jnp.int32)
+        reward, blank = 10.0 ** jnp.arange(B)[:, None] * mask, jnp.zeros((B, R))
+        likelihood, split = TokenLikelihood(blank, blank), Parts(mask, mask, blank, mask, mask, alive_B)
+        scores = Scores(reward[:, 0], reward.sum(1), jnp.ones((B, 3)))
+        replies = Replies(tokens, mask, blank)
+        return Replied(contexts, blank, Played(
+            replies, likelihood, likelihood, blank, blank, blank, split, scores, blank, reward, alive_B
+        ))  # fmt: skip
+
+    like = Contexts(*(jnp.zeros((C, 1)) for _ in Contexts._fields))
+    talk = Said(Now(), seeker)
+    first = reply(like, None)
+    later, answers = jax.jit(lambda: go_on(talk, reply, ({}, None), first, turns, jax.random.key(0), None))()
+    said = np.asarray(later.contexts.prompt_CP).reshape(turns - 1, B, 2 * turns - 1, R)
+    for b in range(B):
+        own = [b] * int(lengths[b]) + [pad] * (R - int(lengths[b]))
+        gone, nothing = [own, [7, 7], [pad, pad], [pad, pad], [pad, pad]], [pad, pad]
+        assert said[0, b].tolist() == [own, [7, 7], nothing, nothing, nothing]
+        assert said[1, b].tolist() == (gone if b == 2 else [own, [7, 7], own, [7, 7], nothing])
+    assert np.asarray(answers.tokens_BR).reshape(2, B, R)[1, 2].tolist() == [pad, pad]
+    played = joined([first, later])
+    assert played.alive_B.reshape(turns, B).tolist() == [[True] * 4, *[[True, True, False, True]] * 2]
+    c = ConfigDict({"turns": turns, "discount": 1.0, "gae_lambda": 1.0, "turn_discount": 1.0})
+    found = np.asarray(advantages(played, c)[0]).reshape(turns, B, R)
+    for b, length in enumerate(lengths.tolist()):  # what is still to come, in tokens, each worth 10 ** b
+        total = length * (1 if b == 2 else turns)
+        expected = np.zeros((turns, R))
+        for n in range(total):
+            expected[n // length, n % length] = (total - n) * 10.0**b
+        np.testing.assert_allclose(found[:, b], expected)
+    rows = by_episode({"b": later.contexts.mask_CP[:, 0]}, turns, C)["b"]
+    assert rows.tolist() == [[0, 1, 0, 1], [2, 3, 2, 3]]
+    metrics = by_turn(played, turns, answers, pad)
+    assert metrics["seeker/ended"] == 0.25
+    assert [float(metrics[f"turn/{u}/share"]) for u in (1, 2, 3)] == [1.0, 0.75, 0.75]
+    assert [float(metrics[f"turn/{u}/length"]) for u in (1, 2)] == pytest.approx([6 / 4, 4 / 3])
+    assert float(metrics["turn/2/reward"]) == pytest.approx((2 + 10 + 1000) / 3)
+    assert float(metrics["seeker/length"]) == 2
+
+
+def test_simulated_seekers_answer_inside_the_program(world, episodes):
+    task, t, catalogue = world.task, world.task.tokenizer, world.task.corpus.catalogue
+    where, R = logged(task, 2)[:8], task.config.data.reply_tokens
+    said = said_of(task, where, 1)[..., :R]
+    said[1] = t.pad  # nothing was said: whose turn it was is over
+    answer = jax.jit(lambda key: simulated_seeker(task, episodes)(None, None, jnp.array(where), said, 1, key))
+    found, again, other = (answer(jax.random.key(n)) for n in (0, 0, 1))
+    np.testing.assert_array_equal(found.tokens_BR, again.tokens_BR)
+    assert (np.asarray(found.tokens_BR) != np.asarray(other.tokens_BR)).any()
+    assert found.gone_B[1]
+    known = {word for forms in words.REACTIONS for form in forms for word in form.split() if "{" not in word}
+    for b in (0, 2, 3, 4, 5, 6, 7):
+        row = [int(x) for x in found.tokens_BR[b] if x != t.pad]
+        assert row[-1] == t.end
+        spoken = t.decode_turn([t.seeker, *row], catalogue)
+        told = any(form.split("{")[0] in spoken.text for forms in words.NEEDS.values() for form in forms)
+        assert known & set(spoken.text.split()) or told or found.gone_B[b]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"algorithm": "rloo"}, r"--config\.ppo\.turns=2: must be 1 for --config\.algorithm=rloo"),
+        (
+            {"ppo__seeker": "simulator", "data__dataset": "redial"},
+            r"--config\.ppo\.seeker='simulator': there are no simulated seekers in --config\.data\.dataset=redial",
+        ),
+        ({"ppo__seeker": "nobody"}, r"--config\.ppo\.seeker='nobody': must be one of model, simulator"),
+        ({"ppo__turn_discount": 1.5}, r"--config\.ppo\.turn_discount=1\.5: must lie between 0 and 1"),
+        ({"ppo__turns": 0}, r"--config\.ppo\.turns=0: must be at least 1"),
+        ({"seeker__epochs": 0.0}, r"--config\.seeker\.epochs=0\.0: must be above 0"),
+    ],
+)
+def test_what_cannot_be_is_one_line(world, tmp_path, changes, message):
+    config = change(world.task.config, **{"ppo__turns": 2, "data__dir": str(tmp_path), **changes})
+    with pytest.raises(InputError, match=message) as caught:
+        validate(config)
+    assert "\n" not in str(caught.value)
+    if changes.get("algorithm") or changes.get("data__dataset"):
+        validate(change(config, ppo__turns=1))
