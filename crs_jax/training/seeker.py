@@ -135,7 +135,7 @@ def run_seeker(task: Task, writer: MetricsWriter, sft: Model) -> Any:
     inputs = {
         "data": task.fingerprint,
         "SFT model": digest(start),
-        "dialogues": hashlib.sha256(numbers.astype(np.int64).tobytes()).hexdigest()[:16],
+        "set of dialogues": hashlib.sha256(numbers.astype(np.int64).tobytes()).hexdigest()[:16],
     }
     checkpoints, spent = Checkpoints(task.workdir, "seeker", c, inputs), Stopwatch()
     packer = seeker_packer(task, "train", numbers)

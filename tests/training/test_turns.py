@@ -1,6 +1,7 @@
 """Episodes of several turns: grown contexts are those of the data pipeline, the seeker's model learns, PPO trains."""
 
 import dataclasses
+import shutil
 import types
 
 import jax
@@ -20,7 +21,7 @@ from crs_jax.metrics import MetricsWriter, read_json_lines
 from crs_jax.rl.reward import Scores
 from crs_jax.rl.rollout import Replies, sample
 from crs_jax.rl.scoring import Parts, TokenLikelihood
-from crs_jax.training import ppo, ppo_stage
+from crs_jax.training import ppo, ppo_stage, seeker
 from crs_jax.training.contexts import Contexts, contexts_at
 from crs_jax.training.ppo import policy_likelihood
 from crs_jax.training.ppo_stage import run_ppo
@@ -39,9 +40,29 @@ from crs_jax.training.turns import (
 )  # fmt: skip
 
 
+def quick(jitted):
+    """The function, compiled with little optimisation: that takes half as long, and here everything is small."""
+    made = {}
+
+    def run(*arguments):
+        if not made:
+            options = {"xla_backend_optimization_level": 0}
+            made["program"] = jitted.lower(*arguments).compile(compiler_options=options)
+        return made["program"](*arguments)
+
+    return run
+
+
 @pytest.fixture(scope="module")
 def episodes(world):
     return Episodes(world.task, "train")
+
+
+TURNS = {
+    "ppo__turns": 2, "ppo__validation_contexts": 0, "ppo__epochs": 1, "ppo__iterations": 3, "ppo__checks_a_run": 3,
+    "ppo__act_kl_target": 0.0, "ppo__word_kl_target": 0.0, "ppo__group_baseline": False, "ppo__turn_discount": 0.0,
+    "seeker__epochs": 10.0, "seeker__learning_rate": 1e-2, "log_every": 100,
+}  # fmt: skip
 
 
 def logged(task, count=3):
@@ -141,7 +162,6 @@ def test_the_second_turn_is_sampled_and_scored_in_the_context_built_by_hand(worl
     talk = Talk(episodes, scripted(script, task.layout, R))
     first = jax.tree.map(jnp.asarray, contexts_at(task, "train", where))
 
-    @jax.jit
     def one_turn(params, contexts, where, key):
         """Replies, and the contexts after the seeker's answers to them."""
         replies = sample(
@@ -151,8 +171,9 @@ def test_the_second_turn_is_sampled_and_scored_in_the_context_built_by_hand(worl
         answer = talk.seeker(None, None, where, replies.tokens_BR[:, None], 1, key)
         return replies, talk.grown(contexts, where, jnp.stack([replies.tokens_BR, answer.tokens_BR], 1))
 
-    replies, grown = one_turn(params, first, jnp.array(where), jax.random.key(3))
-    more, _ = one_turn(params, grown, jnp.array(where), jax.random.key(4))
+    roll = quick(jax.jit(one_turn))
+    replies, grown = roll(params, first, jnp.array(where), jax.random.key(3))
+    more, _ = roll(params, grown, jnp.array(where), jax.random.key(4))
     # By hand: the dialogue with the reply and the answer as two more messages, through the data pipeline.
     catalogue, dialogues, encoded = task.corpus.catalogue, [], []
     for b, row in enumerate(np.asarray(replies.tokens_BR)):
@@ -177,7 +198,7 @@ def test_the_second_turn_is_sampled_and_scored_in_the_context_built_by_hand(worl
     proposed = np.asarray(replies.tokens_BR[:, 0]) >= t.item_offset
     assert proposed.any()
     assert (grown.named_CX[proposed, 0] >= 0).all()
-    score = jax.jit(lambda params, *given: policy_likelihood(graph, params, frozen, *given, 1.0))
+    score = quick(jax.jit(lambda params, *given: policy_likelihood(graph, params, frozen, *given, 1.0)))
     scored = score(params, jax.tree.map(jnp.asarray, wanted), more)
     assert np.abs(scored.logp_BR).max() > 1
     np.testing.assert_allclose(scored.logp_BR, more.logp_BR, atol=1e-4)
@@ -219,10 +240,36 @@ def test_slots_of_the_seekers_side_equal_a_loop(world):
 
 @pytest.fixture(scope="module")
 def fitted(world, tmp_path_factory):
-    """The seeker's model, fitted for a few epochs."""
-    task = world.at(tmp_path_factory.mktemp("seeker"), seeker__epochs=12.0, seeker__learning_rate=1e-2, log_every=100)
+    """The seeker's model, fitted for a few epochs: the task with it and its parameters."""
+    task = world.at(tmp_path_factory.mktemp("seeker"), **TURNS)
     with MetricsWriter(task.workdir, tensorboard=False) as writer:
         return task, run_seeker(task, writer, world.sft)
+
+
+def test_a_killed_fit_of_the_seeker_ends_with_the_same_bits(world, fitted, tmp_path, monkeypatch):
+    task, whole = world.at(tmp_path, **TURNS), fitted[1]
+    batches, saves = seeker.batches, []
+
+    def killed(*arguments):
+        for number, batch in enumerate(batches(*arguments), 1):
+            if number == 30 and not saves:
+                raise KeyboardInterrupt
+            yield batch
+
+    monkeypatch.setattr(seeker, "batches", killed)
+    with MetricsWriter(tmp_path, tensorboard=False) as writer:
+        with pytest.raises(KeyboardInterrupt):
+            run_seeker(task, writer, world.sft)
+        saves.append((tmp_path / "checkpoints" / "seeker").exists())
+        resumed = run_seeker(task, writer, world.sft)
+        loaded = run_seeker(task, writer, world.sft)
+    for a, b, c in zip(*map(jax.tree.leaves, (whole, resumed, loaded)), strict=True):
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes() == np.asarray(c).tobytes()
+    with (
+        MetricsWriter(tmp_path, tensorboard=False) as writer,
+        pytest.raises(InputError, match="made from another set of dialogues than this run's"),
+    ):
+        run_seeker(world.at(tmp_path, ppo__unseen=False, **TURNS), writer, world.sft)
 
 
 def test_the_seekers_model_beats_a_unigram_on_dialogues_it_was_not_fitted_on(world, fitted):
@@ -230,19 +277,19 @@ def test_the_seekers_model_beats_a_unigram_on_dialogues_it_was_not_fitted_on(wor
     lines = [line for line in read_json_lines(task.workdir / "metrics.jsonl") if line["stage"] == "seeker"]
     losses = [line["validation/loss"] for line in lines if "validation/loss" in line]
     bound = unigram_loss(seeker_packer(task, "validation").pack())
-    assert len(losses) == 12
+    assert len(losses) == 10
     assert losses[0] > bound > min(losses) + 0.3
 
 
 def test_it_answers_in_words_and_names_what_was_proposed_alone(world, fitted, episodes):
     task, params = fitted
-    params = {**params, "items": {**params["items"], "bias": params["items"]["bias"] + 2.0}}  # so that items are named
+    params = {**params, "items": {**params["items"], "bias": params["items"]["bias"] + 6.0}}  # so that items are named
     where = logged(task, 2)[:12]
     R, t = task.config.data.reply_tokens, task.tokenizer
     said = jnp.asarray(said_of(task, where, 1)[..., :R])
-    answer = jax.jit(model_seeker(task, episodes, world.sft[0]))
+    answer, turn = quick(jax.jit(model_seeker(task, episodes, world.sft[0]))), jnp.int32(1)
     tokens = np.concatenate(
-        [answer(params, world.sft[2], jnp.array(where), said, 1, jax.random.key(n)).tokens_BR for n in range(6)]
+        [answer(params, world.sft[2], jnp.array(where), said, turn, jax.random.key(n)).tokens_BR for n in range(6)]
     )
     named = 0
     for b, row in enumerate(tokens):
@@ -250,9 +297,9 @@ def test_it_answers_in_words_and_names_what_was_proposed_alone(world, fitted, ep
         body = row[row != t.pad]
         assert ((body < t.num_words) | (body == t.end) | np.isin(body, act)).all()
         assert t.end not in body[:-1]
-        named += (body >= t.item_offset).sum()
+        named += int((body >= t.item_offset).sum())
     assert named > 0
-    assert (tokens == t.end).any(1).mean() > 0.5
+    assert 0.2 < (tokens == t.end).any(1).mean() < 1
 
 
 @pytest.fixture(scope="module")
@@ -261,10 +308,10 @@ def compiled():
 
 
 @pytest.fixture
-def run(world, compiled, monkeypatch):
-    """(workdir, changes) -> what `run_ppo` leaves. Programs are compiled once for one turn and once for two, and
-    `compiled["mode"]` says what happens in the second: "talk"; "leave", all seekers do; "repeat", the first turn's
-    contexts and replies come again.
+def run(world, fitted, compiled, monkeypatch):
+    """(workdir, turns) -> what `run_ppo` leaves, with the seeker's model as it was fitted. Programs are compiled once
+    for one turn and once for two, and `compiled["mode"]` says what happens in the second: "talk"; "leave", all seekers
+    do; "repeat", the first turn's contexts and replies come again.
     """
     compiled["mode"] = "talk"
     find, draw = ppo_stage.find_seeker, ppo.sample
@@ -306,7 +353,7 @@ def run(world, compiled, monkeypatch):
     def once(name):
         def make(*arguments):
             key = name, len(arguments)
-            compiled[key] = compiled.get(key) or compiled[name](*arguments)
+            compiled[key] = compiled.get(key) or quick(compiled[name](*arguments))
             return compiled[key]
 
         return make
@@ -316,12 +363,10 @@ def run(world, compiled, monkeypatch):
     for name in ("make_iteration", "make_sampler"):
         monkeypatch.setattr(ppo_stage, name, once(name))
 
-    def align(workdir, **changes):
-        task = world.at(
-            workdir, ppo__validation_contexts=0, ppo__epochs=1, ppo__iterations=3, ppo__checks_a_run=3,
-            ppo__act_kl_target=0.0, ppo__word_kl_target=0.0, ppo__group_baseline=False, ppo__turn_discount=0.0,
-            ppo__checks=compiled["mode"] != "repeat", seeker__epochs=1.0, **changes,
-        )  # fmt: skip
+    def align(workdir, turns=2):
+        task = world.at(workdir, **{**TURNS, "ppo__turns": turns, "ppo__checks": compiled["mode"] != "repeat"})
+        if not (workdir / "checkpoints").exists():
+            shutil.copytree(fitted[0].workdir / "checkpoints" / "seeker", workdir / "checkpoints" / "seeker")
         with MetricsWriter(workdir, tensorboard=False) as writer:
             return run_ppo(task, writer, world.sft, world.reward)
 
@@ -345,9 +390,9 @@ def test_two_turns_that_are_no_more_than_one(world, run, compiled, one, tmp_path
     group.
     """
     if not one:
-        one |= {"policy": run(tmp_path / "one").policy[1], "lines": lines(tmp_path / "one")}
+        one |= {"policy": run(tmp_path / "one", turns=1).policy[1], "lines": lines(tmp_path / "one")}
     compiled["mode"] = mode
-    both = run(tmp_path / "two", ppo__turns=2)
+    both = run(tmp_path / "two")
     moved = [np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (one["policy"], world.sft[1])), strict=True)]
     assert max(moved) > 1e-4
     for a, b in zip(jax.tree.leaves(one["policy"]), jax.tree.leaves(both.policy[1]), strict=True):
@@ -355,19 +400,19 @@ def test_two_turns_that_are_no_more_than_one(world, run, compiled, one, tmp_path
     for alone, line in zip(one["lines"], lines(tmp_path / "two"), strict=True):
         assert line["turn/1/share"] == 1.0
         assert (line["turn/2/share"], line["seeker/ended"]) == ((0.0, 1.0) if mode == "leave" else (1.0, 0.0))
-        for name in alone.keys() - {"seconds", "sampler_gap", "health/distinct"}:
+        for name in alone.keys() - {"stage", "seconds", "sampler_gap", "health/distinct"}:
             assert line[name] == pytest.approx(alone[name], rel=1e-3, abs=2e-5), name
 
 
 def test_two_turns_train_and_a_killed_stage_ends_with_the_same_bits(run, compiled, tmp_path, monkeypatch):
-    whole = run(tmp_path / "whole", ppo__turns=2)
+    whole = run(tmp_path / "whole")
     first, *_, last = lines(tmp_path / "whole")
     # The ratio is 1 at the first update, and the sampler's log-probabilities are the scorer's in both turns.
     assert first["turn/2/share"] > 0.5
     assert 0 <= first["ratio_error"] < 1e-4
     assert 0 < first["sampler_gap"] < 1e-4
     assert 0 <= first["kl/max"] < 1e-4
-    assert 0 < last["kl"] < 5
+    assert 1e-4 < abs(last["kl"]) < 1
     share, rewards = first["turn/2/share"], [first[f"turn/{u}/reward"] for u in (1, 2)]
     assert first["reward"] == pytest.approx((rewards[0] + share * rewards[1]) / (1 + share), rel=1e-4)
     lengths = [first[f"turn/{u}/length"] for u in (1, 2)]
@@ -379,24 +424,21 @@ def test_two_turns_train_and_a_killed_stage_ends_with_the_same_bits(run, compile
 
     def killing(*arguments):
         met.append(1)
-        if len(met) == ppo_stage.REFERENCE_BATCHES + 4:
+        if len(met) == ppo_stage.REFERENCE_BATCHES + 3:
             raise KeyboardInterrupt
         return take(*arguments)
 
     monkeypatch.setattr(ppo_stage, "take", killing)
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "killed", ppo__turns=2)
+        run(tmp_path / "killed")
     monkeypatch.setattr(ppo_stage, "take", take)
-    steps = len([line for line in read_json_lines(tmp_path / "killed" / "metrics.jsonl") if line["stage"] == "seeker"])
-    resumed = run(tmp_path / "killed", ppo__turns=2)
+    resumed = run(tmp_path / "killed")
     for a, b in zip(jax.tree.leaves(resumed.policy[1]), jax.tree.leaves(whole.policy[1]), strict=True):
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
     found, wanted = ([{**line, "seconds": 0} for line in lines(tmp_path / name)] for name in ("killed", "whole"))
     assert found == wanted
-    again = [line for line in read_json_lines(tmp_path / "killed" / "metrics.jsonl") if line["stage"] == "seeker"]
-    assert len(again) == steps  # the seeker's model was loaded
     with pytest.raises(InputError, match=r"checkpoints/ppo: made with config.ppo.turns=2, now 1"):
-        run(tmp_path / "killed")
+        run(tmp_path / "killed", turns=1)
 
 
 def test_rows_of_later_turns_stand_turn_by_turn_and_advantages_follow_episodes():
@@ -407,7 +449,7 @@ def test_rows_of_later_turns_stand_turn_by_turn_and_advantages_follow_episodes()
     class Now:
         tokenizer = types.SimpleNamespace(pad=pad)
 
-    def seeker(params, frozen, where_C2, said_BUR, number, key):
+    def answering(params, frozen, where_C2, said_BUR, number, key):
         return Answer(jnp.full((B, R), 7, jnp.int32), jnp.arange(B) == 2)
 
     class Said(Talk):
@@ -429,7 +471,7 @@ def test_rows_of_later_turns_stand_turn_by_turn_and_advantages_follow_episodes()
         ))  # fmt: skip
 
     like = Contexts(*(jnp.zeros((C, 1)) for _ in Contexts._fields))
-    talk = Said(Now(), seeker)
+    talk = Said(Now(), answering)
     first = reply(like, None)
     later, answers = jax.jit(lambda: go_on(talk, reply, ({}, None), first, turns, jax.random.key(0), None))()
     said = np.asarray(later.contexts.prompt_CP).reshape(turns - 1, B, 2 * turns - 1, R)
