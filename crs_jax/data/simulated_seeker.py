@@ -17,7 +17,7 @@ import numpy as np
 from crs_jax.data import simulated_words as words
 from crs_jax.data.dialogue import MENTION, RECOMMENDER, SEEKER, Turn
 from crs_jax.data.simulated import TRUTH_FILE, Truth, cast
-from crs_jax.data.simulated_talk import Conversation, Message, Recommender
+from crs_jax.data.simulated_talk import Conversation, Message, Recommender, Spoken
 from crs_jax.data.simulated_world import Seeker, World
 from crs_jax.errors import InputError
 
@@ -60,7 +60,7 @@ class Answering(Conversation):
         rows = [self.world.ids.index(item) for item in last.distinct_items if item not in known]
         count = len(self.messages)
         if rows:
-            stays = self._react(float(self.seeker.utility_N[rows].mean()), rows)
+            stays = self._react(Spoken("", float(self.seeker.utility_N[rows].mean()), tuple(rows)))
         else:
             stays = True
             self._reply([self._need()], 0.4)

@@ -22,7 +22,7 @@ from crs_jax.models.policy import Layout
 from crs_jax.sharding import everywhere, on_mesh
 from crs_jax.training.contexts import Contexts
 from crs_jax.training.judging import Graphs, act_scores
-from crs_jax.training.ppo import first_of
+from crs_jax.training.passes import first_of
 from crs_jax.training.ppo_stage import Aligned, Model
 from crs_jax.training.task import Task
 

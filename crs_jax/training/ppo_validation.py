@@ -19,7 +19,7 @@ from crs_jax.sharding import everywhere, on_mesh, shard_batch
 from crs_jax.training.contexts import Contexts
 from crs_jax.training.examples import fresh_instances
 from crs_jax.training.judging import Graphs, Judges, judge
-from crs_jax.training.ppo import first_of, policy_likelihood
+from crs_jax.training.passes import first_of, policy_likelihood
 from crs_jax.training.task import Task
 
 MOST_TARGETS = 8

@@ -30,7 +30,7 @@ from crs_jax.rl import ppo
 from crs_jax.rl.rollout import Replies
 from crs_jax.rl.scoring import parts, reply_likelihood, tree_hidden
 from crs_jax.training.contexts import Contexts
-from crs_jax.training.ppo import actor_pass, policy_likelihood
+from crs_jax.training.passes import actor_pass, policy_likelihood
 
 LAYOUT = make_layout(words=11, items=5, act_items=3, unused=(4,))
 C, G, R, P = 3, 4, 10, 9

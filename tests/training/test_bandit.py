@@ -24,7 +24,8 @@ from crs_jax.sharding import make_mesh, shard_batch
 from crs_jax.training.contexts import Contexts
 from crs_jax.training.judging import Graphs, Judges
 from crs_jax.training.optimizer import make_optimizer
-from crs_jax.training.ppo import make_iteration, policy_likelihood
+from crs_jax.training.passes import policy_likelihood
+from crs_jax.training.ppo import make_iteration
 from crs_jax.training.state import fresh_state
 from crs_jax.training.task import copy_tree, split_model
 

@@ -23,7 +23,7 @@ from crs_jax.rl.rollout import Replies, sample
 from crs_jax.rl.scoring import Parts, TokenLikelihood
 from crs_jax.training import ppo, ppo_stage, seeker
 from crs_jax.training.contexts import Contexts, contexts_at
-from crs_jax.training.ppo import policy_likelihood
+from crs_jax.training.passes import policy_likelihood
 from crs_jax.training.ppo_stage import run_ppo
 from crs_jax.training.seeker import model_seeker, run_seeker, seeker_packer, simulated_seeker
 from crs_jax.training.turns import (
