@@ -3,6 +3,7 @@
 Every other corpus only lets one guess whether an aligned recommender pleases. Here each seeker's utility for each item
 is known, so that the claim can be checked. Poor and good proposals differ in what a log holds (latency, length, mood,
 uptake, staying), as in a real one, and only there: the truth is a file of its own, which no stage of training reads.
+Where PPO's episodes have several turns it can talk to these seekers (`simulated_seeker.py`), and hears what they say.
 """
 
 from __future__ import annotations
