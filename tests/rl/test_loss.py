@@ -32,7 +32,7 @@ from tiny_policy import (
 
 from configs.common import get_config
 from crs_jax.models.actor_critic import ActorCritic
-from crs_jax.rl.reward import Normaliser, RewardModel
+from crs_jax.rl.reward import Normaliser, RewardModel, together
 from crs_jax.rl.rollout import Replies
 from crs_jax.sharding import make_mesh
 from crs_jax.training import ppo
@@ -45,6 +45,7 @@ C, G, R, P, E = 4, 3, 8, 6, 6
 B = C * G
 EPOCHS = 3
 CLIP, PENALTY, ACT_KL, WORD_KL, HORIZON = 1.5, 0.7, 0.3, 0.2, 100
+SPREAD = 0.4  # of two reward models
 
 
 def make_config():
@@ -89,9 +90,11 @@ def world():
         graph, params, frozen = split(reference)
         params = jax.tree.map(lambda a: a + 0.03 * rng.normal(size=a.shape), params)
         reference = nnx.merge(graph, params, frozen)
-        model = RewardModel(make_policy(2, LAYOUT, **shape))
-        model.heads.kernel[...] = jnp.asarray(rng.normal(size=(8, 3)) / 3)
-        model.heads.feature_kernel[...] = jnp.asarray(rng.normal(size=(9, 3)))
+        models = [RewardModel(make_policy(2, LAYOUT, **shape)) for _ in range(2)]
+        for model, draws in zip(models, (rng, np.random.default_rng(8)), strict=True):
+            model.heads.kernel[...] = jnp.asarray(draws.normal(size=(8, 3)) / 3)
+            model.heads.feature_kernel[...] = jnp.asarray(draws.normal(size=(9, 3)))
+        models[1].policy.words[...] += 0.1 * jnp.asarray(draws.normal(size=models[1].policy.words[...].shape))
         actor = ActorCritic(policy, "shared")
         actor.head.kernel[...] = jnp.asarray(rng.normal(size=8))
         actor.head.bias[...] = jnp.asarray(0.2)
@@ -107,9 +110,10 @@ def world():
             np.array([1.0, 0.8, -0.5]),
             [np.array([0.1, 0.05, -0.2]), np.array([0.9, 0.3, 1.4]), np.float64(1.1)],
         )
-        (actor_graph, first, _), (reward_graph, reward, reward_frozen) = split(actor), split(model)
+        actor_graph, first, _ = split(actor)
+        (reward_graph, *_, reward_frozen), reward = split(models[0]), together([split(model)[1] for model in models])
         first = jax.tree.map(np.asarray, first)  # of the host, so that no run's donation takes it away
-        judges = Judges(params, reward, frozen, reward_frozen, jnp.asarray(items_NE), jnp.asarray(weight))
+        judges = Judges(params, reward, frozen, reward_frozen, jnp.asarray(items_NE), jnp.asarray(weight), SPREAD)
         keys = {"sample": [], "order": []}
 
         def note(name, key):
@@ -145,7 +149,7 @@ def world():
             offset = jax.tree.map(lambda a: 0.03 * rng.normal(size=a.shape), first)
             assert {a.dtype for a in jax.tree.leaves(first)} == {jnp.dtype("float64")}
             yield types.SimpleNamespace(
-                actor=actor, reference=reference, model=model, contexts=contexts, tokens=tokens, mask=mask,
+                actor=actor, reference=reference, models=models, contexts=contexts, tokens=tokens, mask=mask,
                 items_NE=items_NE, weight=weight, normaliser=normaliser, run=run, moved=moved, offset=offset,
                 config=config.ppo, params=first, keys=keys,
             )  # fmt: skip
@@ -170,10 +174,18 @@ def plain_pass(world, actor):
 
 
 def plain_scores(world):
-    """Score of act and of the whole of each reply, by loops over signals."""
+    """Score of act and of the whole of each reply, and how far the reward models disagree on the whole."""
+    each = np.array([plain_totals(world, model) for model in world.models])
+    mean, spread = each.mean(0), np.sqrt(((each - each.mean(0)) ** 2).sum(0) / len(each))
+    assert spread.min() > 1e-3
+    return *np.clip(mean - SPREAD * spread, -CLIP, CLIP), spread[1]
+
+
+def plain_totals(world, model):
+    """By one reward model, unclipped: of act and of the whole of each reply, by loops over signals."""
     own = [row for row in unpad(world.contexts.prompt_CP, world.contexts.mask_CP) for _ in range(G)]
-    replies, heads = unpad(world.tokens, world.mask), world.model.heads
-    hidden = plain_hidden(world.model.policy, [[*p, *r] for p, r in zip(own, replies, strict=True)])
+    replies, heads = unpad(world.tokens, world.mask), model.heads
+    hidden = plain_hidden(model.policy, [[*p, *r] for p, r in zip(own, replies, strict=True)])
     mean, std, total_std = world.normaliser
     scores = []
     for b, reply in enumerate(replies):
@@ -181,7 +193,7 @@ def plain_scores(world):
         rows = [token - LAYOUT.item_offset for token in reply[:said]]
         rows = [row for row in rows if row not in world.contexts.named_CX[b // G]]  # again is no proposal
         text, named = world.contexts.text_CE[b // G], world.contexts.named_CE[b // G]
-        fit = plain_fits(world.model.policy, [part[b // G] for part in world.contexts.evidence], rows)
+        fit = plain_fits(model.policy, [part[b // G] for part in world.contexts.evidence], rows)
         there = [part for part in (text, named) if part.any()]
         exact = sum(part @ world.items_NE[n] for part in there for n in rows) / max(len(there) * len(rows), 1)
         for at in (said, len(reply) - 1):
@@ -190,7 +202,7 @@ def plain_scores(world):
             signals = (np.array([signals[0], exact, signals[2]]) - mean) / std
             kept = [0, 1, 2] if rows else [0, 2]
             scale = sum(abs(world.weight)) / sum(abs(world.weight[k]) for k in kept)
-            scores.append(np.clip(scale * sum(signals[k] * world.weight[k] for k in kept) / total_std, -CLIP, CLIP))
+            scores.append(scale * sum(signals[k] * world.weight[k] for k in kept) / total_std)
     return np.reshape(scores, (B, 2)).T
 
 
@@ -199,7 +211,7 @@ def plain(world):
     """The batch's experience, by loops: old log-probs and values, advantages, returns, and what metrics report."""
     logp, entropy, value = plain_pass(world, world.actor)
     reference = plain_pass(world, world.reference)[0]
-    act_score, total_score = plain_scores(world)
+    act_score, total_score, spread = plain_scores(world)
     c, acts, words = world.config, [], []
     target = np.zeros((B, R))
     others = [[o for o in range(b // G * G, b // G * G + G) if o != b] for b in range(B)]
@@ -231,6 +243,7 @@ def plain(world):
         "reward": total_score.mean(),
         "reward/act": act_score.mean(),
         "reward/std": total_score.std(),
+        "reward/spread": spread.mean(),
         "kl": sum(ratio[at] for at in acts + words) / B,
         "kl/act": sum(ratio[at] for at in acts) / B,
         "kl/word": sum(ratio[at] for at in words) / B,
@@ -280,7 +293,8 @@ def test_loss_and_metrics_equal_plain_loops(world, plain):
     state, at_first = world.run()
     expected = {**plain.metrics, **plain_loss(world, plain, world.actor)}
     for name, value in expected.items():
-        loose = name in ("ended", "reply_length")  # means of bools and ints are float32
+        # Means of bools and ints are float32, and so is some of the evidence that an unclipped total reads.
+        loose = name in ("ended", "reply_length", "reward/spread")
         assert at_first[name] == pytest.approx(value, rel=1e-6 if loose else 1e-9, abs=1e-9), name
     _, away = world.run(first_move=world.offset)
     assert 0.05 < away["clip_fraction"] < 2 / 3
