@@ -93,8 +93,9 @@ def test_what_is_done_is_skipped_and_another_setting_is_not(started, tmp_path):
     assert len(started) == 8
 
 
-def test_models_are_shared_where_their_settings_are(started, tmp_path):
+def test_models_are_shared_where_their_settings_are(started, tmp_path, monkeypatch):
     """Cells that differ in what comes after a stage share it; in what comes before, not; seeds never do."""
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)  # the tests' own
     cells = {
         "all": {},
         "no sentiment": {"reward.gamma": 0.0, "algorithm": "rloo"},  # weights are read by PPO alone
