@@ -461,10 +461,10 @@ def test_rows_of_later_turns_stand_turn_by_turn_and_advantages_follow_episodes()
         tokens = jnp.where(mask, jnp.arange(B)[:, None], pad).astype(jnp.int32)
         reward, blank = 10.0 ** jnp.arange(B)[:, None] * mask, jnp.zeros((B, R))
         likelihood, split = TokenLikelihood(blank, blank), Parts(mask, mask, blank, mask, mask, alive_B)
-        scores = Scores(reward[:, 0], reward.sum(1), jnp.ones((B, 3)))
+        scores = Scores(reward[:, 0], reward.sum(1), jnp.ones((B, 3)), jnp.zeros(B))
         replies = Replies(tokens, mask, blank)
         return Replied(contexts, blank, Played(
-            replies, likelihood, likelihood, blank, blank, blank, split, scores, blank, reward, alive_B
+            replies, likelihood, likelihood, blank, jnp.ones(B, bool), split, scores, blank, reward, alive_B
         ))  # fmt: skip
 
     like = Contexts(*(jnp.zeros((C, 1)) for _ in Contexts._fields))
