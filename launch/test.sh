@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Installs crs_jax with everything its tests need, and runs them. Safe to repeat; run it from any folder.
 #
-#   launch/test.sh                          all tests, but those under tests/soak
+#   launch/test.sh                          all tests, but the slow ones that have shorter siblings and tests/soak
+#   launch/test.sh -m slow                  these
 #   launch/test.sh tests/rl -k clip         pytest's own arguments; files are named from the repository's root
 #
 # VENV=FOLDER puts the virtual environment elsewhere than .venv, PYTHON=PROGRAM chooses the interpreter.
@@ -14,4 +15,4 @@ install test
 
 cd "$root"
 export PYTHONPATH="$root/tests${PYTHONPATH:+:$PYTHONPATH}"
-exec "$venv/bin/python" -m pytest -p budget -n 2 --dist loadfile --durations=15 "$@"
+exec "$venv/bin/python" -m pytest -p budget -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow' --durations=15 "$@"

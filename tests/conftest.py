@@ -16,6 +16,8 @@ if os.environ.get("CI"):
     hypothesis.settings.load_profile("ci")
 
 PROGRAMS = "JAX_COMPILATION_CACHE_DIR"
+FIRST = ("test_tpu_compile.py", "test_sharding.py", "test_pipeline.py", "test_sweep.py", "tests/training/")
+"""What takes longest: begun first, so that no worker is left alone with it at the end."""
 
 
 def pytest_configure(config):
@@ -23,6 +25,10 @@ def pytest_configure(config):
     if PROGRAMS not in os.environ:
         os.environ[PROGRAMS] = config.programs = tempfile.mkdtemp(prefix="programs-")
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: next((n for n, name in enumerate(FIRST) if name in str(item.path)), len(FIRST)))
 
 
 def pytest_unconfigure(config):

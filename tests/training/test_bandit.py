@@ -198,6 +198,7 @@ def test_kl_regularised_optimum_is_reached(bandit):
     assert (distance(found, optimum) < 0.02).all()
 
 
+@pytest.mark.slow
 def test_kl_regularised_optimum_with_a_separate_critic_and_lambda_below_one():
     """At lambda 0.95 the critic's error moves the optimum itself, by up to a twentieth of the rewards."""
     bandit = Bandit("separate", gae_lambda=0.95, group_baseline=False)
@@ -214,6 +215,7 @@ def test_bandit_without_kl_is_solved(bandit):
     assert ((found * ENDED_Y).sum(-1) > 0.98).all()
 
 
+@pytest.mark.slow
 def test_acts_summed_over_leave_the_optimum_where_it_is():
     """Over some of the acts; and words' rewards, which the known ones do not hold, still count."""
     bandit = Bandit("detached", gae_lambda=1.0, all_acts=2)
@@ -222,6 +224,7 @@ def test_acts_summed_over_leave_the_optimum_where_it_is():
     assert (distance(found, optimum) < 0.02).all()
 
 
+@pytest.mark.slow
 def test_kl_regularised_optimum_by_rloo():
     """Without a value function; KL in the reward, so the optimum is the same. All acts are summed over."""
     bandit = Bandit("detached", gae_lambda=1.0, algorithm="rloo", all_acts=ITEMS)
@@ -258,6 +261,7 @@ def test_lists_without_kl_are_sorted_by_reward(listing):
     assert (found.max(-1) > 0.9).all()
 
 
+@pytest.mark.slow
 def test_grpo_earns_the_reward_and_its_penalties_hold():
     """Its standardised advantages have no optimum in closed form: free acts come near the best, held ones stay."""
     bandit = Bandit("detached", gae_lambda=1.0, algorithm="grpo")

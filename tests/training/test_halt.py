@@ -82,6 +82,7 @@ def test_ppo_keeps_the_updates_before_a_bad_minibatch(world, faults, tmp_path):
     assert all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(left))
 
 
+@pytest.mark.slow
 def test_ppo_goes_on_from_the_last_checkpoint(world, faults, tmp_path):
     faults.reward = at({2})
     with pytest.raises(TrainingHaltedError):

@@ -160,6 +160,7 @@ def test_a_traced_one_of_another_shape_is_refused(world, tmp_path):
         judge(graphs, judges, contexts, replies, True)
 
 
+@pytest.mark.slow
 def test_another_function_is_another_ppo(world, tmp_path):
     task = own_task(world, tmp_path, "def reward(context, reply, items):\n    return 1.5\n", ppo__iterations=1)
     with MetricsWriter(task.workdir, tensorboard=False) as writer:

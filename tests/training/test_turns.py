@@ -377,6 +377,7 @@ def lines(workdir) -> list[dict]:
     return [line for line in read_json_lines(workdir / "metrics.jsonl") if line["stage"] == "ppo"]
 
 
+@pytest.mark.slow
 def test_a_second_turn_that_is_the_first_once_more_is_worth_no_more_than_none(world, run, compiled, tmp_path):
     """Where all seekers leave at once what nobody says adds nothing anywhere. Where the second turn is the first once
     more, and no turn looks ahead to the next, all means are the same: though its rows have a context each, and no
