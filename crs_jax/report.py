@@ -7,12 +7,11 @@ import re
 
 from crs_jax.metrics import write_atomically
 from crs_jax.reporting import curves, overview, ranking, record, samples, scores
-from crs_jax.reporting.html import Html, join, tag
-from crs_jax.reporting.style import STYLE
+from crs_jax.reporting.document import document
+from crs_jax.reporting.html import Html, tag
 from crs_jax.reporting.workdir import Run
 
 REPORT = "report.html"
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
 def write_report(workdir: pathlib.Path) -> pathlib.Path:
@@ -53,17 +52,7 @@ def page(run: Run) -> Html:
         *sections,
         tag("footer", "Written by crs_jax from config.json, metrics.json, metrics.jsonl and samples.jsonl."),
     )
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=_POLICY),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", name="color-scheme", content="light dark"),
-        tag("title", f"{overview.dataset(run)}: crs_jax report"),
-        tag("link", rel="icon", href="data:,"),
-        tag("style", Html(STYLE)),
-    )
-    return join([Html("<!doctype html>\n"), tag("html", head, tag("body", body), lang="en"), Html("\n")])
+    return document(f"{overview.dataset(run)}: crs_jax report", body)
 
 
 def _contents(sections: list[Html]) -> Html:

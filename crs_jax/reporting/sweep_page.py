@@ -7,14 +7,13 @@ import math
 from collections.abc import Mapping, Sequence
 
 from crs_jax.reporting.charts import Line, line_chart
+from crs_jax.reporting.document import document
 from crs_jax.reporting.figures import Figure, number, p_value
 from crs_jax.reporting.html import Html, join, note, section, tag
 from crs_jax.reporting.seeds import Entry
-from crs_jax.reporting.style import STYLE
 from crs_jax.reporting.tables import figure_cell, head, row_head, table, whisker
 
 MOST_LINES = 4  # colours of the page
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 Summary = Mapping[str, Mapping[str, Entry]]  # by cell and measure
 
 
@@ -80,17 +79,7 @@ def page(title: str, command: str, explained: str, found: Summary, reference: st
         parts.append(section("plots", "Plots", said, tag("div", *charts, class_="charts")))
     forests = [join([tag("h3", name), _forest(found, name, reference)]) for name in measures]
     parts.append(section("measures", "Measures", *forests))
-    top = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=_POLICY),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", name="color-scheme", content="light dark"),
-        tag("title", f"{title}: crs_jax sweep"),
-        tag("link", rel="icon", href="data:,"),
-        tag("style", Html(STYLE)),
-    )
-    return join([Html("<!doctype html>\n"), tag("html", top, tag("body", tag("main", *parts)), lang="en"), Html("\n")])
+    return document(f"{title}: crs_jax sweep", tag("main", *parts))
 
 
 def chart(title: str, plot: Plot, found: Summary, settings: Mapping[str, Mapping[str, float]]) -> Html:

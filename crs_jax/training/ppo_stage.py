@@ -164,7 +164,7 @@ def run_ppo(task: Task, writer: MetricsWriter, sft: Model, reward: Model) -> Ali
         normaliser = reference_normaliser(task, graphs, judges, contexts)
         result = {"policy": copy_tree(params["policy"]), "normaliser": normaliser._asdict()}
     writer.drop_after("ppo", -1 if done is None else done)
-    validation = Validation(task, graphs, judges, contexts_at)
+    validation = Validation(task, graphs, judges)
     floor = meta["floor"] if done is not None else 0.0
     if done is None and (at_first := validation(params["policy"], normaliser)):
         writer.write("ppo", 0, at_first)

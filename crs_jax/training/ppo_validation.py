@@ -16,7 +16,7 @@ from crs_jax.models.policy import MASKED, add_at
 from crs_jax.rl.reward import Normaliser, score
 from crs_jax.rl.rollout import sample
 from crs_jax.sharding import everywhere, on_mesh, shard_batch
-from crs_jax.training.contexts import Contexts
+from crs_jax.training.contexts import Contexts, contexts_at
 from crs_jax.training.examples import fresh_instances
 from crs_jax.training.judging import Graphs, Judges, judge
 from crs_jax.training.passes import first_of, policy_likelihood
@@ -32,8 +32,7 @@ class Validation:
       count: how many; 0 where the split has none.
     """
 
-    def __init__(self, task: Task, graphs: Graphs, judges: Judges, contexts_at: Any):
-        """`contexts_at` makes host arrays of contexts (`training/ppo_stage.py`)."""
+    def __init__(self, task: Task, graphs: Graphs, judges: Judges):
         c, found = task.config, fresh_instances(task, "validation")
         order = np.random.default_rng([c.seed, 29]).permutation(len(found))[: c.ppo.validation_contexts]
         chosen = [found[i] for i in sorted(order)]
@@ -49,16 +48,18 @@ class Validation:
         self._references = [dialogues[d].turns[t].render(names) for d, t in where]
         p, clip, exact = c.ppo, c.reward.clip, c.reward.relevance == "exact"
 
+        def draw(params, judges: Judges, contexts: Contexts, key, **how):
+            return sample(
+                nnx.merge(graphs.aligned, params, judges.frozen), contexts.prompt_CP, contexts.mask_CP, key, group=1,
+                reply_tokens=c.data.reply_tokens, evidence=contexts.evidence, block=p.decode_block, **how,
+            )  # fmt: skip
+
         def check(params, judges: Judges, normaliser: Normaliser, contexts: Contexts, target_CY, key):
             first_CN = first_of(graphs.aligned, params, judges.frozen, contexts, p.temperature)[:, :-1]
             first_CN = add_at(first_CN, contexts.named_CX, jnp.full(contexts.named_CX.shape, MASKED))
             target_CY1 = jnp.take_along_axis(first_CN, jnp.maximum(target_CY, 0), 1)[..., None]
             rank_CY = lax.map(lambda x: (x[0] >= x[1]).sum(-1), (first_CN, target_CY1))
-            policy = nnx.merge(graphs.aligned, params, judges.frozen)
-            replies = sample(
-                policy, contexts.prompt_CP, contexts.mask_CP, key, group=1, reply_tokens=c.data.reply_tokens,
-                evidence=contexts.evidence, temperature=p.temperature, block=p.decode_block,
-            )  # fmt: skip
+            replies = draw(params, judges, contexts, key, temperature=p.temperature)
             say_JBS, end_JBS, relevance_JB, _ = judge(graphs, judges, contexts, replies, exact)
             scores = score(say_JBS, end_JBS, relevance_JB, normaliser, judges.weight_S, clip, judges.spread)
             both = [
@@ -69,11 +70,7 @@ class Validation:
             return rank_CY, scores.total_B, (both[0] - both[1]).sum(-1), mood_B
 
         def mode(params, judges: Judges, contexts: Contexts):
-            return sample(
-                nnx.merge(graphs.aligned, params, judges.frozen), contexts.prompt_CP, contexts.mask_CP,
-                jax.random.key(0), group=1, reply_tokens=c.data.reply_tokens, evidence=contexts.evidence,
-                block=p.decode_block, greedy=True,
-            ).tokens_BR  # fmt: skip
+            return draw(params, judges, contexts, jax.random.key(0), greedy=True).tokens_BR
 
         self._check, self._mode = (
             jax.jit(on_mesh(f, task.mesh), out_shardings=everywhere(task.mesh)) for f in (check, mode)

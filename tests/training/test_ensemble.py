@@ -147,7 +147,7 @@ def test_the_check_on_validation_contexts_takes_the_spread_off(world, three, tmp
     task = world.at(tmp_path, **changes)
     graphs, params, judges = build(task, world.sft, three)
     assert judges.spread == 0.5
-    validation, found = Validation(task, graphs, judges, contexts_at), []
+    validation, found = Validation(task, graphs, judges), []
     for spread in (0.0, 0.5, 1.0):
         validation.judges = judges._replace(spread=jnp.float32(spread))
         found.append(validation(params["policy"], PLAIN)["validation/reward"])

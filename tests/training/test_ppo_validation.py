@@ -27,7 +27,7 @@ def checked(world, tmp_path_factory):
     """The task, its validation, what judges, what a check of the SFT policy finds, and the contexts it is of."""
     task = world.at(tmp_path_factory.mktemp("checked"))
     graphs, _, judges = build(task, world.sft, world.reward)
-    validation, instances = Validation(task, graphs, judges, contexts_at), fresh_instances(task, "validation")
+    validation, instances = Validation(task, graphs, judges), fresh_instances(task, "validation")
     assert validation.count == len(instances) > 10
     contexts = contexts_at(task, "validation", [(i.dialogue, i.turn) for i in instances])
     return task, validation, graphs, judges, validation(judges.reference, PLAIN), instances, contexts
@@ -92,9 +92,9 @@ def test_sentiment_is_correlated_with_the_reward(world, checked):
 def test_a_part_of_the_contexts_and_none(world, tmp_path):
     task = world.at(tmp_path, ppo__validation_contexts=7)
     graphs, _, judges = build(task, world.sft, world.reward)
-    assert Validation(task, graphs, judges, contexts_at).count == 7
+    assert Validation(task, graphs, judges).count == 7
     task = world.at(tmp_path, ppo__validation_contexts=0)
-    assert Validation(task, graphs, judges, contexts_at)(judges.reference, PLAIN) == {}
+    assert Validation(task, graphs, judges)(judges.reference, PLAIN) == {}
 
 
 def test_no_iterations_leave_the_sft_policy_and_a_stage_that_is_done(world, tmp_path):
