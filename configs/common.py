@@ -60,6 +60,7 @@ def get_config() -> ConfigDict:
     c.model.positions = 512
     c.model.dropout = 0.1  # SFT and reward model only; PPO has none
     c.model.dtype = "float32"  # of activations; parameters, reductions and losses stay float32
+    c.model.matmul = "float32"  # products of float32 arrays; tensorfloat32, bfloat16: faster on a GPU or TPU, coarser
     c.model.act_hidden = 0.3  # first weight of what hidden states say of items, beside the evidence
     c.model.leave_out = ()  # kinds of evidence to do without where items are chosen: text, asked, named, near, people
     c.model.value = "detached"  # shared, detached (no gradient into the policy), or separate (a trunk of its own)

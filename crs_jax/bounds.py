@@ -10,6 +10,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "data.on_error": ("raise", "skip"),
     "tokenizer.kind": ("bpe", "gpt2"),
     "model.dtype": ("float32", "bfloat16"),
+    "model.matmul": ("float32", "tensorfloat32", "bfloat16"),
     "model.value": ("shared", "detached", "separate"),
     "reward.relevance": ("exact", "learned"),
     "signals.shift": ("residual", "difference"),

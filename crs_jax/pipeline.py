@@ -64,6 +64,11 @@ HELD_OUT = ("reward_model", "signals", "sentiment_classifier")  # the same of th
 def run(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
     """Runs `config.stages` in `workdir`; returns the report's path."""
     settings.validate(config)
+    with jax.default_matmul_precision(config.model.matmul):  # a GPU's or TPU's own has fewer bits than float32
+        return _run(config, workdir)
+
+
+def _run(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
     stages = settings.stages(config)
     workdir = pathlib.Path(workdir).expanduser()
     try:

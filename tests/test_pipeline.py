@@ -7,7 +7,12 @@ import shutil
 import subprocess
 import sys
 
+import jax
 import pytest
+
+from configs import quickstart
+from crs_jax import pipeline
+from crs_jax.errors import InputError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SMALL = {
@@ -185,3 +190,19 @@ def test_a_plain_gpt2_folder_is_evaluated_as_it_is(tmp_path):
     assert {"init-popularity", "init-mix"} <= metrics["paired"].keys()
     assert "sft" not in metrics["ranking"]
     assert "row init is" in done.stdout
+
+
+def test_products_have_the_bits_asked_for(tmp_path, monkeypatch):
+    seen = []
+
+    def stop(*_):
+        seen.append(jax.config.jax_default_matmul_precision)
+        raise InputError("far enough")
+
+    monkeypatch.setattr(pipeline, "prepare", stop)
+    for asked in ("float32", "bfloat16"):
+        config = quickstart.get_config()
+        config.model.matmul = asked
+        with pytest.raises(InputError, match="far enough"):
+            pipeline.run(config, tmp_path)
+    assert seen == ["float32", "bfloat16"]
