@@ -5,8 +5,8 @@
 Flags that begin with `--config.` go to every run. Each run has a workdir of its own under `--out`; prepared data and
 compiled programs are shared, and so are the models of the stages sft and reward between runs whose settings for them
 are the same, those of other sweeps with the same `--out` too. What is done is skipped, so that the same command goes on
-where it was stopped. `--jobs=2` runs two seeds at a time, `--seeds=0,1` other seeds than the file names. At the end
-stand `sweep.md`, `sweep.json` and `sweep.html`: means over seeds with intervals, differences to the reference cell with
+where it was stopped. `--jobs=2` has two runs at a time, `--seeds=0,1` other seeds than the file names. At the end stand
+`sweep.md`, `sweep.json` and `sweep.html`: means over seeds with intervals, differences to the reference cell with
 paired tests, and plots.
 """
 
@@ -24,7 +24,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from crs_jax.checkpoint import FREE, SECTIONS
@@ -177,41 +177,74 @@ def _figure(value: Any, low: Any = None, high: Any = None) -> Figure:
     return Figure(float(value)) if low is None or high is None else Figure(float(value), float(low), float(high))
 
 
-def run(sweep: Sweep, out: pathlib.Path, more: Sequence[str], jobs: int = 1) -> dict[str, dict[int, dict[str, Figure]]]:
-    """Runs what is not done, `jobs` seeds at a time; returns measures by cell and seed.
+def side_by_side(sweep: Sweep, one: Callable[[int, str], None], jobs: int) -> None:
+    """Calls `one` for every seed and cell, `jobs` at a time, in the order of seeds and then of cells.
 
-    A run that fails ends the sweep, naming its log; runs of other seeds that have begun are let end.
+    The other cells of a seed wait for its first, whose models they may share, and one that names `{out}` for all before
+    it. Nothing new begins after one has failed; its error is raised.
+    """
+    cells = list(sweep.cells)
+    waiting = [(seed, cell) for seed in sweep.seeds for cell in cells]
+    ended: set[tuple[int, str]] = set()
+    failed, changed = threading.Event(), threading.Condition()
+
+    def ready(seed: int, cell: str) -> bool:
+        before = cells[: cells.index(cell)]
+        names_out = any("{out}" in str(value) for value in sweep.settings(cell).values())
+        return all((seed, other) in ended for other in (before if names_out else before[:1]))
+
+    def work() -> None:
+        while True:
+            with changed:
+                changed.wait_for(lambda: failed.is_set() or not waiting or any(ready(*task) for task in waiting))
+                if failed.is_set() or not waiting:
+                    return
+                task = next(task for task in waiting if ready(*task))
+                waiting.remove(task)
+            try:
+                one(*task)
+            except BaseException:
+                failed.set()
+                raise
+            finally:
+                with changed:
+                    ended.add(task)
+                    changed.notify_all()
+
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        for worker in [pool.submit(work) for _ in range(jobs)]:
+            worker.result()
+
+
+def run(sweep: Sweep, out: pathlib.Path, more: Sequence[str], jobs: int = 1) -> dict[str, dict[int, dict[str, Figure]]]:
+    """Runs what is not done, `jobs` runs at a time; returns measures by cell and seed.
+
+    A run that fails ends the sweep, naming its log; runs that have begun are let end.
     """
     out.mkdir(parents=True, exist_ok=True)
     total, spent = len(sweep.seeds) * len(sweep.cells), list[float]()
-    failed = threading.Event()
     environment = {"JAX_COMPILATION_CACHE_DIR": str(out / "cache" / "programs"), **os.environ}
 
-    def one(seed: int) -> None:
-        for cell in sweep.cells:
-            line, workdir = command(sweep, cell, seed, out, more), workdir_of(cell, seed, out)
-            done = workdir / "sweep.json"
-            if done.exists() and read_json(done).get("command") == line[1:]:
-                continue
-            if failed.is_set():
-                return
-            workdir.mkdir(parents=True, exist_ok=True)
-            shared = share(line, workdir, [done.parent for done in sorted(out.glob("*/sweep.json"))])
-            after = f", with the models of {shared}" if shared else ""
-            left = f", {duration(statistics.mean(spent) * (total - len(spent)) / jobs)} left at most" if spent else ""
-            say(f"sweep: {cell}, seed {seed}{after}{left}")
-            start, log = time.monotonic(), workdir / "log.txt"
-            with log.open("w", encoding="utf-8") as stream:
-                code = subprocess.run(line, stdout=stream, stderr=subprocess.STDOUT, env=environment).returncode
-            if code:
-                failed.set()
-                last = log.read_text(encoding="utf-8").strip().splitlines()[-1:]
-                raise InputError(f"sweep: {cell}, seed {seed} ended with status {code} ({log}): {''.join(last)}")
-            spent.append(time.monotonic() - start)
-            write_json(done, {"command": line[1:], "seconds": spent[-1]})
+    def one(seed: int, cell: str) -> None:
+        line, workdir = command(sweep, cell, seed, out, more), workdir_of(cell, seed, out)
+        done = workdir / "sweep.json"
+        if done.exists() and read_json(done).get("command") == line[1:]:
+            return
+        workdir.mkdir(parents=True, exist_ok=True)
+        shared = share(line, workdir, [done.parent for done in sorted(out.glob("*/sweep.json"))])
+        after = f", with the models of {shared}" if shared else ""
+        left = f", {duration(statistics.mean(spent) * (total - len(spent)) / jobs)} left at most" if spent else ""
+        say(f"sweep: {cell}, seed {seed}{after}{left}")
+        start, log = time.monotonic(), workdir / "log.txt"
+        with log.open("w", encoding="utf-8") as stream:
+            code = subprocess.run(line, stdout=stream, stderr=subprocess.STDOUT, env=environment).returncode
+        if code:
+            last = log.read_text(encoding="utf-8").strip().splitlines()[-1:]
+            raise InputError(f"sweep: {cell}, seed {seed} ended with status {code} ({log}): {''.join(last)}")
+        spent.append(time.monotonic() - start)
+        write_json(done, {"command": line[1:], "seconds": spent[-1]})
 
-    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(one, sweep.seeds))
+    side_by_side(sweep, one, jobs)
     return {
         cell: {
             seed: {name: read(workdir_of(cell, seed, out), where) for name, where in sweep.measures.items()}

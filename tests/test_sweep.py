@@ -150,6 +150,40 @@ def test_seeds_run_side_by_side(started, tmp_path, capsys, monkeypatch):
     assert "--jobs=0" in capsys.readouterr().err
 
 
+def test_cells_of_a_seed_run_side_by_side_after_the_first():
+    """Three at a time: one seed's other cells meet at a barrier, though not before its first has ended; a cell that
+    names a workdir comes when all before it have ended.
+    """
+    cells = {"first": {}, "b": {}, "c": {}, "d": {}, "last": {"model.transfer": "{out}/c-{seed}"}}
+    plan = dataclasses.replace(PLAN, cells=cells, reference="first", seeds=(3,))
+    begun, ended, three = [], [], threading.Barrier(3, timeout=20)
+
+    def one(seed, cell):
+        begun.append((cell, set(ended)))
+        if cell in ("b", "c", "d"):
+            three.wait()
+        ended.append(cell)
+
+    sweep.side_by_side(plan, one, 3)
+    known = dict(begun)
+    assert begun[0][0] == "first"
+    assert len(begun) == 5
+    assert all(known[cell] == {"first"} for cell in "bcd")
+    assert known["last"] == {"first", "b", "c", "d"}
+
+
+def test_nothing_begins_after_a_failure():
+    begun = []
+
+    def one(seed, cell):
+        begun.append((seed, cell))
+        raise InputError("no")
+
+    with pytest.raises(InputError, match="no"):
+        sweep.side_by_side(PLAN, one, 1)
+    assert begun == [(3, "all")]
+
+
 def test_other_seeds(started, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sweep, "load", lambda path: PLAN)
     line = ["--sweep=x", f"--out={tmp_path}"]
