@@ -100,6 +100,7 @@ class Side:
 
     def scores(self, reference: GPT2LMHeadModel, reward: GPT2LMHeadModel, tokens_BT: Tensor, rows: int) -> Any:
         """Old log-probabilities and values, the reference's log-probabilities, and rewards; `rows` at a time."""
+        self.policy.eval()
         out = []
         with torch.no_grad(), self.autocast():
             for some in tokens_BT.split(rows):
@@ -144,7 +145,6 @@ def random_batch(side: Side, replies: int) -> Tensor:
 
 def scoring(side: Side) -> tuple[Callable[[], Any], int]:
     """The three passes without gradients."""
-    side.policy.eval()
     tokens = random_batch(side, side.C * side.G)
     reference, reward = side.fixed_copy(), side.fixed_copy()
     return lambda: side.scores(reference, reward, tokens, 64), counted(side, side.C)
