@@ -13,6 +13,7 @@ from crs_jax.flags import describe, load_config
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 REAL = ("redial", "opendialkg", "inspired")
 SOURCES = ["quickstart.py"] + [f"{name}_ppo.py{variant}" for name in REAL for variant in ("", ":scratch", ":tiny")]
+SOURCES += [f"benchmark.py:{size}" for size in ("tiny", "scratch", "16m", "124m", "345m", "774m")]
 
 
 @pytest.fixture(autouse=True)

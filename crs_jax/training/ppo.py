@@ -85,21 +85,13 @@ def token_rewards(
     return placed_BR - kl_BR * (act_kl * split.act_BR + word_kl * split.word_BR)
 
 
-def make_iteration(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mesh, talk: turns.Talk | None = None):
-    """Jitted (state, judges, normaliser, contexts, key) -> (state, metrics): one PPO iteration.
+def make_update(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mesh):
+    """The step of `lax.scan` over minibatches: (carry, minibatch) -> (carry, metrics), one clipped update.
 
-    Args:
-      graphs: graph definitions.
-      optimizer: of the actor-critic's parameters.
-      config: the whole config; read when tracing.
-      mesh: contexts are cut along its data and fsdp axes.
-      talk: what goes on after a reply, where there are several turns; the function then takes, besides, the parameters
-        of the seeker and the (dialogue, turn) `[C, 2]` of the contexts.
-
-    Metrics are masked means over the real tokens of the global batch. With the key of the run, iteration i draws from
-    `fold_in(key, i)`.
+    The carry: parameters, optimizer state, `halted`, `stopped` (by `config.ppo.kl_stop`), what is fixed (frozen arrays
+    and the KL coefficients of acts and words), and whether the policy learns.
     """
-    c, R, algorithm = config.ppo, config.data.reply_tokens, config.algorithm
+    c, algorithm = config.ppo, config.algorithm
     has_critic = algorithm in ("ppo", "rankwise")
 
     def loss_of(params, fixed, mini: Experience, of_act: jax.Array, of_word: jax.Array):
@@ -163,6 +155,27 @@ def make_iteration(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mes
             params = only_value(learns, params, before)
         halted = halted | (go & ~made)
         return (params, opt_state, halted, stopped, fixed, learns), {**metrics, "grad_norm": norm, "updated": made}
+
+    return update
+
+
+def make_iteration(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mesh, talk: turns.Talk | None = None):
+    """Jitted (state, judges, normaliser, contexts, key) -> (state, metrics): one PPO iteration.
+
+    Args:
+      graphs: graph definitions.
+      optimizer: of the actor-critic's parameters.
+      config: the whole config; read when tracing.
+      mesh: contexts are cut along its data and fsdp axes.
+      talk: what goes on after a reply, where there are several turns; the function then takes, besides, the parameters
+        of the seeker and the (dialogue, turn) `[C, 2]` of the contexts.
+
+    Metrics are masked means over the real tokens of the global batch. With the key of the run, iteration i draws from
+    `fold_in(key, i)`.
+    """
+    c, R, algorithm = config.ppo, config.data.reply_tokens, config.algorithm
+    has_critic = algorithm in ("ppo", "rankwise")
+    update = make_update(graphs, optimizer, config, mesh)
 
     def iteration(
         state: TrainState, judges: Judges, normaliser: Normaliser, contexts: Contexts, key: jax.Array, *seeking: Any

@@ -1,0 +1,1 @@
+"""How fast the program is: `python -m crs_jax.benchmark` (see `__main__.py`)."""
