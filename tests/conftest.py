@@ -9,6 +9,8 @@ import hypothesis
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the hub; before `datasets` is first imported
+# Most of the tests' time is LLVM's. What XLA makes of a program is the same, only its machine code is less polished.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
 
 # New examples are for those who work on the code; a run that is to say whether a commit is good tries the same ones.
 hypothesis.settings.register_profile("ci", derandomize=True)
