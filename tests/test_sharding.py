@@ -55,7 +55,7 @@ def results(tmp_path_factory):
     workers += [start([str(pair), "[[2, 1, 1]]", f"localhost:{port}", str(n), "2"], 1) for n in range(2)]
     try:
         for worker in workers:
-            said, _ = worker.communicate(timeout=400)
+            said, _ = worker.communicate(timeout=900)
             assert worker.returncode == 0, said
     finally:
         for worker in workers:

@@ -27,7 +27,7 @@ def program():
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TPU_LIBRARY_PATH": library}
     worker = ROOT / "tests" / "training" / "tpu_worker.py"
     done = subprocess.run(
-        [sys.executable, str(worker), "1", "8", "1"], env=environment, capture_output=True, text=True, timeout=600
+        [sys.executable, str(worker), "1", "8", "1"], env=environment, capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0, done.stderr[-5000:]
     return json.loads(done.stdout.splitlines()[-1])
