@@ -8,7 +8,6 @@ import json
 import pathlib
 import platform
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -34,6 +33,7 @@ from crs_jax.prepare import fingerprint, prepare
 from crs_jax.progress import duration, mute, print_summary, print_table, say
 from crs_jax.report import write_report
 from crs_jax.sharding import make_mesh, place
+from crs_jax.source_tree import commit
 from crs_jax.training.health import warnings
 from crs_jax.training.labels import label
 from crs_jax.training.ppo_stage import Aligned, Model, logged, run_ppo
@@ -318,25 +318,9 @@ def run_facts(config: ConfigDict) -> dict[str, Any]:
         "device": jax.devices()[0].device_kind,
         "devices": jax.device_count(),
         "processes": jax.process_count(),
-        "commit": _commit(),
+        "commit": commit(),
         "command": shlex.join(["python", "-m", "crs_jax.main", *sys.argv[1:]]),
         "seed": config.seed,
         "stages": config.stages,
         "versions": {"python": platform.python_version(), "jax": jax.__version__, "flax": flax.__version__},
     }
-
-
-def _commit() -> str:
-    """Commit of the source tree, `+` where it is changed; empty where it is none."""
-    here = pathlib.Path(__file__).parent
-    try:
-        head = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10, check=True
-        ).stdout.strip()
-        changed = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no"], cwd=here, capture_output=True, text=True,
-            timeout=10, check=True,
-        ).stdout.strip()  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return head + ("+" if changed else "")

@@ -19,8 +19,8 @@ from crs_jax.benchmark.world import (
     random_experience,
     random_replies,
     random_rows,
-    row_slots,
 )
+from crs_jax.data.packing import slots_of
 from crs_jax.rl.rollout import Replies, causal, positions, sample
 from crs_jax.sharding import on_mesh, shard_batch
 from crs_jax.training.judging import judge
@@ -118,14 +118,12 @@ def update(world: World, patience: Patience) -> Found:
     arguments = [state, world.judges.frozen, minibatch]
     del state
     found, (state, _) = measure(jitted, arguments, patience, carries=True)
-    return (
-        found
-        | learned(state, world)
-        | {
-            "tokens": batch.tokens,
-            "flops": counts.update(world.model, batch),
-        }
-    )
+    return {
+        **found,
+        **learned(state, world),
+        "tokens": batch.tokens,
+        "flops": counts.update(world.model, batch),
+    }
 
 
 def learned(state: TrainState, world: World) -> Found:
@@ -146,16 +144,14 @@ def iteration(world: World, patience: Patience) -> Found:
     arguments = [state, world.judges, world.normaliser, contexts, jax.random.key(task.config.seed)]
     del state
     found, (state, metrics) = measure(jitted, arguments, patience, carries=True)
-    return (
-        found
-        | learned(state, world)
-        | {
-            "tokens": batch.tokens,
-            "flops": counts.iteration(world.model, batch, c.epochs),
-            "full_length": float(metrics["reply_length"]) / batch.reply_tokens,
-            "updates": c.epochs * c.minibatches,
-        }
-    )
+    return {
+        **found,
+        **learned(state, world),
+        "tokens": batch.tokens,
+        "flops": counts.iteration(world.model, batch, c.epochs),
+        "full_length": float(metrics["reply_length"]) / batch.reply_tokens,
+        "updates": c.epochs * c.minibatches,
+    }
 
 
 def sft(world: World, patience: Patience) -> Found:
@@ -168,15 +164,13 @@ def sft(world: World, patience: Patience) -> Found:
     arguments = [state, frozen, rows, jax.random.key(task.config.seed)]
     del state
     found, (state, _) = measure(make_step(graph, optimizer, task), arguments, patience, carries=True)
-    acts, words = row_slots(task.config)
-    return (
-        found
-        | learned(state, world)
-        | {
-            "tokens": o.rows * o.row_tokens,
-            "flops": counts.sft(world.model, o.rows, o.row_tokens, words, acts),
-        }
-    )
+    acts, words = slots_of(o.row_tokens, task.config.data.act_items)
+    return {
+        **found,
+        **learned(state, world),
+        "tokens": o.rows * o.row_tokens,
+        "flops": counts.sft(world.model, o.rows, o.row_tokens, words, acts),
+    }
 
 
 PARTS = {"rollout": rollout, "scoring": scoring, "update": update, "iteration": iteration, "sft": sft}

@@ -6,10 +6,10 @@ import os
 import pathlib
 import platform
 import re
-import subprocess
 import time
 from typing import Any
 
+from crs_jax import source_tree
 from crs_jax.benchmark.plan import Cell, parse
 
 Record = dict[str, Any]
@@ -19,7 +19,7 @@ def begin(command: str, commit: str) -> Record:
     """An empty record with what is known before anything runs."""
     return {
         "command": command,
-        "commit": commit or commit_here(),
+        "commit": commit or source_tree.commit() or "unknown",
         "date": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
         "machine": machine(),
         "device": {},
@@ -28,21 +28,6 @@ def begin(command: str, commit: str) -> Record:
         "cells": [],
         "left_out": [],
     }
-
-
-def commit_here() -> str:
-    """Of the checkout this file stands in, with `+` where it has changes; `unknown` outside one."""
-    folder = pathlib.Path(__file__).resolve().parents[2]
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True
-        ).stdout.strip()
-
-    try:
-        return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 def machine() -> dict[str, Any]:

@@ -25,14 +25,17 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from crs_jax.benchmark.timing import Patience, repeat
+from crs_jax.data import tokenizer
+from crs_jax.data.byte_bpe import GPT2_WORDS
+from crs_jax.data.packing import slots_of
 
-CONTROLS = 6
+CONTROLS = len(tokenizer.CONTROLS)
 
 
 def make_model(config: ConfigDict) -> Any:
     """A GPT-2 of the config's size with random weights, float32, on the CPU."""
     m = config.model
-    words = 50257 if config.tokenizer.kind == "gpt2" else config.tokenizer.vocab_size
+    words = GPT2_WORDS if config.tokenizer.kind == "gpt2" else config.tokenizer.vocab_size
     settings: Any = {
         "n_embd": m.width, "n_layer": m.layers, "n_head": m.heads, "n_positions": m.positions,
         "vocab_size": words + CONTROLS, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
@@ -201,7 +204,7 @@ def sft(side: Side) -> tuple[Callable[[], Any], int]:
     """A supervised step: words predicted at two thirds of the places, items at a sixth."""
     o, config = side.config.sft, side.config
     R, T, D = o.rows, o.row_tokens, config.model.width
-    A, W = max(T // 6, config.data.act_items + 1), T * 2 // 3
+    A, W = slots_of(T, config.data.act_items)
     tokens = torch.randint(side.vocabulary - CONTROLS, (R, T), device=side.device)
     items = nn.Linear(D, config.simulator.catalogue_size).to(side.device)
     word_at, act_at = (torch.rand(R, T, device=side.device).argsort(1)[:, :n].sort(1).values for n in (W, A))

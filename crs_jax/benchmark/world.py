@@ -14,8 +14,10 @@ from jax.sharding import AxisType
 from ml_collections import ConfigDict
 
 from crs_jax.benchmark.counts import Batch, Model
+from crs_jax.data.byte_bpe import GPT2_WORDS
 from crs_jax.data.catalogue import Catalogue, Item
 from crs_jax.data.corpus import Corpus
+from crs_jax.data.packing import slots_of
 from crs_jax.data.tokenizer import CONTROLS
 from crs_jax.models.query import Evidence
 from crs_jax.rl.all_acts import Acts
@@ -31,7 +33,6 @@ from crs_jax.training.ppo_stage import build
 from crs_jax.training.sft import EVIDENCE
 from crs_jax.training.task import Task, copy_tree, new_policy, split_model
 
-GPT2_WORDS = 50257
 EMBEDDING, GENRES = 384, 27
 NAMED, NEAR, STARRING = 32, 512, 48  # most rows of a context's evidence, as the signals give them
 
@@ -189,16 +190,11 @@ def random_experience(task: Task, batch: Batch) -> Experience:
     return Experience(*fields)
 
 
-def row_slots(config: ConfigDict) -> tuple[int, int]:
-    """Places of acts and of words in a packed row, as `make_packer` has them."""
-    return max(config.sft.row_tokens // 6, config.data.act_items + 1), config.sft.row_tokens * 2 // 3
-
-
 def random_rows(task: Task) -> dict[str, np.ndarray]:
     """Packed rows `[R, T]`, each one dialogue within the window, every place of loss used."""
     rng, layout, config = np.random.default_rng(task.config.seed + 5), task.layout, task.config
     R, T, M = config.sft.rows, config.sft.row_tokens, layout.act_items
-    A, W = row_slots(config)
+    A, W = slots_of(T, config.data.act_items)
     order_T = np.broadcast_to(np.arange(T, dtype=np.int32), (R, T))
     evidence, _ = random_evidence(task, rng, R, A)
 

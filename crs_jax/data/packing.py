@@ -20,6 +20,11 @@ from crs_jax.data.turn_slots import TurnSlots
 Rows = dict[str, np.ndarray]
 
 
+def slots_of(row_tokens: int, act_items: int) -> tuple[int, int]:
+    """Places of a row for loss on acts and on words: an act every six tokens, and two thirds of the tokens."""
+    return max(row_tokens // 6, act_items + 1), row_tokens * 2 // 3
+
+
 class Packer:
     """Packs one encoded corpus again and again, with other crops each time.
 

@@ -19,7 +19,7 @@ import numpy as np
 from flax import nnx
 
 from crs_jax.checkpoint import Checkpoints
-from crs_jax.data.packing import Packer, Rows
+from crs_jax.data.packing import Packer, Rows, slots_of
 from crs_jax.data.windows import make_windows
 from crs_jax.errors import InputError
 from crs_jax.metrics import MetricsWriter
@@ -116,18 +116,16 @@ def with_wishes(rows: Rows, wishes: Wishes) -> Rows:
 
 
 def make_packer(task: Task, split: str, numbers: Sequence[int] | np.ndarray | None = None) -> Packer:
-    """Packer of a split, or of its dialogues of the given `numbers` (its `dialogue_RT` then counts among those).
-
-    A row has room for loss on two thirds of its tokens and for an act every six.
-    """
+    """Packer of a split, or of its dialogues of the given `numbers` (its `dialogue_RT` then counts among those)."""
     c = task.config
+    act_slots, word_slots = slots_of(c.sft.row_tokens, c.data.act_items)
     chosen = range(len(task.dialogues(split))) if numbers is None else numbers
     return Packer(
         [task.encoded[split][d] for d in chosen],
         [[turn.role for turn in task.dialogues(split)[d].turns] for d in chosen],
         row_tokens=c.sft.row_tokens,
-        act_slots=max(c.sft.row_tokens // 6, c.data.act_items + 1),
-        word_slots=c.sft.row_tokens * 2 // 3,
+        act_slots=act_slots,
+        word_slots=word_slots,
         act_items=c.data.act_items,
         tokenizer=task.tokenizer,
     )
