@@ -4,10 +4,11 @@
 
 Flags that begin with `--config.` go to every run. Each run has a workdir of its own under `--out`; prepared data and
 compiled programs are shared, and so are the models of the stages sft and reward between runs whose settings for them
-are the same, those of other sweeps with the same `--out` too. What is done is skipped, so that the same command goes on
-where it was stopped. `--jobs=2` has two runs at a time, `--seeds=0,1` other seeds than the file names. At the end stand
-`sweep.md`, `sweep.json` and `sweep.html`: means over seeds with intervals, differences to the reference cell with
-paired tests, and plots.
+are the same, those of other sweeps with the same `--out` too; a run all of whose settings are those of one that is done
+there is that one. What is done is skipped, so that the same command goes on where it was stopped. `--jobs=2` has two
+runs at a time, `--seeds=0,1` other seeds than the file names. All settings are checked before the first run. At the end
+stand `NAME.md`, `NAME.json` and `NAME.html` under the sweep's name: means over seeds with intervals, differences to the
+reference cell with paired tests, and plots, which are also pictures of their own, `NAME-*.svg`.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ import dataclasses
 import math
 import os
 import pathlib
+import re
 import shlex
-import shutil
 import statistics
 import subprocess
 import sys
@@ -27,9 +28,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from crs_jax.checkpoint import FREE, SECTIONS
+from ml_collections import ConfigDict
+
 from crs_jax.errors import InputError
-from crs_jax.metrics import read_json, read_json_lines, write_atomically, write_json, write_json_lines
+from crs_jax.finished_runs import RECORD, is_done, record, resolved, share, twin
+from crs_jax.metrics import read_json, read_json_lines, write_atomically, write_json
 from crs_jax.progress import duration, say
 from crs_jax.python_file import import_file
 from crs_jax.reporting.figures import Figure
@@ -81,6 +84,10 @@ class Sweep:
         """Of every run of a cell."""
         return {**self.fixed, **self.cells[cell]}
 
+    def waits(self, cell: str) -> bool:
+        """Whether the cell's runs name what others leave, so that they come after all cells before it."""
+        return any("{out}" in str(value) for value in self.settings(cell).values())
+
 
 def load(path: pathlib.Path) -> Sweep:
     """`SWEEP` of a Python file; `InputError` where there is none."""
@@ -97,6 +104,14 @@ def workdir_of(cell: str, seed: int, out: pathlib.Path) -> pathlib.Path:
     return out / f"{cell.replace(' ', '_')}-{seed}"
 
 
+def check(sweep: Sweep, cell: str, line: Sequence[str]) -> ConfigDict:
+    """The config of a run's command line; `InputError` names the cell whose settings cannot be used."""
+    try:
+        return resolved(line[3:])
+    except InputError as error:
+        raise InputError(f"sweep: the cell {cell!r}: {error}") from None
+
+
 def command(sweep: Sweep, cell: str, seed: int, out: pathlib.Path, more: Sequence[str]) -> list[str]:
     """The run of a cell and a seed."""
     settings = {**sweep.settings(cell), "seed": seed, "data.cache_dir": out / "cache"}
@@ -106,48 +121,6 @@ def command(sweep: Sweep, cell: str, seed: int, out: pathlib.Path, more: Sequenc
     flags = [f"--config.{name}={value}" for name, value in texts.items()]
     workdir = workdir_of(cell, seed, out)
     return [sys.executable, "-m", "crs_jax.main", f"--config={sweep.config}", f"--workdir={workdir}", *flags, *more]
-
-
-def settings_of(line: Sequence[str], stage: str) -> dict[str, str]:
-    """What of a run's flags its models up to a stage depend on (`crs_jax.checkpoint`), and its config file."""
-    flags = [flag.removeprefix("--config.").partition("=") for flag in line if flag.startswith("--config.")]
-    upto = list(SECTIONS)[: list(SECTIONS).index(stage) + 1]
-    sections = [section for s in upto for section in SECTIONS[s]]
-    free = [name for s in upto for name in FREE[s]]
-    decide = {name: value for name, _, value in flags if name.split(".")[0] in sections and name not in free}
-    return decide | {"": next(flag for flag in line if flag.startswith("--config="))}
-
-
-def share(line: Sequence[str], workdir: pathlib.Path, others: Sequence[pathlib.Path]) -> str:
-    """Copies the models of the latest stage that a finished run made with the same settings; returns the stage or "".
-
-    A run finds them as its own, and checks them against its config. Nothing is copied over what is there; what these
-    stages logged comes along.
-    """
-    if (workdir / "checkpoints").exists() or any(flag.startswith("--config.model.transfer=") for flag in line):
-        return ""
-    for stage in ("reward", "sft"):
-        for other in others:
-            if not (other / "checkpoints" / stage).exists():
-                continue
-            if settings_of(read_json(other / "sweep.json")["command"], stage) == settings_of(line, stage):
-                copy(other, workdir, ("sft", "reward") if stage == "reward" else ("sft",))
-                return stage
-    return ""
-
-
-def copy(other: pathlib.Path, workdir: pathlib.Path, stages: Sequence[str]) -> None:
-    """The models of stages, their tokenizer and their logs; the checkpoints appear last and at once."""
-    part = workdir / "checkpoints.part"
-    shutil.rmtree(part, ignore_errors=True)
-    for stage in stages:
-        shutil.copytree(other / "checkpoints" / stage, part / stage)
-    if (other / "tokenizer").exists():
-        shutil.copytree(other / "tokenizer", workdir / "tokenizer", dirs_exist_ok=True)
-    if (other / "metrics.jsonl").exists():
-        logged = read_json_lines(other / "metrics.jsonl")
-        write_json_lines(workdir / "metrics.jsonl", [entry for entry in logged if entry["stage"] in ("head", *stages)])
-    part.rename(workdir / "checkpoints")
 
 
 def read(workdir: pathlib.Path, where: str) -> Figure:
@@ -190,8 +163,7 @@ def side_by_side(sweep: Sweep, one: Callable[[int, str], None], jobs: int) -> No
 
     def ready(seed: int, cell: str) -> bool:
         before = cells[: cells.index(cell)]
-        names_out = any("{out}" in str(value) for value in sweep.settings(cell).values())
-        return all((seed, other) in ended for other in (before if names_out else before[:1]))
+        return all((seed, other) in ended for other in (before if sweep.waits(cell) else before[:1]))
 
     def work() -> None:
         while True:
@@ -224,14 +196,22 @@ def run(sweep: Sweep, out: pathlib.Path, more: Sequence[str], jobs: int = 1) -> 
     out.mkdir(parents=True, exist_ok=True)
     total, spent = len(sweep.seeds) * len(sweep.cells), list[float]()
     environment = {"JAX_COMPILATION_CACHE_DIR": str(out / "cache" / "programs"), **os.environ}
+    for cell in sweep.cells:
+        if not sweep.waits(cell):  # what it names is not there yet
+            check(sweep, cell, command(sweep, cell, sweep.seeds[0], out, more))
 
     def one(seed: int, cell: str) -> None:
         line, workdir = command(sweep, cell, seed, out, more), workdir_of(cell, seed, out)
-        done = workdir / "sweep.json"
-        if done.exists() and read_json(done).get("command") == line[1:]:
+        config = check(sweep, cell, line)
+        if is_done(workdir, config):
+            return
+        others = [done.parent for done in sorted(out.glob(f"*/{RECORD}")) if done.parent != workdir]
+        if not workdir.exists() and (same := twin(config, others)):
+            say(f"sweep: {cell}, seed {seed} is {same.name}")
+            workdir.symlink_to(same.name)
             return
         workdir.mkdir(parents=True, exist_ok=True)
-        shared = share(line, workdir, [done.parent for done in sorted(out.glob("*/sweep.json"))])
+        shared = share(config, workdir, others)
         after = f", with the models of {shared}" if shared else ""
         left = f", {duration(statistics.mean(spent) * (total - len(spent)) / jobs)} left at most" if spent else ""
         say(f"sweep: {cell}, seed {seed}{after}{left}")
@@ -242,7 +222,7 @@ def run(sweep: Sweep, out: pathlib.Path, more: Sequence[str], jobs: int = 1) -> 
             last = log.read_text(encoding="utf-8").strip().splitlines()[-1:]
             raise InputError(f"sweep: {cell}, seed {seed} ended with status {code} ({log}): {''.join(last)}")
         spent.append(time.monotonic() - start)
-        write_json(done, {"command": line[1:], "seconds": spent[-1]})
+        record(workdir, line[1:], config, spent[-1])
 
     side_by_side(sweep, one, jobs)
     return {
@@ -257,21 +237,25 @@ def run(sweep: Sweep, out: pathlib.Path, more: Sequence[str], jobs: int = 1) -> 
 def write(
     sweep: Sweep, out: pathlib.Path, found: Mapping[str, Mapping[int, Mapping[str, Figure]]], title: str, line: str
 ) -> str:
-    """Writes `sweep.md`, `sweep.json` and `sweep.html`; returns the tables in Markdown."""
+    """Writes `title`.md, .json, .html and a picture of each plot; returns the tables in Markdown."""
     measures, reference = list(sweep.measures), sweep.reference
     summed = summary(found, measures, reference)
     text = markdown(summed, measures, reference)
     explained = explain(sweep.seeds, len(sweep.cells), len(measures))
-    write_atomically(out / "sweep.md", f"`{line}`\n\n{explained}\n\n{text}\n")
+    write_atomically(out / f"{title}.md", f"`{line}`\n\n{explained}\n\n{text}\n")
     by_seed = {
         cell: {str(seed): {name: figure.value for name, figure in values.items()} for seed, values in seeds.items()}
         for cell, seeds in found.items()
     }
-    write_json(out / "sweep.json", {"command": line, "reference": reference, "cells": by_seed, "summary": summed})
+    write_json(out / f"{title}.json", {"command": line, "reference": reference, "cells": by_seed, "summary": summed})
     xs = {plot.x for plot in sweep.plots.values()} - set(measures)
     settings = {cell: {x: float(sweep.settings(cell)[x]) for x in xs} for cell in sweep.cells}
     charts = [chart(name, plot, summed, settings) for name, plot in sweep.plots.items()]
-    write_atomically(out / "sweep.html", page(title, line, explained, summed, reference, charts))
+    for drawn in charts:
+        name = re.sub(r"\W+", "_", drawn.title.lower()).strip("_")
+        write_atomically(out / f"{title}-{name}.svg", drawn.file())
+    figures = [drawn.figure() for drawn in charts]
+    write_atomically(out / f"{title}.html", page(title, line, explained, summed, reference, figures))
     return text
 
 
@@ -303,11 +287,10 @@ def main(arguments: Sequence[str]) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    text = write(
-        sweep, out, found, pathlib.Path(given["sweep"]).stem, shlex.join(["python", "-m", "crs_jax.sweep", *arguments])
-    )
+    name = pathlib.Path(given["sweep"]).stem
+    text = write(sweep, out, found, name, shlex.join(["python", "-m", "crs_jax.sweep", *arguments]))
     say(text)
-    say(f"sweep: {out / 'sweep.html'}")
+    say(f"sweep: {out / f'{name}.html'}")
     return 0
 
 

@@ -13,7 +13,7 @@ import pytest
 from crs_jax.errors import InputError
 from crs_jax.metrics import write_json, write_json_lines
 from crs_jax.report import write_report
-from crs_jax.reporting.charts import Line, line_chart, moving_average, thinned, tick_label, ticks
+from crs_jax.reporting.charts import Chart, Line, moving_average, thinned, tick_label, ticks
 from crs_jax.reporting.figures import Figure, interval, name_of, number
 from crs_jax.reporting.html import tag
 
@@ -445,7 +445,7 @@ def test_thinning_keeps_peaks_and_order():
 
 def test_a_chart_draws_its_points_where_they_belong():
     """Two points, a gap, one point: x spans the plot's width (286), y its height (152), from zero."""
-    text = line_chart("Reward", "mean", "iteration", [Line("a", [(0, 0.0), (5, 1.0), (8, None), (10, 0.5)])])
+    text = Chart("Reward", "mean", "iteration", [Line("a", [(0, 0.0), (5, 1.0), (8, None), (10, 0.5)])]).figure()
     (path,) = re.findall(r'<path d="([^"]*)" class="line"', text)
     top = 152 * (1 - 1 / 1.05)
     assert path == f"M0.0 152.0 L143.0 {top:.1f} M286.0 {(152 + top) / 2:.1f}"

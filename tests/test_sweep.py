@@ -9,12 +9,14 @@ import subprocess
 import sys
 import threading
 import types
+import xml.etree.ElementTree
 from unittest import mock
 
 import pytest
 
 from crs_jax import sweep
 from crs_jax.errors import InputError
+from crs_jax.finished_runs import record, resolved, share
 from crs_jax.metrics import read_json, read_json_lines, write_json, write_json_lines
 from crs_jax.reporting.figures import Figure
 from crs_jax.sweep import Plot, Sweep
@@ -65,10 +67,10 @@ def started(monkeypatch):
 
 
 def test_runs_measures_and_table(started, tmp_path):
-    found = sweep.run(PLAN, tmp_path, ["--config.data.dir=X"])
+    found = sweep.run(PLAN, tmp_path, ["--config.data.dir=configs"])
     assert len(started) == 4
     assert "--config.model.leave_out=('text',)" in started[1]
-    assert all(flag in started[1] for flag in ("--config.stages=sft", "--config.seed=3", "--config.data.dir=X"))
+    assert all(flag in started[1] for flag in ("--config.stages=sft", "--config.seed=3", "--config.data.dir=configs"))
     assert f"--config.data.cache_dir={tmp_path / 'cache'}" in started[0]
     assert found["no text"][5] == {"hr": Figure(0.21), "loss": Figure(pytest.approx(2.1))}
     # Means .25 and .18, standard errors .05 and .03; differences -.05 and -.09: mean -.07, standard error .02. With two
@@ -80,7 +82,7 @@ def test_runs_measures_and_table(started, tmp_path):
     assert lines[9].startswith(
         "| no text | -0.0700 (-0.3241 .. +0.1841, p 0.177) | -0.7000 (-3.2412 .. +1.8412, p 0.177) |"
     )
-    stored = read_json(tmp_path / "sweep.json")
+    stored = read_json(tmp_path / "plan.json")
     assert stored["cells"]["no text"]["5"]["hr"] == 0.21
     assert stored["summary"]["no text"]["hr"]["difference"]["p"] == pytest.approx(1 - 2 * math.atan(3.5) / math.pi)
 
@@ -128,7 +130,8 @@ def test_models_are_shared_where_their_settings_are(started, tmp_path, monkeypat
     values = {(cell.replace(" ", "_"), 3): 0.1 for cell in later}
     with mock.patch.object(subprocess, "run", with_models), mock.patch.dict(VALUES, values):
         for cell, config in zip(later, (PLAN.config, "configs/redial_ppo.py:tiny"), strict=True):
-            sweep.run(dataclasses.replace(plan, config=config, cells={cell: {}}, reference=cell), tmp_path, [])
+            other = dataclasses.replace(plan, config=config, cells={cell: later[cell]}, reference=cell)
+            sweep.run(other, tmp_path, ["--config.data.dir=configs"] if "redial" in config else [])
     found = {cell: json.loads((sweep.workdir_of(cell, 3, tmp_path) / "found.json").read_text()) for cell in later}
     assert found == {"from another sweep": ["reward", "sft"], "another config": []}
 
@@ -186,9 +189,9 @@ def test_nothing_begins_after_a_failure():
 
 def test_other_seeds(started, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sweep, "load", lambda path: PLAN)
-    line = ["--sweep=x", f"--out={tmp_path}"]
+    line = ["--sweep=x/plan.py", f"--out={tmp_path}"]
     assert sweep.main([*line, "--seeds=5"]) == 0
-    assert "One seed, 5." in (tmp_path / "sweep.md").read_text(encoding="utf-8")
+    assert "One seed, 5." in (tmp_path / "plan.md").read_text(encoding="utf-8")
     assert len(started) == 2
     assert sweep.main([*line, "--seeds=5,x"]) == 2
     assert "--seeds=5,x" in capsys.readouterr().err
@@ -229,13 +232,55 @@ def test_a_cell_may_name_the_workdir_of_another(tmp_path):
 
 def test_a_run_that_takes_over_another_ones_policies_gets_no_models_to_share(tmp_path):
     line = sweep.command(PLAN, "all", 3, tmp_path, [])
-    other = sweep.workdir_of("all", 3, tmp_path)
+    config, other = resolved(line[3:]), sweep.workdir_of("all", 3, tmp_path)
     (other / "checkpoints" / "sft").mkdir(parents=True)
     (tmp_path / "twin").mkdir()
-    write_json(other / "sweep.json", {"command": line})
-    assert sweep.share([*line, "--config.model.transfer=x"], tmp_path / "taker", [other]) == ""
+    record(other, line, config, 1.0)
+    with config.unlocked():
+        config.model.transfer = "x"
+    assert share(config, tmp_path / "taker", [other]) == ""
     assert not (tmp_path / "taker" / "checkpoints").exists()
-    assert sweep.share(line, tmp_path / "twin", [other]) == "sft"
+    assert share(resolved(line[3:]), tmp_path / "twin", [other]) == "sft"
+
+
+def test_a_run_whose_settings_are_those_of_another_is_that_one(started, tmp_path):
+    """Also where one says what the other leaves at its default; not where a setting differs, and never another seed."""
+    sweep.run(PLAN, tmp_path, [])
+    assert len(started) == 4
+    cells = {"same": {}, "said": {"reward.alpha": 1.0}, "other": {"reward.alpha": 0.5}}
+    plan = dataclasses.replace(PLAN, cells=cells, reference="same", seeds=(3,))
+    with mock.patch.dict(VALUES, {("other", 3): 0.9}):
+        found = sweep.run(plan, tmp_path, [])
+        assert len(started) == 5
+        sweep.run(plan, tmp_path, [])
+    assert len(started) == 5
+    assert [found[cell][3]["hr"].value for cell in cells] == [0.2, 0.2, 0.9]
+    assert (tmp_path / "said-3").readlink() == pathlib.Path("all-3")
+
+
+def test_a_cell_that_cannot_run_is_named_before_the_first_run(started, tmp_path):
+    plan = dataclasses.replace(PLAN, cells={**PLAN.cells, "wrong": {"ppo.clip": -1.0}})
+    with pytest.raises(InputError, match=r"the cell 'wrong': .*ppo\.clip"):
+        sweep.run(plan, tmp_path, [])
+    assert not started
+
+
+def test_pictures_of_the_plots_stand_alone(tmp_path):
+    """Well-formed SVG with the title, a legend of two lines, and a dot for each cell with a value."""
+    cells = {"a": {"data.window": 2}, "b": {"data.window": 4}}
+    plot = Plot("data.window", ("hr", "loss"))
+    plan = dataclasses.replace(PLAN, cells=cells, reference="a", seeds=(3,), plots={"HR over <context>": plot})
+    found = {
+        cell: {3: {"hr": Figure(0.1 * n, 0.05, 0.3), "loss": Figure(n)}} for n, cell in enumerate(cells, 1)
+    }  # fmt: skip
+    sweep.write(plan, tmp_path, found, "plan", "the command")
+    tree = xml.etree.ElementTree.parse(tmp_path / "plan-hr_over_context.svg").getroot()
+    svg = "{http://www.w3.org/2000/svg}"
+    assert tree.tag == f"{svg}svg"
+    texts = [text.text for text in tree.iter(f"{svg}text")]
+    assert texts[:3] == ["HR over <context>", "hr", "loss"]
+    assert len([circle for circle in tree.iter(f"{svg}circle") if circle.get("r") == "2"]) == 4
+    assert "HR over &lt;context&gt;" in (tmp_path / "plan.html").read_text(encoding="utf-8")
 
 
 def test_plots_that_cannot_be_drawn():
@@ -294,8 +339,8 @@ SWEEP = Sweep("configs/quickstart.py", {{"all": {{}}, "no text": {{"model.leave_
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
-    cells = read_json(tmp_path / "out" / "sweep.json")["cells"]
+    cells = read_json(tmp_path / "out" / "plan.json")["cells"]
     assert cells["all"]["0"]["loss"] != cells["no text"]["0"]["loss"]
     assert json.dumps(cells)
-    assert "| no text |" in (tmp_path / "out" / "sweep.md").read_text(encoding="utf-8")
-    assert "minus all" in (tmp_path / "out" / "sweep.html").read_text(encoding="utf-8")
+    assert "| no text |" in (tmp_path / "out" / "plan.md").read_text(encoding="utf-8")
+    assert "minus all" in (tmp_path / "out" / "plan.html").read_text(encoding="utf-8")

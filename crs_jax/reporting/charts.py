@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from crs_jax.reporting.figures import number
 from crs_jax.reporting.html import Html, join, tag
+from crs_jax.reporting.style import FILE_STYLE
 
 WIDTH, HEIGHT = 340, 196  # of the viewBox; at its usual size one unit is about a pixel
 LEFT, RIGHT, TOP, BOTTOM = 46, 8, 8, 36
@@ -130,67 +131,106 @@ def _draw(line: Line, x_of, y_of) -> Html:
     return join(parts)
 
 
-def line_chart(title: str, unit: str, x_label: str, lines: Sequence[Line]) -> Html:
-    """A small chart with its title, legend (each line's last value) and axes.
+@dataclasses.dataclass(frozen=True)
+class Chart:
+    """A small line chart.
 
-    Args:
+    Attributes:
       title: what is measured.
       unit: of the y axis; may be empty.
       x_label: what x counts.
       lines: at least one; a line of 60 points or more is drawn pale, with its moving average over it.
     """
-    xs = [x for line in lines for x, _ in line.points] or [0.0]
-    left, right = min(xs), max(xs)
-    if left == right:
-        left, right = left - 0.5, right + 0.5
-    low, high = value_range(lines)
-    inner_width, inner_height = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
 
-    def x_of(x: float) -> float:
-        return (x - left) / (right - left) * inner_width
+    title: str
+    unit: str
+    x_label: str
+    lines: Sequence[Line]
 
-    def y_of(y: float) -> float:
-        return inner_height - (y - low) / (high - low) * inner_height
+    def figure(self) -> Html:
+        """For the page: title, legend (each line's last value) and picture."""
+        legend = [tag("span", tag("i", style=f"background:var(--c{line.colour})"),
+                      line.name if len(self.lines) > 1 else "last", " ", tag("b", _last(_end(line))))
+                  for line in self.lines]  # fmt: skip
+        caption = tag(
+            "figcaption",
+            tag("strong", self.title),
+            tag("span", self.unit, class_="unit") if self.unit else "",
+            tag("div", *legend, class_="legend"),
+        )
+        return tag("figure", caption, self._picture(), class_="chart")
 
-    axes = []
+    def file(self) -> str:
+        """An SVG file that stands alone: title and legend above the axes, light or dark as its reader's page."""
+        rows = [tag("text", self.title, x=LEFT, y=16, class_="title")]
+        top = 24
+        for line in self.lines if len(self.lines) > 1 else ():
+            rows.append(tag("circle", cx=LEFT + 4, cy=top + 4, r=4, style=f"fill:var(--c{line.colour})"))
+            rows.append(tag("text", line.name, x=LEFT + 14, y=top + 8))
+            top += 15
+        height = HEIGHT + top
+        parts = [tag("style", Html(FILE_STYLE)), tag("rect", width="100%", height="100%", class_="sheet"), *rows]
+        drawn = self._picture(y=top, width=WIDTH, height=HEIGHT)
+        name = Html('<svg xmlns="http://www.w3.org/2000/svg"')
+        whole = tag("svg", *parts, drawn, viewBox=f"0 0 {WIDTH} {height}", width=2 * WIDTH, height=2 * height,
+                    class_="chart")  # fmt: skip
+        return whole.replace("<svg", name, 1) + "\n"
+
+    def _picture(self, **place: float) -> Html:
+        """Axes and lines."""
+        lines = self.lines
+        xs = [x for line in lines for x, _ in line.points] or [0.0]
+        left, right = min(xs), max(xs)
+        if left == right:
+            left, right = left - 0.5, right + 0.5
+        low, high = value_range(lines)
+        inner_width, inner_height = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
+
+        def x_of(x: float) -> float:
+            return (x - left) / (right - left) * inner_width
+
+        def y_of(y: float) -> float:
+            return inner_height - (y - low) / (high - low) * inner_height
+
+        axes = [*_upright(low, high, y_of), *_along(xs, left, right, x_of)]
+        axes.append(tag("text", self.x_label, x=LEFT + inner_width / 2, y=HEIGHT - 4, text_anchor="middle",
+                        class_="label"))  # fmt: skip
+        inside = tag("svg", *(_draw(line, x_of, y_of) for line in lines), x=LEFT, y=TOP, width=inner_width,
+                     height=inner_height, overflow="visible")  # fmt: skip
+        spoken = f"{self.title}: " + ", ".join(f"{line.name} ends at {number(_end(line))}" for line in lines)
+        return tag("svg", *axes, inside, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=spoken, **place)
+
+
+def _end(line: Line) -> float | None:
+    """The last value."""
+    return next((y for _, y in reversed(line.points) if y is not None), None)
+
+
+def _upright(low: float, high: float, y_of: Callable[[float], float]) -> list[Html]:
+    """Ticks, numbers and rules of the y axis."""
+    parts = []
     marks = ticks(low, high)
     step = marks[1] - marks[0] if len(marks) > 1 else abs(marks[0])
     largest = max(map(abs, marks))
     for mark in marks:
         y = f"{TOP + y_of(mark):.1f}"
-        axes.append(tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, class_="zero" if mark == 0 else "grid"))
-        axes.append(tag("text", tick_label(mark, step, largest), x=LEFT - 6, y=y, dy="0.32em", text_anchor="end"))
+        parts.append(tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, class_="zero" if mark == 0 else "grid"))
+        parts.append(tag("text", tick_label(mark, step, largest), x=LEFT - 6, y=y, dy="0.32em", text_anchor="end"))
+    return parts
+
+
+def _along(xs: Sequence[float], left: float, right: float, x_of: Callable[[float], float]) -> list[Html]:
+    """Ticks and numbers of the x axis; whole numbers where all x are."""
+    parts = []
     whole = all(x == int(x) for x in xs)
     marks = [m for m in ticks(left, right) if m == int(m) or not whole] or [left]
     step = marks[1] - marks[0] if len(marks) > 1 else 1
     largest = max(map(abs, marks))
+    bottom = HEIGHT - BOTTOM
     for mark in marks:
         x = LEFT + x_of(mark)
+        at = f"{x:.1f}"
         anchor = "end" if x > WIDTH - RIGHT - 12 else "middle"
-        axes.append(
-            tag(
-                "text",
-                tick_label(mark, step, largest),
-                x=f"{x:.1f}",
-                y=HEIGHT - BOTTOM + 15,
-                text_anchor=anchor,
-            )
-        )
-        axes.append(
-            tag("line", x1=f"{x:.1f}", x2=f"{x:.1f}", y1=HEIGHT - BOTTOM, y2=HEIGHT - BOTTOM + 3, class_="grid")
-        )
-    axes.append(tag("text", x_label, x=LEFT + inner_width / 2, y=HEIGHT - 4, text_anchor="middle", class_="label"))
-    inside = tag("svg", *(_draw(line, x_of, y_of) for line in lines), x=LEFT, y=TOP, width=inner_width,
-                 height=inner_height)  # fmt: skip
-    last = [next((y for _, y in reversed(line.points) if y is not None), None) for line in lines]
-    spoken = f"{title}: " + ", ".join(f"{line.name} ends at {number(y)}" for line, y in zip(lines, last, strict=True))
-    picture = tag("svg", *axes, inside, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=spoken)
-    legend = [tag("span", tag("i", style=f"background:var(--c{line.colour})"), line.name if len(lines) > 1 else "last",
-                  " ", tag("b", _last(y))) for line, y in zip(lines, last, strict=True)]  # fmt: skip
-    caption = tag(
-        "figcaption",
-        tag("strong", title),
-        tag("span", unit, class_="unit") if unit else "",
-        tag("div", *legend, class_="legend"),
-    )
-    return tag("figure", caption, picture, class_="chart")
+        parts.append(tag("text", tick_label(mark, step, largest), x=at, y=bottom + 15, text_anchor=anchor))
+        parts.append(tag("line", x1=at, x2=at, y1=bottom, y2=bottom + 3, class_="grid"))
+    return parts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from crs_jax.reporting.charts import Line, line_chart
+from crs_jax.reporting.charts import Chart, Line
 from crs_jax.reporting.figures import name_of
 from crs_jax.reporting.html import Html, folded, missing, note, section, tag
 from crs_jax.reporting.workdir import Run, Series
@@ -75,7 +75,7 @@ def _chart(stage: str, title: str, unit: str, metrics: Sequence[str], series: Ma
     if not present:
         return None
     lines = [Line(_line_name(m, metrics), series[m].points, metrics.index(m) + 1) for m in present]
-    return line_chart(title, unit, X_LABELS.get(stage, "step"), lines)
+    return Chart(title, unit, X_LABELS.get(stage, "step"), lines).figure()
 
 
 def _stage_curves(stage: str, series: Mapping[str, Series]) -> Html:

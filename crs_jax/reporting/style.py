@@ -1,6 +1,6 @@
 """The page's style sheet: one set of variables for light, one for dark; no font or picture from elsewhere."""
 
-STYLE = """
+COLOURS = """
 :root {
   color-scheme: light dark;
   --page: #fbfbf9; --sheet: #ffffff; --ink: #1c1f23; --muted: #5d646d; --rule: #dcdfe3; --faint: #eceef0;
@@ -14,6 +14,20 @@ STYLE = """
     --c1: #6cabec; --c2: #f0935c; --c3: #7cc096; --c4: #b79be0;
   }
 }
+"""
+
+CHART = """
+.chart text { fill: var(--muted); font-size: 10.5px; }
+.chart .grid { stroke: var(--rule); stroke-width: .8; }
+.chart .zero { stroke: var(--muted); stroke-width: .8; }
+.chart .line, .chart .pale { fill: none; stroke-width: 1.7; stroke-linejoin: round; stroke-linecap: round; }
+.chart .pale { stroke-width: 1; opacity: .3; }
+.chart .spread { stroke-width: 1.2; opacity: .6; }
+"""
+
+STYLE = (
+    COLOURS
+    + """
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; text-size-adjust: 100%; }
 body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.5 system-ui, -apple-system, "Segoe UI",
@@ -83,12 +97,6 @@ figcaption .unit { color: var(--muted); margin-left: .5em; font-size: .8125rem; 
 .legend b { font-weight: 500; color: var(--ink); }
 .chart svg { display: block; width: 100%; height: auto; margin-top: .3em; }
 .chart svg svg { overflow: visible; }
-.chart text { fill: var(--muted); font-size: 10.5px; }
-.chart .grid { stroke: var(--rule); stroke-width: .8; }
-.chart .zero { stroke: var(--muted); stroke-width: .8; }
-.chart .line, .chart .pale { fill: none; stroke-width: 1.7; stroke-linejoin: round; stroke-linecap: round; }
-.chart .pale { stroke-width: 1; opacity: .3; }
-.chart .spread { stroke-width: 1.2; opacity: .6; }
 details { border: 1px solid var(--rule); border-radius: 6px; background: var(--page); margin: .7em 0;
   padding: 0 .9em; }
 details[open] { padding-bottom: .8em; }
@@ -126,3 +134,16 @@ footer { margin-top: 3rem; color: var(--muted); font-size: .8125rem; }
   .scroll { overflow: visible; }
 }
 """
+    + CHART
+)
+
+FILE_STYLE = (
+    COLOURS
+    + CHART
+    + """
+.sheet { fill: var(--sheet); }
+.chart { font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
+.chart .title { fill: var(--ink); font-size: 13px; font-weight: 600; }
+"""
+)
+"""Of a chart in a file of its own."""

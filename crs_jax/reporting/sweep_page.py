@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
-from crs_jax.reporting.charts import Line, line_chart
+from crs_jax.reporting.charts import Chart, Line
 from crs_jax.reporting.document import document
 from crs_jax.reporting.figures import Figure, number, p_value
 from crs_jax.reporting.html import Html, join, note, section, tag
@@ -82,7 +82,7 @@ def page(title: str, command: str, explained: str, found: Summary, reference: st
     return document(f"{title}: crs_jax sweep", tag("main", *parts))
 
 
-def chart(title: str, plot: Plot, found: Summary, settings: Mapping[str, Mapping[str, float]]) -> Html:
+def chart(title: str, plot: Plot, found: Summary, settings: Mapping[str, Mapping[str, float]]) -> Chart:
     """One plot.
 
     Args:
@@ -109,7 +109,7 @@ def chart(title: str, plot: Plot, found: Summary, settings: Mapping[str, Mapping
                     [(x, *ends) for x, figure in points if (ends := _ends(figure))],
                 )
             )
-    return line_chart(title, plot.y[0] if len(plot.y) == 1 else "", plot.x, lines)
+    return Chart(title, plot.y[0] if len(plot.y) == 1 else "", plot.x, lines)
 
 
 def _ends(figure: Figure) -> tuple[float, float] | None:
