@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 from crs_jax.benchmark.plan import Cell, parse
 from crs_jax.benchmark.record import described
 from crs_jax.benchmark.timing import Patience
+from crs_jax.host_memory import keep_and_advise
 
 MARK = "@benchmark "
 LONGEST_ERROR = 400
@@ -95,7 +96,10 @@ def jax_side(order: Order) -> None:
     from crs_jax.benchmark.world import World
 
     device = jax.devices()[0]
-    half = device.platform != "cpu" if order.half is None else order.half
+    on_cpu = device.platform == "cpu"
+    if on_cpu:
+        keep_and_advise()
+    half = not on_cpu if order.half is None else order.half
     versions = {"jax": jax.__version__, "jaxlib": jaxlib.__version__, "flax": flax.__version__}
     tell(device={"platform": device.platform, "kind": device.device_kind}, versions=versions)
     if order.peaks:
@@ -125,6 +129,8 @@ def torch_side(order: Order) -> None:
     if order.threads:
         torch.set_num_threads(order.threads)
     device = "cuda" if order.half is not False and torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        keep_and_advise()
     half = device == "cuda" if order.half is None else order.half
     tell(versions={"torch": torch.__version__, "transformers": transformers.__version__}, torch_device=device)
 

@@ -1,7 +1,7 @@
-"""Log-probabilities and entropies of tokens under the grammar, in chunks of time.
+"""Log-probabilities and entropies of tokens under the grammar, in chunks of time where the logits are many.
 
-The logits of B x T x V tokens never stand in memory: `scan` goes over chunks of T and each chunk is recomputed in the
-backward pass.
+No more than `LOGITS_BYTES` of the logits of B x T x V tokens stand in a device's memory: `scan` goes over chunks of T,
+and each is recomputed in the backward pass. What fits in one chunk is not recomputed.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from jax import lax
 
 from crs_jax.models.policy import Beside, Logits, Policy
 from crs_jax.models.query import Wish
+
+LOGITS_BYTES = 2**30
+"""Most bytes of float32 logits on one device at a time."""
 
 
 class Likelihood(NamedTuple):
@@ -68,11 +71,11 @@ def act_likelihood(
     target_BT: jax.Array,
     beside: Beside | None = None,
     temperature: float = 1.0,
-    chunk: int = 16,
+    chunk: int | None = None,
 ) -> Likelihood:
     """Of act tokens: `target_BT` is an item row, or the number of items N for `<|say|>`.
 
-    `beside` are rows and gains of the wish, `[B, T or 1, Y]` each.
+    `beside` are rows and gains of the wish, `[B, T or 1, Y]` each; `chunk` is `in_chunks`'.
     """
 
     def one(acting, used, target, *beside):
@@ -81,7 +84,7 @@ def act_likelihood(
         return likelihood(logits, target, temperature)
 
     each = [jnp.broadcast_to(a, (*target_BT.shape, a.shape[-1])) for a in beside or ()]
-    return in_chunks(one, chunk, acting_BTW, used_BTM, target_BT, *each)
+    return in_chunks(one, chunk or fitting(target_BT, items_NW), acting_BTW, used_BTM, target_BT, *each)
 
 
 def word_likelihood(
@@ -91,7 +94,7 @@ def word_likelihood(
     own_BTM: jax.Array,
     target_BT: jax.Array,
     temperature: float = 1.0,
-    chunk: int = 64,
+    chunk: int | None = None,
 ) -> Likelihood:
     """Of words: `target_BT` is a word's or `<|end|>`'s id, or `item_offset + j` for the act's j-th item."""
 
@@ -101,7 +104,14 @@ def word_likelihood(
         target = jnp.where(beyond >= 0, logits.main.shape[-1] + beyond, target)
         return likelihood(logits, target, temperature)
 
-    return in_chunks(one, chunk, hidden_BTD, own_BTM, target_BT)
+    return in_chunks(one, chunk or fitting(target_BT, policy.words[...]), hidden_BTD, own_BTM, target_BT)
+
+
+def fitting(target_BT: jax.Array, table_VD: jax.Array) -> int:
+    """Tokens of time whose logits over a table's rows are `LOGITS_BYTES` a device, at least 1."""
+    mesh = jax.sharding.get_abstract_mesh()
+    devices = 1 if mesh.empty else mesh.size  # rows are cut over data and fsdp, the table over tensor
+    return max(LOGITS_BYTES * devices // (4 * target_BT.shape[0] * table_VD.shape[0]), 1)
 
 
 def in_chunks(function, chunk: int, *arrays_BT: jax.Array) -> Likelihood:
@@ -111,7 +121,7 @@ def in_chunks(function, chunk: int, *arrays_BT: jax.Array) -> Likelihood:
     """
     T = arrays_BT[0].shape[1]
     if chunk >= T:
-        return jax.checkpoint(function)(*arrays_BT)
+        return function(*arrays_BT)
     chunks = -(-T // chunk)
     chunk = -(-T // chunks)
 

@@ -101,8 +101,8 @@ def reply_likelihood(
     mask_BR: jax.Array,
     temperature: float = 1.0,
     wish: Wish | None = None,
-    act_chunk: int = 16,
-    word_chunk: int = 64,
+    act_chunk: int | None = None,
+    word_chunk: int | None = None,
 ) -> TokenLikelihood:
     """Log-probabilities and entropies of reply tokens under the grammar.
 
@@ -115,6 +115,7 @@ def reply_likelihood(
       tokens_BR, mask_BR: the replies.
       temperature: the sampler's; divides the logits here too.
       wish: of each reply's context, leading axis B, joined at act slots.
+      act_chunk, word_chunk: tokens of time at once; None: as many as memory allows (`models/likelihood.py`).
     """
     layout = policy.layout
     split = parts(tokens_BR, mask_BR, layout)

@@ -115,9 +115,10 @@ def make_update(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mesh):
                 known_C += rankwise.surrogate(logp_CA, mini.acts, mini.place_CLK, c.clip)
             policy_loss += shape[1] * known_C.sum() / of_act
         value_loss = ppo.masked_mean(critic, real, of_all)
-        bonus = c.act_entropy * ppo.masked_mean(entropy, act, of_act)
-        bonus += c.word_entropy * ppo.masked_mean(entropy, word, of_word)
-        loss = policy_loss - bonus
+        loss = policy_loss
+        for coefficient, part, count in ((c.act_entropy, act, of_act), (c.word_entropy, word, of_word)):
+            if coefficient:
+                loss = loss - coefficient * ppo.masked_mean(entropy, part, count)
         if has_critic:
             loss = loss + c.value_coef * value_loss
         if algorithm == "grpo":  # its KL penalty is in the loss, not in the reward
