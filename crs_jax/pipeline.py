@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from crs_jax import config as settings
 from crs_jax.checkpoint import digest, done_meta, flatten
+from crs_jax.compilation import keep_programs
 from crs_jax.errors import InputError
 from crs_jax.evaluation.ceiling import noise_ceiling
 from crs_jax.evaluation.classifier import classifier_error, say_error
@@ -67,6 +68,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
     settings.validate(config)
     if jax.default_backend() == "cpu":
         keep_and_advise()
+    keep_programs()
     with jax.default_matmul_precision(config.model.matmul):  # a GPU's or TPU's own has fewer bits than float32
         return _run(config, workdir)
 

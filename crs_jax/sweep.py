@@ -2,13 +2,13 @@
 
   python -m crs_jax.sweep --sweep=configs/sweeps/evidence.py --out=runs/evidence --config.data.dir=FOLDER
 
-Flags that begin with `--config.` go to every run. Each run has a workdir of its own under `--out`; prepared data and
-compiled programs are shared, and so are the models of the stages sft and reward between runs whose settings for them
-are the same, those of other sweeps with the same `--out` too; a run all of whose settings are those of one that is done
-there is that one. What is done is skipped, so that the same command goes on where it was stopped. `--jobs=2` has two
-runs at a time, `--seeds=0,1` other seeds than the file names. All settings are checked before the first run. At the end
-stand `NAME.md`, `NAME.json` and `NAME.html` under the sweep's name: means over seeds with intervals, differences to the
-reference cell with paired tests, and plots, which are also pictures of their own, `NAME-*.svg`.
+Flags that begin with `--config.` go to every run. Each run has a workdir of its own under `--out`; prepared data are
+shared, and so are the models of the stages sft and reward between runs whose settings for them are the same, those of
+other sweeps with the same `--out` too; a run all of whose settings are those of one that is done there is that one.
+What is done is skipped, so that the same command goes on where it was stopped. `--jobs=2` has two runs at a time,
+`--seeds=0,1` other seeds than the file names. All settings are checked before the first run. At the end stand `NAME.md`,
+`NAME.json` and `NAME.html` under the sweep's name: means over seeds with intervals, differences to the reference cell
+with paired tests, and plots, which are also pictures of their own, `NAME-*.svg`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import math
-import os
 import pathlib
 import re
 import shlex
@@ -195,7 +194,6 @@ def run(sweep: Sweep, out: pathlib.Path, more: Sequence[str], jobs: int = 1) -> 
     """
     out.mkdir(parents=True, exist_ok=True)
     total, spent = len(sweep.seeds) * len(sweep.cells), list[float]()
-    environment = {"JAX_COMPILATION_CACHE_DIR": str(out / "cache" / "programs"), **os.environ}
     for cell in sweep.cells:
         if not sweep.waits(cell):  # what it names is not there yet
             check(sweep, cell, command(sweep, cell, sweep.seeds[0], out, more))
@@ -217,7 +215,7 @@ def run(sweep: Sweep, out: pathlib.Path, more: Sequence[str], jobs: int = 1) -> 
         say(f"sweep: {cell}, seed {seed}{after}{left}")
         start, log = time.monotonic(), workdir / "log.txt"
         with log.open("w", encoding="utf-8") as stream:
-            code = subprocess.run(line, stdout=stream, stderr=subprocess.STDOUT, env=environment).returncode
+            code = subprocess.run(line, stdout=stream, stderr=subprocess.STDOUT).returncode
         if code:
             last = log.read_text(encoding="utf-8").strip().splitlines()[-1:]
             raise InputError(f"sweep: {cell}, seed {seed} ended with status {code} ({log}): {''.join(last)}")

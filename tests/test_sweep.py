@@ -49,7 +49,7 @@ def started(monkeypatch):
     """Stands for the program: leaves the metrics of VALUES, and notes the command lines."""
     lines = []
 
-    def run(line, stdout, stderr, env):
+    def run(line, stdout, stderr):
         lines.append(line)
         workdir = pathlib.Path(next(flag for flag in line if flag.startswith("--workdir=")).removeprefix("--workdir="))
         name, seed = workdir.name.rsplit("-", 1)
@@ -95,9 +95,8 @@ def test_what_is_done_is_skipped_and_another_setting_is_not(started, tmp_path):
     assert len(started) == 8
 
 
-def test_models_are_shared_where_their_settings_are(started, tmp_path, monkeypatch):
+def test_models_are_shared_where_their_settings_are(started, tmp_path):
     """Cells that differ in what comes after a stage share it; in what comes before, not; seeds never do."""
-    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)  # the tests' own
     cells = {
         "all": {},
         "no sentiment": {"reward.gamma": 0.0, "algorithm": "rloo"},  # weights are read by PPO alone
@@ -108,15 +107,14 @@ def test_models_are_shared_where_their_settings_are(started, tmp_path, monkeypat
     values = {(cell.replace(" ", "_"), 3): 0.1 for cell in cells}
     run = subprocess.run
 
-    def with_models(line, stdout, stderr, env):
-        assert env["JAX_COMPILATION_CACHE_DIR"] == str(tmp_path / "cache" / "programs")
+    def with_models(line, stdout, stderr):
         workdir = pathlib.Path(next(flag for flag in line if flag.startswith("--workdir=")).removeprefix("--workdir="))
         there = sorted(p.name for p in workdir.glob("checkpoints/*"))
         for stage in ("sft", "reward"):
             (workdir / "checkpoints" / stage).mkdir(parents=True, exist_ok=True)
         (workdir / "tokenizer").mkdir(exist_ok=True)
         (workdir / "found.json").write_text(json.dumps(there), encoding="utf-8")
-        return run(line, stdout, stderr, env)
+        return run(line, stdout, stderr)
 
     with mock.patch.object(subprocess, "run", with_models), mock.patch.dict(VALUES, values):
         sweep.run(plan, tmp_path, [])
@@ -140,10 +138,10 @@ def test_seeds_run_side_by_side(started, tmp_path, capsys, monkeypatch):
     """Each first run waits for the other seed's to begin."""
     both, run = threading.Barrier(2, timeout=20), subprocess.run
 
-    def waiting(line, stdout, stderr, env):
+    def waiting(line, stdout, stderr):
         if "all-" in line[4]:
             both.wait()
-        return run(line, stdout, stderr, env)
+        return run(line, stdout, stderr)
 
     monkeypatch.setattr(subprocess, "run", waiting)
     found = sweep.run(PLAN, tmp_path, [], jobs=2)
@@ -295,7 +293,7 @@ def test_plots_that_cannot_be_drawn():
 
 
 def test_a_run_that_fails_ends_the_sweep_with_its_last_line(monkeypatch, tmp_path):
-    def fail(line, stdout, stderr, env):
+    def fail(line, stdout, stderr):
         stdout.write("starting\nerror: no such thing\n")
         return types.SimpleNamespace(returncode=2)
 

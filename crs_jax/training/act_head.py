@@ -16,6 +16,7 @@ import numpy as np
 import optax
 from flax import nnx
 
+from crs_jax.compilation import Once
 from crs_jax.metrics import MetricsWriter
 from crs_jax.models.policy import MASKED, Policy, add_at
 from crs_jax.models.query import Evidence
@@ -110,7 +111,7 @@ def fit_head(task: Task, writer: MetricsWriter, graphdef: Any, params: Any, froz
         rate = jnp.maximum(1.0 - c.average, (number + 1.0) ** -0.75)
         return part, jax.tree.map(lambda old, new: old + rate * (new - old), average, part), opt_state, value
 
-    run = jax.jit(on_mesh(step, task.mesh))
+    run = Once("head step", step, task.mesh)
     part = average = place(trained_part(params), task.mesh)
     opt_state, key = optimizer.init(part), jax.random.key(task.config.seed + 9)
     writer.drop_after("head", 0)

@@ -18,6 +18,7 @@ from jax import lax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from crs_jax.compilation import Once
 from crs_jax.models.heads import REWARDS, SIGNALS
 from crs_jax.rl import all_acts, ppo, rankwise
 from crs_jax.rl.all_acts import Acts
@@ -338,4 +339,4 @@ def make_iteration(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mes
         metrics |= {} if talk is None else turns.by_turn(played, c.turns, answers, actor.policy.layout.pad)
         return keep_layout(TrainState(state.step + 1, params, opt_state, halted, extra), mesh), metrics
 
-    return jax.jit(on_mesh(iteration, mesh), donate_argnums=0)
+    return Once("ppo iteration", iteration, mesh, donate=0)

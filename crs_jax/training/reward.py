@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 
 from crs_jax.checkpoint import Checkpoints, digest
+from crs_jax.compilation import Once
 from crs_jax.data.packing import Rows
 from crs_jax.data.windows import make_windows
 from crs_jax.errors import InputError
@@ -207,7 +208,7 @@ def make_step(graphdef: Any, optimizer: Any, task: Task):
         new_state = TrainState(state.step + 1, params, opt_state, halted, state.extra)
         return keep_layout(new_state, task.mesh), metrics
 
-    return jax.jit(on_mesh(step, task.mesh), donate_argnums=0)
+    return Once("reward step", step, task.mesh, donate=0)
 
 
 def predict_replies(

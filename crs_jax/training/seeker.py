@@ -19,6 +19,7 @@ import numpy as np
 from flax import nnx
 
 from crs_jax.checkpoint import Checkpoints, digest
+from crs_jax.compilation import Once
 from crs_jax.data.dialogue import RECOMMENDER, SEEKER
 from crs_jax.data.packing import Packer
 from crs_jax.data.simulated_seeker import SimulatedSeekers
@@ -30,7 +31,7 @@ from crs_jax.progress import Progress, say
 from crs_jax.rl.ppo import masked_mean
 from crs_jax.rl.rollout import sample
 from crs_jax.rl.scoring import parts
-from crs_jax.sharding import on_mesh, place, shard_batch
+from crs_jax.sharding import place, shard_batch
 from crs_jax.training.halt import stop_if_halted
 from crs_jax.training.optimizer import make_optimizer
 from crs_jax.training.reward import split_holdout
@@ -174,7 +175,7 @@ def run_seeker(task: Task, writer: MetricsWriter, sft: Model) -> Any:
     def held_loss(params: Any, frozen: Any, rows: DeviceRows) -> tuple[jax.Array, jax.Array]:
         return seeker_loss(nnx.merge(graphdef, params, frozen), rows, c.data.window, None), rows["word_mask_RW"].sum()
 
-    run, look = jax.jit(on_mesh(step, task.mesh), donate_argnums=0), jax.jit(on_mesh(held_loss, task.mesh))
+    run, look = Once("seeker step", step, task.mesh, donate=0), Once("seeker loss", held_loss, task.mesh)
     key, first = jax.random.key(c.seed + 8), done or 0
     with Progress(steps, "the seeker's model", "steps", done=first) as progress, checkpoints:
         for number, (_, batch) in enumerate(batches(packer, task, "seeker", rows, o.crop), 1):

@@ -19,6 +19,7 @@ import numpy as np
 from flax import nnx
 
 from crs_jax.checkpoint import Checkpoints
+from crs_jax.compilation import Once
 from crs_jax.data.packing import Packer, Rows, slots_of
 from crs_jax.data.windows import make_windows
 from crs_jax.errors import InputError
@@ -174,7 +175,7 @@ def make_step(graphdef: Any, optimizer: Any, task: Task):
         new_state = TrainState(state.step + 1, params, opt_state, halted, extra)
         return keep_layout(new_state, task.mesh), metrics
 
-    return jax.jit(on_mesh(step, task.mesh), donate_argnums=0)
+    return Once("sft step", step, task.mesh, donate=0)
 
 
 def averaged(average: Any, params: Any, step: jax.Array, decay: float) -> Any:
