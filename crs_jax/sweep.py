@@ -6,9 +6,9 @@ Flags that begin with `--config.` go to every run. Each run has a workdir of its
 shared, and so are the models of the stages sft and reward between runs whose settings for them are the same, those of
 other sweeps with the same `--out` too; a run all of whose settings are those of one that is done there is that one.
 What is done is skipped, so that the same command goes on where it was stopped. `--jobs=2` has two runs at a time,
-`--seeds=0,1` other seeds than the file names. All settings are checked before the first run. At the end stand `NAME.md`,
-`NAME.json` and `NAME.html` under the sweep's name: means over seeds with intervals, differences to the reference cell
-with paired tests, and plots, which are also pictures of their own, `NAME-*.svg`.
+`--seeds=0,1` other seeds than the file names. All settings are checked before the first run. At the end stand
+`NAME.md`, `NAME.json` and `NAME.html` under the sweep's name: means over seeds with intervals, differences to the
+reference cell with paired tests, and plots, which are also pictures of their own, `NAME-*.svg`.
 """
 
 from __future__ import annotations

@@ -25,22 +25,24 @@ def program():
         reason = f"no TPU compiler at {library}: launch/test.sh installs it, or name another in TPU_LIBRARY_PATH"
         (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TPU_LIBRARY_PATH": library}
-    worker = ROOT / "tests" / "training" / "tpu_worker.py"
-    done = subprocess.run(
-        [sys.executable, str(worker), "1", "8", "1"], env=environment, capture_output=True, text=True, timeout=900
-    )
+    flags = ["--config=configs/redial_ppo.py", "--topology=v5e:2x4", "--config.mesh.data=1", "--config.mesh.fsdp=8"]
+    line = [sys.executable, "-m", "crs_jax.benchmark.ahead", *flags]
+    done = subprocess.run(line, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-5000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    found = json.loads(done.stdout.splitlines()[-1])
+    return {**found, **found["bytes"]}
 
 
-def dims(result: str) -> list[int]:
-    return [int(n) for n in re.findall(r"\d+", result.split("[")[1])]
+def shape_of(collective: dict) -> list[int]:
+    return [int(n) for n in re.findall(r"\d+", collective["result"].split("[")[1])]
 
 
 def test_a_chip_holds_it(program):
     """Parameters, both moments, reference and reward model are cut over fsdp; the state is updated in place."""
     used = program["argument"] + program["output"] - program["alias"] + program["temp"] + program["code"]
     assert used < CHIP / 2  # 3.7 GiB when last measured
+    assert program["peak_bytes"] == used
+    assert program["fits"]
     five_copies = 5 * 4 * program["parameters"]
     assert program["parameters"] > 3.5e8
     assert five_copies / 8 < program["argument"] < 1.1 * five_copies / 8
@@ -50,8 +52,8 @@ def test_a_chip_holds_it(program):
 def test_no_logits_and_no_whole_batch_go_over_the_wires(program):
     """A chip computes the logits of its own replies. What is gathered are tables and kernels, each in use."""
     assert len(program["collectives"]) > 10
-    for operation, result, _ in program["collectives"]:
-        shape = dims(result)
+    for each in program["collectives"]:
+        operation, result, shape = each["operation"], each["result"], shape_of(each)
         if VOCABULARY in shape or CATALOGUE in shape:  # a table or its gradient, never logits
             rest = np.prod(shape) // (VOCABULARY if VOCABULARY in shape else CATALOGUE)
             assert rest <= 1024, (operation, result)
@@ -64,6 +66,8 @@ def test_no_logits_and_no_whole_batch_go_over_the_wires(program):
 
 def test_parameters_are_gathered_layer_by_layer(program):
     """Never all layers at once: the gathered kernels have no axis of 24, and none is wider than one layer's."""
-    gathered = [dims(result) for operation, result, _ in program["collectives"] if operation == "all-gather"]
-    assert [1024, 4096] in gathered or [1, 1024, 4096] in gathered
-    assert not [shape for shape in gathered if shape[0] == 24 and np.prod(shape) > 2**20]
+    gathered = [(shape_of(e), e["runs"]) for e in program["collectives"] if e["operation"] == "all-gather"]
+    kernels = [runs for shape, runs in gathered if shape in ([1024, 4096], [1, 1024, 4096])]
+    assert kernels
+    assert all(runs % 24 == 0 for runs in kernels)
+    assert not [shape for shape, _ in gathered if shape[0] == 24 and np.prod(shape) > 2**20]

@@ -1,0 +1,219 @@
+"""Compiles the fused PPO iteration for TPUs that nobody has at hand: what a chip holds, and what goes over the wires.
+
+  python -m crs_jax.benchmark.ahead --config=configs/benchmark.py:345m --topology=v5e:2x4 --config.mesh.fsdp=8
+
+Everything is a shape: no array of the model's size is ever made, and no TPU is needed, only its compiler: the package
+libtpu, or the library that TPU_LIBRARY_PATH names. Flags:
+
+  --config      as of a run; its mesh must have as many devices as the topology has chips
+  --topology    KIND:SHAPE of the slice, v5e:2x4 or v5p:2x2x2
+  --items       of the catalogue; default ReDial's 6924
+  --out         FILE.json; it is printed in any case
+
+Prints one line of JSON: bytes a chip needs, whether it has them, parameters, and each exchange between chips with the
+number of times an iteration carries it out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from flax import nnx
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from crs_jax import flags as command_line
+from crs_jax import source_tree
+from crs_jax.benchmark.hlo import collectives
+from crs_jax.data.byte_bpe import GPT2_WORDS
+from crs_jax.data.tokenizer import CONTROLS
+from crs_jax.errors import InputError
+from crs_jax.metrics import write_json
+from crs_jax.models.actor_critic import ActorCritic
+from crs_jax.models.policy import Layout, Policy
+from crs_jax.rl.reward import Normaliser, RewardModel
+from crs_jax.sharding import AXES, BATCH, shardings
+from crs_jax.training.contexts import Contexts
+from crs_jax.training.judging import Graphs, Judges
+from crs_jax.training.optimizer import make_optimizer
+from crs_jax.training.ppo import make_iteration
+from crs_jax.training.state import TrainState
+from crs_jax.training.task import model_config, split_model
+
+EMBEDDING, GENRES, FACETS, ASKED = 384, 27, 41, 62  # of ReDial
+NAMED, NEAR, STARRING = 32, 512, 48
+REDIAL_ITEMS = 6924
+CHIP_BYTES = {"v5e": 16 * 2**30, "v5p": 95 * 2**30, "v4": 32 * 2**30, "v6e": 32 * 2**30}
+"""Memory of a chip, from Google Cloud's pages on each version."""
+
+
+def abstract(build: Callable[[], Any]) -> tuple[Any, Any, Any]:
+    """Graph definition and shapes of a model that is never made."""
+    kept = []
+
+    def shapes():
+        graphdef, *arrays = split_model(build())
+        kept.append(graphdef)
+        return arrays
+
+    params, frozen = jax.eval_shape(shapes)
+    return kept[0], params, frozen
+
+
+def laid(tree: Any, mesh: Mesh, layout: PartitionSpec | None = None) -> Any:
+    """The shapes with where they lie: by the rules, or all alike."""
+    where = shardings(tree, mesh) if layout is None else jax.tree.map(lambda _: NamedSharding(mesh, layout), tree)
+    return jax.tree.map(lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at), tree, where)
+
+
+def layout_of(config: ConfigDict, items: int) -> Layout:
+    """Token ids of the config's tokenizer and a catalogue."""
+    words = GPT2_WORDS if config.tokenizer.kind == "gpt2" else config.tokenizer.vocab_size
+    pad, seeker, recommender, rec, say, end = range(words, words + len(CONTROLS))
+    unused = (GPT2_WORDS - 1,) if config.tokenizer.kind == "gpt2" else ()
+    return Layout(
+        num_words=words, item_offset=words + len(CONTROLS), num_items=items, act_items=config.data.act_items,
+        pad=pad, seeker=seeker, recommender=recommender, rec=rec, say=say, end=end, unused=unused,
+    )  # fmt: skip
+
+
+def lower(config: ConfigDict, mesh: Mesh, items: int) -> tuple[Any, int]:
+    """The lowered iteration, and how many parameters learn."""
+    layout, c, whole = layout_of(config, items), config.ppo, PartitionSpec()
+
+    def policy() -> Policy:
+        content_NE, facets_NF = np.zeros((items, EMBEDDING), np.float32), np.zeros((items, FACETS), np.float32)
+        known: Any = (content_NE, None, facets_NF, GENRES, ASKED)
+        rngs = nnx.Rngs(params=jax.random.key(0))
+        return Policy(model_config(config), layout, *known, rngs=rngs, pad_to=128 * mesh.shape["tensor"])
+
+    policy_graph, reference, frozen = abstract(policy)
+    actor_graph, params, _ = abstract(lambda: ActorCritic(policy(), config.model.value))
+    reward_graph, reward, reward_frozen = abstract(lambda: RewardModel(policy()))
+    optimizer = make_optimizer(c.learning_rate, c.warmup, 100, c.weight_decay, c.clip_norm)
+
+    def start(params):
+        extra = {"act_kl": jnp.float32(0), "word_kl": jnp.float32(0)}
+        return TrainState(jnp.int32(0), params, optimizer.init(params), jnp.asarray(False), extra)
+
+    def floats(*axes: int) -> Any:
+        return jax.ShapeDtypeStruct(axes, jnp.float32)
+
+    def of_contexts(*axes: int, dtype: Any = jnp.float32) -> Any:
+        return jax.ShapeDtypeStruct((c.contexts, *axes), dtype)
+
+    judges = Judges(
+        laid(reference, mesh), laid(reward, mesh), laid(frozen, mesh), laid(reward_frozen, mesh),
+        laid(floats(items, EMBEDDING), mesh, whole), laid(floats(3), mesh, whole),
+    )  # fmt: skip
+    length = config.data.context_tokens
+    contexts = Contexts(
+        of_contexts(length, dtype=jnp.int32), of_contexts(length, dtype=bool), of_contexts(EMBEDDING),
+        of_contexts(EMBEDDING), of_contexts(NAMED, dtype=jnp.int32), of_contexts(NAMED, dtype=jnp.int32),
+        of_contexts(ASKED), of_contexts(NEAR, dtype=jnp.int32), of_contexts(NEAR),
+        of_contexts(STARRING, dtype=jnp.int32), of_contexts(STARRING),
+    )  # fmt: skip
+    iteration = make_iteration(Graphs(actor_graph, policy_graph, reward_graph), optimizer, config, mesh)
+    lowered = iteration.lower(
+        laid(jax.eval_shape(start, params), mesh),
+        judges,
+        laid(Normaliser(floats(3), floats(3), floats()), mesh, whole),
+        laid(contexts, mesh, BATCH),
+        laid(jax.eval_shape(lambda: jax.random.key(0)), mesh, whole),
+    )
+    return lowered, sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
+
+
+def chips(topology: str) -> list[Any]:
+    """Devices of a slice that is not there; `InputError` where the compiler is missing or knows no such slice."""
+    from jax.experimental import topologies
+
+    kind, _, shape = topology.partition(":")
+    if kind not in CHIP_BYTES or not shape:
+        raise InputError(f"--topology={topology}: write KIND:SHAPE, v5e:2x4; kinds are {', '.join(CHIP_BYTES)}")
+    count = int(np.prod([int(n) for n in shape.split("x")]))
+    name = {"v5e": f"v5litepod-{count}", "v5p": f"v5p-{2 * count}", "v4": f"v4-{2 * count}", "v6e": f"v6e-{count}"}
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", name[kind])
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("TPU_WORKER_ID", "0")
+    try:
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
+    except Exception as error:  # of several kinds, by what is missing
+        raise InputError(f"--topology={topology}: {error}; libtpu, or TPU_LIBRARY_PATH=FILE, is needed") from None
+
+
+def described(config: ConfigDict, topology: str, items: int) -> dict[str, Any]:
+    """Compiles, and says what came of it."""
+    devices = chips(topology)
+    shape = config.mesh.data, config.mesh.fsdp, config.mesh.tensor
+    sizes = [s if s > 0 else len(devices) // int(np.prod([t for t in shape if t > 0])) for s in shape]
+    if np.prod(sizes) != len(devices):
+        raise InputError(f"--config.mesh: data x fsdp x tensor is {sizes}, but {topology} has {len(devices)} chips")
+    mesh = jax.make_mesh(tuple(sizes), AXES, devices=devices, axis_types=(AxisType.Auto,) * 3)
+    start = time.monotonic()
+    lowered, parameters = lower(config, mesh, items)
+    program = lowered.compile()
+    seconds = time.monotonic() - start
+    plan = program.memory_analysis()
+    names = ("argument", "output", "alias", "temp")
+    held = {name: getattr(plan, f"{name}_size_in_bytes") for name in names}
+    held["code"] = plan.generated_code_size_in_bytes
+    peak = held["argument"] + held["output"] - held["alias"] + held["temp"] + held["code"]
+    found = collectives(program.as_text(), -(-config.data.reply_tokens // config.ppo.decode_block))
+    moved: dict[str, int] = {}
+    for each in found:
+        moved[each.operation] = moved.get(each.operation, 0) + each.runs * each.bytes_each
+    room = CHIP_BYTES[topology.partition(":")[0]]
+    return {
+        "topology": topology, "mesh": sizes, "parameters": parameters, "items": items,
+        "contexts": config.ppo.contexts, "group": config.ppo.group,
+        "lengths": [config.data.context_tokens, config.data.reply_tokens], "dtype": config.model.dtype,
+        "bytes": held, "peak_bytes": peak, "chip_bytes": room, "fits": peak < room, "compile_seconds": seconds,
+        "received_bytes": moved, "collectives": [each._asdict() for each in found],
+        "versions": {"jax": jax.__version__}, "commit": source_tree.commit() or "unknown",
+    }  # fmt: skip
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command; returns the exit status: 2 for flags that cannot be used."""
+    if any(argument in ("-h", "--help", "--helpfull") for argument in arguments):
+        print((__doc__ or "").strip())
+        return 0
+    own = {"topology": "v5e:2x4", "items": str(REDIAL_ITEMS), "out": ""}
+    rest = []
+    for argument in arguments:
+        name, sign, value = argument.removeprefix("--").partition("=")
+        if sign and name in own:
+            own[name] = value
+        else:
+            rest.append(argument)
+    try:
+        if not own["items"].isdigit() or own["items"] == "0":
+            raise InputError(f"--items={own['items']}: give how many items the catalogue has")
+        config = command_line.parse(["ahead", *rest], flags.FlagValues()).config
+        found = described(config, own["topology"], int(own["items"]))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    found["command"] = " ".join(["python -m crs_jax.benchmark.ahead", *arguments])
+    if own["out"]:
+        write_json(pathlib.Path(own["out"]), found)
+    print(json.dumps(found))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
