@@ -180,6 +180,7 @@ def described(config: ConfigDict, topology: str, items: int) -> dict[str, Any]:
     return {
         "topology": topology, "mesh": sizes, "parameters": parameters, "items": items,
         "contexts": config.ppo.contexts, "group": config.ppo.group,
+        "updates": config.ppo.epochs * config.ppo.minibatches,
         "lengths": [config.data.context_tokens, config.data.reply_tokens], "dtype": config.model.dtype,
         "bytes": held, "peak_bytes": peak, "chip_bytes": room, "fits": peak < room, "compile_seconds": seconds,
         "received_bytes": moved, "collectives": [each._asdict() for each in found],
