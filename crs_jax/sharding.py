@@ -13,8 +13,9 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 from jax import lax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from crs_jax.errors import InputError
@@ -59,7 +60,7 @@ def path_name(path: tuple) -> str:
     return "/".join(name for name in names if name != "value")
 
 
-def spec_of(name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+def spec_of(name: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
     """The rule for one array, less what the mesh does not divide."""
     for pattern, spec in RULES:
         if re.search(pattern, name) and len(spec) == len(shape):
@@ -130,6 +131,28 @@ def by_rows(table: jax.Array) -> jax.Array:
     if mesh.empty or table.shape[0] % mesh.shape["tensor"]:
         return table
     return lax.with_sharding_constraint(table, PartitionSpec("tensor", None))
+
+
+def gathered(module: nnx.Module, dtype: str) -> Any:
+    """A policy for many small steps: what each reads of trunk and words is whole along fsdp, in the activations' type.
+
+    Left cut, the parameters would go over the wires again at every step of a decode loop. Takes their bytes in `dtype`,
+    divided by the tensor axis, on each device while it is in use. Nothing happens without `on_mesh` or fsdp.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.shape["fsdp"] == 1:
+        return module
+    graphdef, state = nnx.split(module)
+
+    def whole(path: tuple, leaf: jax.Array) -> jax.Array:
+        name = path_name(path)
+        spec = spec_of(name, leaf.shape, mesh)
+        if "fsdp" not in spec or not re.search(r"trunk/|words$", name):
+            return leaf
+        leaf = leaf.astype(dtype) if re.search(r"kernel$|words$", name) else leaf
+        return lax.with_sharding_constraint(leaf, PartitionSpec(*(None if axis == "fsdp" else axis for axis in spec)))
+
+    return nnx.merge(graphdef, jax.tree_util.tree_map_with_path(whole, state))
 
 
 def shard_batch(batch: Any, mesh: Mesh) -> Any:

@@ -15,6 +15,8 @@ _TYPE = re.compile(r"(\w+)\[([\d,]*)\]")
 _CALLED = re.compile(r"(?:body|condition|to_apply|calls|true_computation|false_computation)=%?([\w.-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_BELOW = re.compile(r"^\s*ROOT .*compare\(%?([\w.-]+), %?([\w.-]+)\), direction=LT")
+_DEFINED = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = ")
 
 
 class Collective(NamedTuple):
@@ -82,14 +84,44 @@ def _times(lines: dict[str, list[str]], entry: str, unknown_trips: int) -> colle
             called = _CALLED.findall(line)
             for branches in _BRANCHES.findall(line):
                 called += [branch.strip().lstrip("%") for branch in branches.split(",")]
-            if not called:
-                continue
-            trips = 1
-            if " while(" in line:
-                known = _TRIPS.search(line)
-                trips = int(known[1]) if known else unknown_trips
+            trips = (_trips(line, lines) or unknown_trips) if " while(" in line else 1
             for other in called:
                 visit(other, count * trips)
 
     visit(entry, 1)
     return times
+
+
+def _trips(line: str, lines: dict[str, list[str]]) -> int | None:
+    """Of a loop: as the compiler has noted, or from its counter, which starts at 0; None where it may end early."""
+    if known := _TRIPS.search(line):
+        return int(known[1])
+    parts = dict(re.findall(r"(condition|body)=%?([\w.-]+)", line))
+    condition, body = (_by_name(lines.get(parts[part], [])) for part in ("condition", "body"))
+    below = next((match for text in condition.values() if (match := _BELOW.match(text))), None)
+    if below is None:
+        return None
+    limit, at = _constant(condition.get(below[2], "")), re.search(r"index=(\d+)", condition.get(below[1], ""))
+    if limit is None or at is None:
+        return None
+    return -(-limit // _step(body, int(at[1])))
+
+
+def _by_name(lines: list[str]) -> dict[str, str]:
+    return {match[1]: line for line in lines if (match := _DEFINED.match(line))}
+
+
+def _constant(line: str) -> int | None:
+    found = re.search(r" constant\((\d+)\)", line)
+    return int(found[1]) if found else None
+
+
+def _step(body: dict[str, str], index: int) -> int:
+    """What a loop's body adds to the counter at `index` of its state: 1, or more where the compiler unrolled it."""
+    root = next((line for line in body.values() if line.lstrip().startswith("ROOT")), "")
+    names = re.findall(r"%([\w.-]+)", root.split(" tuple(")[-1].split(")")[0])
+    name, total = names[index] if index < len(names) else "", 0
+    while (line := body.get(name, "")) and (added := re.search(r" add\(%([\w.-]+), %([\w.-]+)\)", line)):
+        total += _constant(body.get(added[2], "")) or 0
+        name = added[1]
+    return max(total, 1)

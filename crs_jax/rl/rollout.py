@@ -12,6 +12,7 @@ from crs_jax.models.gpt2 import KVCache
 from crs_jax.models.likelihood import log_normaliser
 from crs_jax.models.policy import Logits, Policy
 from crs_jax.models.query import Evidence
+from crs_jax.sharding import gathered
 
 BLOCK = 128  # tables are padded to a multiple of this
 
@@ -125,6 +126,7 @@ def sample(
       proposed: `[B, M]` rows of items, -1 where none: the other side answers, with words and these items alone, and
         prompts end in `<|seeker|>`.
     """
+    policy = gathered(policy, policy.dtype)
     layout = policy.layout
     items_NW = policy.item_table()
     C, R = prompt_CP.shape[0], reply_tokens
