@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 from crs_jax import source_tree
+from crs_jax.benchmark.findings import depth, growth
 from crs_jax.benchmark.plan import Cell, parse
 
 Record = dict[str, Any]
@@ -56,7 +57,8 @@ def derive(record: Record) -> None:
     bytes that a decode step must read, over its time, over the bandwidth of the large copy; `of_training_bytes`, the
     program's memory over that of parameters, gradients and Adam's moments; `shares`, of iterations, the share of each
     part whose cell has the same shapes; `torch_time_ratio`, the time here over the time in torch, below 1 where this is
-    faster, and `torch_fastest_ratio`, that of the fastest runs, which other programs on the machine disturb least.
+    faster, and `torch_fastest_ratio`, that of the fastest runs, which other programs on the machine disturb least. Of
+    cells together, `growth` and `depth` (`findings.py`).
     """
     peaks, done = record["peaks"], {c["cell"]: c for c in record["cells"] if "seconds" in c}
     for text, cell in done.items():
@@ -73,6 +75,7 @@ def derive(record: Record) -> None:
             cell["torch_fastest_ratio"] = cell["fastest"] / other["fastest"]
         if cell["part"] == "iteration":
             cell["shares"] = shares(cell, list(done.values()))
+    record["growth"], record["depth"] = growth(list(done.values())), depth(list(done.values()))
 
 
 def shares(whole: dict[str, Any], cells: list[dict[str, Any]]) -> dict[str, float]:

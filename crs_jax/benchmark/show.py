@@ -5,6 +5,8 @@ from __future__ import annotations
 import pathlib
 from typing import Any
 
+from crs_jax.benchmark.findings import sentences
+
 COLUMNS = (
     "cell",
     "tokens/s",
@@ -21,7 +23,7 @@ COLUMNS = (
 
 
 def table(record: dict[str, Any]) -> str:
-    """One line a cell, then the shares of each iteration.
+    """One line a cell, then the shares of each iteration, and what cells say beside each other.
 
     `spread` is the distance of the quartiles over the median; `peak GB` the compiled program's memory (torch: what was
     allocated); `/ training` that over parameters, gradients and Adam's moments; `/ torch` the time over torch's, of
@@ -63,7 +65,7 @@ def table(record: dict[str, Any]) -> str:
         if cell.get("shares")
     ]
     left = [f"left out: {' '.join(record['left_out'])}"] if record["left_out"] else []
-    return "\n".join([*head, "", *text, "", *foot, *left])
+    return "\n".join([*head, "", *text, "", *foot, *sentences(record), *left])
 
 
 def _percent(value: float | None) -> str:
