@@ -1,5 +1,6 @@
 """Fixtures of all tests."""
 
+import functools
 import os
 import pathlib
 import shutil
@@ -7,6 +8,8 @@ import tempfile
 
 import hypothesis
 import pytest
+
+from crs_jax.host_memory import keep_and_advise
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the hub; before `datasets` is first imported
 # Most of the tests' time is LLVM's. What XLA makes of a program is the same, only its machine code is less polished.
@@ -23,7 +26,10 @@ FIRST = ("test_tpu_compile.py", "test_sharding.py", "test_pipeline.py", "test_sw
 
 
 def pytest_configure(config):
-    """The same program is compiled once in a run of the tests, by whichever process comes first."""
+    """The same program is compiled once in a run of the tests, by whichever process comes first; as in a run, memory is
+    kept, since fresh pages are a fifth of the time of some tests.
+    """
+    keep_and_advise()
     if PROGRAMS not in os.environ:
         os.environ[PROGRAMS] = config.programs = tempfile.mkdtemp(prefix="programs-")
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
@@ -36,6 +42,15 @@ def pytest_collection_modifyitems(items):
 def pytest_unconfigure(config):
     if hasattr(config, "programs"):
         shutil.rmtree(config.programs, ignore_errors=True)
+
+
+@pytest.fixture
+def fast_code(monkeypatch):
+    """Programs of a test that runs longer than it compiles: machine code polished a little, half the time in all."""
+    import jax
+
+    options = {"xla_backend_optimization_level": 1}
+    monkeypatch.setattr(jax, "jit", functools.partial(jax.jit, compiler_options=options))
 
 
 @pytest.fixture(scope="session")

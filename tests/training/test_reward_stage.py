@@ -52,7 +52,7 @@ def larger(tmp_path_factory):
     return task, fresh_models(task)[0]
 
 
-def test_planted_signals_are_recovered_on_unseen_dialogues(larger, monkeypatch):
+def test_planted_signals_are_recovered_on_unseen_dialogues(larger, monkeypatch, fast_code):
     task, sft = larger
     signal_DTS = planted(task)
     monkeypatch.setattr(reward, "label", lambda task, split: Labels(signal_DTS, {}))

@@ -99,7 +99,7 @@ def test_loss_equals_that_of_each_reply_given_its_window(world, tmp_path):
     assert abs(float(narrow) - float(loss)) > 1e-3
 
 
-def test_ten_dialogues_are_learned_by_heart(world, tmp_path):
+def test_ten_dialogues_are_learned_by_heart(world, tmp_path, fast_code):
     task = world.at(tmp_path)
     numbers = [d for d, dialogue in enumerate(task.corpus.train) if dialogue.turns[0].role == "seeker"][:10]
     assert len(numbers) == 10
