@@ -59,7 +59,7 @@ def share(config: ConfigDict, workdir: pathlib.Path, others: Sequence[pathlib.Pa
         for other in others:
             if not (other / "checkpoints" / stage).exists():
                 continue
-            made = read_json(other / RECORD)["settings"]
+            made = read_json(other / RECORD).get("settings", {})
             if all(made.get(name) == value for name, value in wanted.items()):
                 copy(other, workdir, MODELS[at:])
                 return stage

@@ -84,7 +84,7 @@ class Episodes:
     """
 
     def __init__(self, task: Task, split: str):
-        """Embeds what the logged seekers said, so that no host function has to."""
+        """Embeds what the logged seekers said, and loads what embeds the rest, so that no host function has to."""
         if jax.process_count() > 1:
             raise InputError(
                 "--config.ppo.turns: contexts of later turns are made on the host, in one process; use 1 with several"
@@ -97,6 +97,7 @@ class Episodes:
         self._known = dict(zip(texts, task.embed(texts), strict=True)) if texts else {}
         self._task = dataclasses.replace(task, config=config, embed=self._embed)
         self._split, self._on_host = split, task.embed_on_host or task.embed
+        self._on_host([""])  # loads the encoder, which a host function could not: the device waits for it
         self.tokenizer, self.catalogue = task.tokenizer, task.corpus.catalogue
 
     def _embed(self, texts: Sequence[str]) -> np.ndarray:

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 from jax.experimental import io_callback
 from ml_collections import ConfigDict
-from tiny_task import change
+from tiny_task import change, embed
 
 from crs_jax.config import validate
 from crs_jax.data import simulated_words as words
@@ -101,6 +101,26 @@ def test_an_episode_that_repeats_the_log_has_the_logs_contexts(world, episodes, 
     padded = np.concatenate([said_of(task, where, count), np.full((len(where), 2, 120), task.tokenizer.pad)], 1)
     for a, b in zip(episodes.contexts(np.array(where), padded), wanted, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_contexts_need_no_device_and_their_encoder_is_loaded_before(world):
+    """A program that waits for its host function leaves it no device: on one core everything would wait for ever."""
+    loaded = []
+
+    def on_host(texts):
+        loaded.append(texts)
+        return embed(texts)
+
+    task = dataclasses.replace(world.task, embed_on_host=on_host)
+    episodes = Episodes(task, "train")
+    assert loaded
+    where = logged(task, 3)[:4]
+    said = said_of(task, where, 2)
+    said[:, 1, 1] = said[:, 1, 0]  # words that nobody has said before
+    with jax.transfer_guard("disallow_explicit"):
+        episodes.contexts(np.array(where), said)
+        episodes.prompts(np.array(where), said[:, :1])
+    assert len(loaded) > 1
 
 
 def test_prompts_of_seekers_are_windows_too(world, episodes):
