@@ -28,7 +28,8 @@ def summary(times: list[float]) -> dict[str, Any]:
 
 
 def repeat(run: Callable[[], Any], patience: Patience) -> dict[str, Any]:
-    """Times of `run`, which returns when its work is done; one run before them warms up."""
+    """Times of `run`, which returns when its work is done; two runs before them warm up, code and memory."""
+    run()
     run()
     times: list[float] = []
     while len(times) < patience.least or (sum(times) < patience.seconds and len(times) < patience.most):

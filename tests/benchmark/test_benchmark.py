@@ -160,5 +160,5 @@ def test_timing_repeats_until_the_time_is_up(monkeypatch):
     calls = []
     found = timing.repeat(lambda: calls.append(0), timing.Patience(least=3, most=9, seconds=5.0))
     assert found["runs"] == 5
-    assert len(calls) == 6  # one to warm up
+    assert len(calls) == 7  # two to warm up
     assert found["seconds"] == found["fastest"] == 1.0
