@@ -6,8 +6,8 @@
 Hardware: a CPU with two cores and 4 GiB.
 
 Last run (as the cell `one turn` of configs/sweeps/turns.py, seed 0, commit e275ac9): 9:38 minutes on one core; 1,342
-training dialogues: true utility .465 before PPO, .619 after, difference +.154 (95 % .140 .. .167). Over nine seeds on
-one H100: +.162 (.153 .. .171), README.
+training dialogues: true utility .465 before PPO, .619 after, difference +.154 (95 % .140 .. .167). Over ten
+seeds: +.161 (.153 .. .169), docs/results.md.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ class Once:
     def __init__(self, name: str, function: Callable, mesh: Mesh, donate: int | None = None) -> None:
         self.name = name
         self._jitted = jax.jit(on_mesh(function, mesh), donate_argnums=() if donate is None else donate)
-        self._first: list[tuple] | None = None
+        self._first: tuple | None = None
 
     def __call__(self, *arguments: Any) -> Any:
         """Runs the step."""
@@ -52,29 +52,37 @@ class Once:
         return self._jitted.lower(*arguments)
 
 
-def signature(arguments: Any) -> list[tuple]:
-    """Shape, type and layout of each array."""
-    leaves = jax.tree.leaves(arguments)
-    return [(np.shape(a), getattr(a, "dtype", type(a)), getattr(a, "sharding", None)) for a in leaves]
+def signature(arguments: Any) -> tuple[Any, list[tuple]]:
+    """Structure of the arguments, and type, shape and layout of each array."""
+    leaves, structure = jax.tree.flatten(arguments)
+    return structure, [(*_type(a), getattr(a, "sharding", None)) for a in leaves]
 
 
-def difference(first: list[tuple], now: list[tuple]) -> str:
+def _type(leaf: Any) -> tuple[str, tuple[int, ...]]:
+    weak = " (weak)" if getattr(leaf, "weak_type", False) else ""
+    return f"{getattr(leaf, 'dtype', type(leaf).__name__)}{weak}", np.shape(leaf)
+
+
+def difference(first: tuple, now: tuple) -> str:
     """What a second program would be needed for, by the number of the array among all of the arguments; else ""."""
-    if len(first) != len(now):
-        return f"it was called with {len(first)} arrays and now with {len(now)}"
-    for number, (before, after) in enumerate(zip(first, now, strict=True)):
-        if before[:2] != after[:2] or not _alike(before[2], after[2], len(before[0])):
+    if len(first[1]) != len(now[1]):
+        return f"it was called with {len(first[1])} arrays and now with {len(now[1])}"
+    for number, (before, after) in enumerate(zip(first[1], now[1], strict=True)):
+        if before[:2] != after[:2] or not _alike(before[2], after[2], len(before[1])):
             return f"array {number} of its arguments was {_shown(before)} and is now {_shown(after)}"
-    return ""
+    return "" if first[0] == now[0] else "its arguments have another structure than before"
 
 
 def _alike(before: Any, after: Any, ndim: int) -> bool:
-    """Whether two shardings lay an array out alike; None is that of a host array, which goes where it must."""
-    return before == after or before is None or after is None or before.is_equivalent_to(after, ndim)
+    """Whether two shardings lay an array out alike; None is that of a host array, which lies whole on each device."""
+    if before is None or after is None:
+        known = after if before is None else before
+        return known is None or known.is_fully_replicated
+    return before == after or before.is_equivalent_to(after, ndim)
 
 
 def _shown(array: tuple) -> str:
-    shape, dtype, sharding = array
+    dtype, shape, sharding = array
     spec = getattr(sharding, "spec", None)
     return f"{dtype}{list(shape)}" + (f" laid out as {spec}" if spec is not None else "")
 
@@ -83,10 +91,11 @@ def keep_programs() -> pathlib.Path | None:
     """Has compiled programs kept between runs, where neither the environment nor the caller has said where.
 
     They lie in `$XDG_CACHE_HOME/crs_jax`, else `~/.cache/crs_jax`, a folder for each kind of processor: a program for
-    one may not run on another. `JAX_COMPILATION_CACHE_DIR=FOLDER` keeps them elsewhere, an empty one nowhere. Returns
-    the folder, None where this function changes nothing.
+    one may not run on another. `JAX_COMPILATION_CACHE_DIR=FOLDER` keeps them elsewhere, an empty one nowhere. Several
+    processes need a folder that all see, which only the user can name; without one nothing is kept. Returns the folder,
+    None where this function changes nothing.
     """
-    if FOLDER in os.environ or jax.config.values["jax_compilation_cache_dir"] is not None:
+    if jax.process_count() > 1 or FOLDER in os.environ or jax.config.values["jax_compilation_cache_dir"] is not None:
         return None
     base = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
     folder = base / "crs_jax" / f"programs-{processor()}"

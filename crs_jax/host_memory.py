@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import ctypes
 import os
+import pathlib
 import sys
 
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # malloc.h
-MMAP_MAX = 65536  # glibc's default
 MADV_HUGEPAGE = 14  # sys/mman.h
 HUGE_PAGE = 2**21
 ADVISED = 0.75  # share of the machine's memory
@@ -21,11 +21,12 @@ ADVISED = 0.75  # share of the machine's memory
 def keep_and_advise() -> bool:
     """Has glibc serve large buffers from its heap, keep what is freed, and back the heap by huge pages.
 
-    Nothing is reserved: the heap is grown, advised and handed back to malloc untouched. For Linux with glibc;
-    elsewhere, and where the environment tunes malloc itself, nothing changes. Returns whether it was done.
+    The heap is grown, advised and handed back to malloc untouched, so that no memory is used for it. For Linux with
+    glibc; elsewhere, where the process' memory is limited or the kernel counts what is not used yet, and where the
+    environment tunes malloc itself, nothing changes. Returns whether it was done.
     """
     tuned = any(name.startswith("MALLOC_") or name in ("GLIBC_TUNABLES", "LD_PRELOAD") for name in os.environ)
-    if tuned or not sys.platform.startswith("linux"):
+    if tuned or not sys.platform.startswith("linux") or _limited():
         return False
     library = ctypes.CDLL(None, use_errno=True)
     if not hasattr(library, "gnu_get_libc_version"):
@@ -38,10 +39,22 @@ def keep_and_advise() -> bool:
         return False
     size = int(ADVISED * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     block = library.malloc(size)
-    if not block:  # a limit on the process' memory
-        library.mallopt(M_MMAP_MAX, MMAP_MAX)
+    if not block:
         return False
     start = -(-block // HUGE_PAGE) * HUGE_PAGE
     advised = library.madvise(start, (block + size - start) // HUGE_PAGE * HUGE_PAGE, MADV_HUGEPAGE) == 0
     library.free(block)
     return advised
+
+
+def _limited() -> bool:
+    """Whether the heap cannot be grown beyond what is used: by a limit, or since all that is asked for is counted."""
+    import resource
+
+    kinds = (resource.RLIMIT_DATA, resource.RLIMIT_AS)
+    if any(resource.getrlimit(kind)[0] != resource.RLIM_INFINITY for kind in kinds):
+        return True
+    try:
+        return pathlib.Path("/proc/sys/vm/overcommit_memory").read_text(encoding="ascii").strip() == "2"
+    except OSError:
+        return False

@@ -69,6 +69,8 @@ class Sweep:
     def __post_init__(self) -> None:
         if self.reference not in self.cells:
             raise InputError(f"sweep: the reference {self.reference!r} is no cell; cells are {', '.join(self.cells)}")
+        if len({file_name(title) for title in self.plots}) < len(self.plots):
+            raise InputError("sweep: two plots differ in signs alone, so that their pictures would have one name")
         for title, plot in self.plots.items():
             wrong = [name for name in plot.y if name not in self.measures]
             wrong += [cell for cells in plot.lines.values() for cell in cells if cell not in self.cells]
@@ -204,11 +206,14 @@ def run(sweep: Sweep, out: pathlib.Path, more: Sequence[str], jobs: int = 1) -> 
         if is_done(workdir, config):
             return
         others = [done.parent for done in sorted(out.glob(f"*/{RECORD}")) if done.parent != workdir]
+        if workdir.is_symlink():  # to a run that it was the same as, and is no more
+            workdir.unlink()
         if not workdir.exists() and (same := twin(config, others)):
             say(f"sweep: {cell}, seed {seed} is {same.name}")
             workdir.symlink_to(same.name)
             return
         workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / RECORD).unlink(missing_ok=True)
         shared = share(config, workdir, others)
         after = f", with the models of {shared}" if shared else ""
         left = f", {duration(statistics.mean(spent) * (total - len(spent)) / jobs)} left at most" if spent else ""
@@ -232,6 +237,11 @@ def run(sweep: Sweep, out: pathlib.Path, more: Sequence[str], jobs: int = 1) -> 
     }
 
 
+def file_name(title: str) -> str:
+    """Of a plot's picture."""
+    return re.sub(r"\W+", "_", title.lower()).strip("_")
+
+
 def write(
     sweep: Sweep, out: pathlib.Path, found: Mapping[str, Mapping[int, Mapping[str, Figure]]], title: str, line: str
 ) -> str:
@@ -250,8 +260,7 @@ def write(
     settings = {cell: {x: float(sweep.settings(cell)[x]) for x in xs} for cell in sweep.cells}
     charts = [chart(name, plot, summed, settings) for name, plot in sweep.plots.items()]
     for drawn in charts:
-        name = re.sub(r"\W+", "_", drawn.title.lower()).strip("_")
-        write_atomically(out / f"{title}-{name}.svg", drawn.file())
+        write_atomically(out / f"{title}-{file_name(drawn.title)}.svg", drawn.file())
     figures = [drawn.figure() for drawn in charts]
     write_atomically(out / f"{title}.html", page(title, line, explained, summed, reference, figures))
     return text

@@ -1,5 +1,6 @@
 """A step is compiled once or says why not; compiled programs are kept and found again."""
 
+import json
 import os
 import pathlib
 import subprocess
@@ -84,6 +85,45 @@ except RuntimeError as error:
     assert done.returncode == 0, done.stderr
     assert "array 0 of its arguments was float32[4, 2]" in done.stdout
     assert "'data'" in done.stdout
+
+
+def test_what_looks_alike_and_is_not(mesh):
+    """The same arrays under another name, and a number of Python's for an array's."""
+    step = Once("adding", lambda state, number: sum(state.values()) * number, mesh)
+    step({"a": jnp.float32(1), "b": jnp.float32(2)}, jnp.float32(3))
+    with pytest.raises(RuntimeError, match="another structure"):
+        step({"a": jnp.float32(1), "c": jnp.float32(2)}, jnp.float32(3))
+    with pytest.raises(RuntimeError, match="array 2 of its arguments was float32"):
+        step({"a": jnp.float32(1), "b": jnp.float32(2)}, 3.0)
+
+
+STAGES = """
+import dataclasses, pathlib, sys
+from tiny_task import make_task, tiny_config
+from crs_jax.metrics import MetricsWriter
+from crs_jax.sharding import make_mesh
+from crs_jax.training.reward import run_reward
+from crs_jax.training.sft import run_sft
+folder = pathlib.Path(sys.argv[1])
+settings = {"head__epochs": 1.0, "head__batch": 8, "sft__epochs": 0.5, "reward__epochs": 0.5, "mesh__fsdp": 2}
+config = tiny_config(folder, **settings)
+task = dataclasses.replace(make_task(folder, config), mesh=make_mesh(config))
+assert task.mesh.size == 2
+with MetricsWriter(folder, tensorboard=False) as writer:
+    run_reward(task, writer, run_sft(task, writer))
+"""
+
+
+def test_the_stages_steps_are_compiled_once_on_two_devices(tmp_path):
+    """Head, supervised and reward steps: what a step gives back lies as what it was given."""
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"
+    path = f"{ROOT}:{ROOT / 'tests'}:{ROOT / 'tests' / 'training'}"
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
+    line = [sys.executable, "-c", STAGES, str(tmp_path)]
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    steps = [json.loads(text) for text in (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert {line["stage"] for line in steps if line["step"] > 1} == {"head", "sft", "reward"}
 
 
 PROGRAM = """

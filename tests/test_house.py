@@ -99,4 +99,4 @@ def test_top_level_holds_only_the_house():
     shown = {
         p.name for p in ROOT.iterdir() if not p.name.startswith(".") and not p.name.endswith(".egg-info")
     } - ignored
-    assert shown <= {"pyproject.toml", "crs_jax", "configs", "launch", "tests", "colab", "README.md", "LICENSE"}
+    assert shown <= {"pyproject.toml", "crs_jax", "configs", "docs", "launch", "tests", "colab", "README.md", "LICENSE"}

@@ -256,6 +256,29 @@ def test_a_run_whose_settings_are_those_of_another_is_that_one(started, tmp_path
     assert (tmp_path / "said-3").readlink() == pathlib.Path("all-3")
 
 
+def test_a_run_that_is_another_no_longer_has_a_folder_of_its_own(started, tmp_path):
+    """Nothing is written into the other's."""
+    sweep.run(PLAN, tmp_path, [])
+    plan = dataclasses.replace(PLAN, cells={"said": {}}, reference="said", seeds=(3,))
+    sweep.run(plan, tmp_path, [])
+    assert len(started) == 4
+    changed = dataclasses.replace(plan, cells={"said": {"evaluation.bootstrap": 7}})
+    with mock.patch.dict(VALUES, {("said", 3): 0.9}):
+        assert sweep.run(changed, tmp_path, [])["said"][3]["hr"].value == 0.9
+    assert len(started) == 5
+    assert not (tmp_path / "said-3").is_symlink()
+    assert sweep.run(PLAN, tmp_path, [])["all"][3]["hr"].value == 0.2
+    assert len(started) == 5
+
+
+def test_a_run_is_not_done_while_it_runs_again(tmp_path, started, monkeypatch):
+    sweep.run(PLAN, tmp_path, [])
+    monkeypatch.setattr(subprocess, "run", lambda line, stdout, stderr: types.SimpleNamespace(returncode=1))
+    with pytest.raises(InputError, match="status 1"):
+        sweep.run(PLAN, tmp_path, ["--config.model.width=64"])
+    assert not (tmp_path / "all-3" / "sweep.json").exists()
+
+
 def test_a_cell_that_cannot_run_is_named_before_the_first_run(started, tmp_path):
     plan = dataclasses.replace(PLAN, cells={**PLAN.cells, "wrong": {"ppo.clip": -1.0}})
     with pytest.raises(InputError, match=r"the cell 'wrong': .*ppo\.clip"):

@@ -38,6 +38,7 @@ from ml_collections import ConfigDict
 from crs_jax import flags as command_line
 from crs_jax import source_tree
 from crs_jax.benchmark.hlo import collectives
+from crs_jax.config import derive
 from crs_jax.data.byte_bpe import GPT2_WORDS
 from crs_jax.data.tokenizer import CONTROLS
 from crs_jax.errors import InputError
@@ -88,6 +89,18 @@ def layout_of(config: ConfigDict, items: int) -> Layout:
         num_words=words, item_offset=words + len(CONTROLS), num_items=items, act_items=config.data.act_items,
         pad=pad, seeker=seeker, recommender=recommender, rec=rec, say=say, end=end, unused=unused,
     )  # fmt: skip
+
+
+def refuse_what_is_not_built(config: ConfigDict) -> None:
+    """`InputError` for settings that make another program than `lower` does."""
+    c, r, m = config.ppo, config.reward, config.model
+    others = {
+        "model.value": m.value != "separate", "model.leave_out": not m.leave_out, "ppo.turns": c.turns == 1,
+        "ppo.evidence": c.evidence == "same", "reward.ensemble": r.ensemble == 1, "reward.function": not r.function,
+    }  # fmt: skip
+    for name, built in others.items():
+        if not built:
+            raise InputError(f"--config.{name}: a program with this setting is not compiled ahead; leave it as it is")
 
 
 def lower(config: ConfigDict, mesh: Mesh, items: int) -> tuple[Any, int]:
@@ -157,11 +170,13 @@ def chips(topology: str) -> list[Any]:
 
 def described(config: ConfigDict, topology: str, items: int) -> dict[str, Any]:
     """Compiles, and says what came of it."""
+    refuse_what_is_not_built(config)
     devices = chips(topology)
     shape = config.mesh.data, config.mesh.fsdp, config.mesh.tensor
     sizes = [s if s > 0 else len(devices) // int(np.prod([t for t in shape if t > 0])) for s in shape]
     if np.prod(sizes) != len(devices):
         raise InputError(f"--config.mesh: data x fsdp x tensor is {sizes}, but {topology} has {len(devices)} chips")
+    derive(config, len(devices))
     mesh = jax.make_mesh(tuple(sizes), AXES, devices=devices, axis_types=(AxisType.Auto,) * 3)
     start = time.monotonic()
     lowered, parameters = lower(config, mesh, items)
@@ -173,9 +188,9 @@ def described(config: ConfigDict, topology: str, items: int) -> dict[str, Any]:
     held["code"] = plan.generated_code_size_in_bytes
     peak = held["argument"] + held["output"] - held["alias"] + held["temp"] + held["code"]
     found = collectives(program.as_text(), -(-config.data.reply_tokens // config.ppo.decode_block))
-    moved: dict[str, int] = {}
+    received: dict[str, int] = {}
     for each in found:
-        moved[each.operation] = moved.get(each.operation, 0) + each.runs * each.bytes_each
+        received[each.operation] = received.get(each.operation, 0) + round(each.received)
     room = CHIP_BYTES[topology.partition(":")[0]]
     return {
         "topology": topology, "mesh": sizes, "parameters": parameters, "items": items,
@@ -183,7 +198,7 @@ def described(config: ConfigDict, topology: str, items: int) -> dict[str, Any]:
         "updates": config.ppo.epochs * config.ppo.minibatches,
         "lengths": [config.data.context_tokens, config.data.reply_tokens], "dtype": config.model.dtype,
         "bytes": held, "peak_bytes": peak, "chip_bytes": room, "fits": peak < room, "compile_seconds": seconds,
-        "received_bytes": moved, "collectives": [each._asdict() for each in found],
+        "received_bytes": received, "collectives": [each._asdict() for each in found],
         "versions": {"jax": jax.__version__}, "commit": source_tree.commit() or "unknown",
     }  # fmt: skip
 

@@ -9,7 +9,8 @@ from typing import Any
 
 
 def growth(cells: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """By part and size, over cells that differ in rows and lengths alone.
+    """By part, size, group and depth, over cells that differ in rows and lengths alone (rollouts: in rows alone, since
+    their tokens are those of replies).
 
     `exponent` is the slope of log time over log tokens by least squares: 1 is linear, below it small batches waste
     time, above it something grows faster than the work. `from` and `to` are tokens.
@@ -17,16 +18,23 @@ def growth(cells: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     groups: dict[tuple, list[dict[str, Any]]] = collections.defaultdict(list)
     for cell in cells:
         if not cell["part"].startswith("torch-"):
-            groups[cell["part"], cell["size"], cell["group"], *cell["model"].values()].append(cell)
+            fixed = (cell["lengths"][0] if cell["part"] == "rollout" else 0, cell["minibatches"], cell["epochs"])
+            groups[cell["part"], cell["size"], cell["group"], *cell["model"].values(), *fixed].append(cell)
     found = {}
-    for (part, size, *_), some in groups.items():
+    for (part, size, group, *_), some in groups.items():
         points = sorted({(c["tokens"], c["seconds"]) for c in some})
         x, y = ([math.log(p[axis]) for p in points] for axis in (0, 1))
         if len(set(x)) < 2:
             continue
         mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
         slope = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / sum((a - mean_x) ** 2 for a in x)
-        found[f"{part}:{size}"] = {"exponent": slope, "cells": len(points), "from": points[0][0], "to": points[-1][0]}
+        layers = some[0]["model"]["layers"]
+        found[f"{part}:{size}, {layers} layers, group {group}"] = {
+            "exponent": slope,
+            "cells": len(points),
+            "from": points[0][0],
+            "to": points[-1][0],
+        }
     return found
 
 

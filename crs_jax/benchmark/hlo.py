@@ -12,6 +12,7 @@ BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.-]+) \(.*\) -> .* \{")
 _COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(OPERATIONS)})(-start)?\(")
 _TYPE = re.compile(r"(\w+)\[([\d,]*)\]")
+_GROUPS = re.compile(r"replica_groups=(?:\[\d+,(\d+)\]|\{\{([\d,]+)\}|mesh\[([^]]*)\] *\{([^}]*)\})")
 _CALLED = re.compile(r"(?:body|condition|to_apply|calls|true_computation|false_computation)=%?([\w.-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
@@ -24,13 +25,15 @@ class Collective(NamedTuple):
 
     Attributes:
       operation: of `OPERATIONS`.
-      result: type and shape of what one device gets, `f32[1024,4096]`.
+      result: type and shape of what one device holds after it, `f32[1024,4096]`.
+      group: devices that exchange with each other; 0 where the program does not say.
       places: how often it stands in the program.
       runs: how often it is carried out, with the trips of the loops around it.
     """
 
     operation: str
     result: str
+    group: int
     places: int
     runs: int
 
@@ -41,8 +44,16 @@ class Collective(NamedTuple):
 
     @property
     def bytes_each(self) -> int:
-        """That one device gets from one."""
+        """Of the result."""
         return math.prod(self.shape) * BYTES.get(self.result.split("[")[0], 4)
+
+    @property
+    def received(self) -> float:
+        """Bytes that a device receives in all runs, of the others in its group, by the best algorithm on a ring."""
+        n = max(self.group, 2)
+        times = {"all-gather": (n - 1) / n, "all-reduce": 2 * (n - 1) / n, "reduce-scatter": n - 1,
+                 "all-to-all": (n - 1) / n}  # fmt: skip
+        return self.runs * self.bytes_each * times.get(self.operation, 1.0)
 
 
 def collectives(text: str, unknown_trips: int = 1) -> list[Collective]:
@@ -67,11 +78,25 @@ def collectives(text: str, unknown_trips: int = 1) -> list[Collective]:
     for computation, body in lines.items():
         for line in body:
             if match := _COLLECTIVE.search(line):
-                for result in {f"{t}[{shape}]" for t, shape in _TYPE.findall(match[1]) if shape or t != "u32"}:
-                    places[match[2], result] += 1
-                    runs[match[2], result] += times[computation]
-    found = [Collective(kind, result, places[kind, result], runs[kind, result]) for kind, result in places]
+                results = [f"{t}[{shape}]" for t, shape in _TYPE.findall(match[1])]
+                if match[3] and match[2] != "all-reduce":  # operands, results, and counters of what has begun
+                    results = [each for each in results if each != "u32[]"]
+                    results = results[len(results) // 2 :]
+                for result in results:
+                    places[match[2], result, _group(line)] += 1
+                    runs[match[2], result, _group(line)] += times[computation]
+    found = [Collective(kind, result, n, places[kind, result, n], runs[kind, result, n]) for kind, result, n in places]
     return sorted(found, key=lambda each: -each.bytes_each)
+
+
+def _group(line: str) -> int:
+    """Devices of a group: `[1,8]<=[8]`, `{{0,1},{2,3}}` or `mesh['a'=2,'b'=4] {'b'}`, parts of axes as `'b':(1)2`."""
+    found = _GROUPS.search(line)
+    if found is None or found[1] or found[2]:
+        return 0 if found is None else int(found[1]) if found[1] else len(found[2].split(","))
+    sizes = dict(re.findall(r"'([^']+)'=(\d+)", found[3]))
+    axes = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", found[4])
+    return math.prod(int(part or sizes[axis]) for axis, part in axes)
 
 
 def _times(lines: dict[str, list[str]], entry: str, unknown_trips: int) -> collections.Counter:

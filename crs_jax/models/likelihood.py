@@ -1,7 +1,7 @@
 """Log-probabilities and entropies of tokens under the grammar, in chunks of time where the logits are many.
 
-No more than `LOGITS_BYTES` of the logits of B x T x V tokens stand in a device's memory: `scan` goes over chunks of T,
-and each is recomputed in the backward pass. What fits in one chunk is not recomputed.
+An array of the logits of B x T x V tokens takes at most `LOGITS_BYTES` on a device: `scan` goes over chunks of T, and
+each is recomputed in the backward pass. What fits in one chunk is not recomputed.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from jax import lax
 from crs_jax.models.policy import Beside, Logits, Policy
 from crs_jax.models.query import Wish
 
-LOGITS_BYTES = 2**30
-"""Most bytes of float32 logits on one device at a time."""
+LOGITS_BYTES = 2**28
+"""Most bytes of one array of float32 logits on a device; a gradient has three or four of them at a time."""
 
 
 class Likelihood(NamedTuple):
@@ -109,9 +109,11 @@ def word_likelihood(
 
 def fitting(target_BT: jax.Array, table_VD: jax.Array) -> int:
     """Tokens of time whose logits over a table's rows are `LOGITS_BYTES` a device, at least 1."""
-    mesh = jax.sharding.get_abstract_mesh()
-    devices = 1 if mesh.empty else mesh.size  # rows are cut over data and fsdp, the table over tensor
-    return max(LOGITS_BYTES * devices // (4 * target_BT.shape[0] * table_VD.shape[0]), 1)
+    mesh, rows = jax.sharding.get_abstract_mesh(), target_BT.shape[0]
+    if not mesh.empty:  # rows are cut over data and fsdp where these divide them, the table over tensor
+        share = mesh.shape["data"] * mesh.shape["fsdp"]
+        rows = rows / (share if rows % share == 0 else 1) / mesh.shape["tensor"]
+    return max(int(LOGITS_BYTES / (4 * rows * table_VD.shape[0])), 1)
 
 
 def in_chunks(function, chunk: int, *arrays_BT: jax.Array) -> Likelihood:

@@ -23,6 +23,7 @@ from crs_jax.models.query import Evidence
 from crs_jax.progress import Progress, say
 from crs_jax.sharding import everywhere, on_mesh, path_name, place, shard_batch
 from crs_jax.training.examples import Examples, examples, fresh_instances, training_examples
+from crs_jax.training.state import fresh_optimizer_state, keep_layout
 from crs_jax.training.task import Task
 
 DECAYED = ("_kernel", "role_scale")  # of the query; its gains, gates and matches start at sensible values and are not
@@ -109,11 +110,13 @@ def fit_head(task: Task, writer: MetricsWriter, graphdef: Any, params: Any, froz
         updates, opt_state = optimizer.update(grads, opt_state, part)
         part = optax.apply_updates(part, updates)
         rate = jnp.maximum(1.0 - c.average, (number + 1.0) ** -0.75)
-        return part, jax.tree.map(lambda old, new: old + rate * (new - old), average, part), opt_state, value
+        average = jax.tree.map(lambda old, new: old + rate * (new - old), average, part)
+        return *keep_layout((part, average, opt_state), task.mesh), value
 
     run = Once("head step", step, task.mesh)
     part = average = place(trained_part(params), task.mesh)
-    opt_state, key = optimizer.init(part), jax.random.key(task.config.seed + 9)
+    opt_state = fresh_optimizer_state(part, optimizer, task.mesh)
+    key = jax.random.key(task.config.seed + 9)
     writer.drop_after("head", 0)
     with Progress(steps, "act head", "steps") as progress:
         for number, index in zip(range(1, steps + 1), orders(count, size, task.config.seed), strict=False):

@@ -7,6 +7,7 @@ reply), both against the same standardised labels; a label that does not exist b
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from typing import Any
 
@@ -271,7 +272,7 @@ def run_reward(task: Task, writer: MetricsWriter, sft: tuple[Any, Any, Any]) -> 
         best, best_loss = members(checkpoints.restore(done, "result", together(best))), list(meta["best"])
         states = members(checkpoints.restore(done, "state", together(states)))
     writer.drop_after("reward", done or 0)
-    step = make_step(graphdef, optimizer, task)
+    step = functools.cache(lambda beside: make_step(graphdef, optimizer, task))  # a program with others and one without
 
     held_others = Counterfactuals(task, held, signal_DTS, wishes) if c.reward.counterfactual else None
 
@@ -313,7 +314,7 @@ def run_reward(task: Task, writer: MetricsWriter, sft: tuple[Any, Any, Any]) -> 
                 for (_, rows), one in zip(all_rows, team, strict=True)
             ]
             stepped = [
-                step(state, frozen, shard_batch(rows, task.mesh), one.key)
+                step("other_label_RG" in rows)(state, frozen, shard_batch(rows, task.mesh), one.key)
                 for state, rows, one in zip(states, batch, team, strict=True)
             ]
             states, metrics = ([pair[k] for pair in stepped] for k in (0, 1))

@@ -37,12 +37,17 @@ def fresh_state(
     params: Any, optimizer: optax.GradientTransformation, mesh: Mesh, extra: dict[str, Any] | None = None
 ) -> TrainState:
     """State before the first step, laid over the mesh: moments like their parameters, the rest on every device."""
-    layout = shardings(jax.eval_shape(optimizer.init, params), mesh)
-    opt_state = jax.jit(optimizer.init, out_shardings=layout)(params)
+    opt_state = fresh_optimizer_state(params, optimizer, mesh)
     return place(TrainState(jnp.int32(0), params, opt_state, jnp.asarray(False), extra or {}), mesh)
 
 
-def keep_layout(state: TrainState, mesh: Mesh) -> TrainState:
+def fresh_optimizer_state(params: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> Any:
+    """The optimizer's first state, laid over the mesh."""
+    layout = shardings(jax.eval_shape(optimizer.init, params), mesh)
+    return jax.jit(optimizer.init, out_shardings=layout)(params)
+
+
+def keep_layout(state: Any, mesh: Mesh) -> Any:
     """For the end of a jitted step: what comes out lies as what went in, so that the step is compiled once."""
     return lax.with_sharding_constraint(state, shardings(state, mesh))
 
