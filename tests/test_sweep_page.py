@@ -70,7 +70,7 @@ SETTINGS = {"free": {"k": 8.0}, "held": {"k": 2.0}, "fixed": {"k": 4.0}, "lost":
 
 def drawn(plot, **changes):
     summed = summary(found_of(**{**CELLS, **changes}), ["m"], "held")
-    return ET.fromstring(chart("m over k", plot, summed, SETTINGS))
+    return ET.fromstring(chart("m over k", plot, summed, SETTINGS).figure())
 
 
 def test_a_plot_draws_a_dot_and_an_interval_for_each_cell():
@@ -104,7 +104,9 @@ def test_lines_join_the_cells_named_and_short_axes_have_marks():
 
 def test_page_is_whole_and_escapes():
     summed = summary(found_of(**{**CELLS, "a <b> cell": figures(0.1, 0.2, 0.3)}), ["m"], "held")
-    text = page("title", "python -m x '<y>'", "explained", summed, "held", [chart("t", Plot("m", ("m",)), summed, {})])
+    text = page(
+        "title", "python -m x '<y>'", "explained", summed, "held", [chart("t", Plot("m", ("m",)), summed, {}).figure()]
+    )
     assert "<b> cell" not in text
     assert "a &lt;b&gt; cell" in text
     assert "http" not in text.replace("http-equiv", "")

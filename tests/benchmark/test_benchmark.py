@@ -103,7 +103,7 @@ def a_run(tmp_path, monkeypatch, script):
 FOUND = {
     "part": "rollout", "size": "tiny", "tokens": 10, "seconds": 2.0, "fastest": 1.0, "slowest": 3.0,
     "lower_quartile": 1.0, "upper_quartile": 3.0, "runs": 3, "contexts": 4, "group": 1, "lengths": [16, 8],
-    "minibatches": 2, "model": {},
+    "minibatches": 2, "epochs": 2, "model": {},
 }  # fmt: skip
 
 
@@ -136,7 +136,7 @@ def test_budget(tmp_path, monkeypatch):
 
 def test_shares_and_ratios():
     shape = {"size": "tiny", "contexts": 8, "group": 2, "lengths": [4, 4], "model": {"layers": 1}, "minibatches": 4}
-    base = {**shape, "tokens": 10, "fastest": 1.0, "flops": 100}
+    base = {**shape, "epochs": 2, "tokens": 10, "fastest": 1.0, "flops": 100}
     cells = [
         {**base, "cell": "iteration:tiny", "part": "iteration", "seconds": 10.0, "updates": 8},
         {**base, "cell": "rollout:tiny", "part": "rollout", "seconds": 2.0, "step_seconds": 0.5, "step_bytes": 30},
