@@ -21,9 +21,10 @@ ADVISED = 0.75  # share of the machine's memory
 def keep_and_advise() -> bool:
     """Has glibc serve large buffers from its heap, keep what is freed, and back the heap by huge pages.
 
-    The heap is grown, advised and handed back to malloc untouched, so that no memory is used for it. For Linux with
-    glibc; elsewhere, where the process' memory is limited or the kernel counts what is not used yet, and where the
-    environment tunes malloc itself, nothing changes. Returns whether it was done.
+    To be called before XLA begins: threads that have begun keep the heaps they have. The heap is grown, advised and
+    handed back to malloc untouched, so that no memory is used for it. For Linux with glibc; elsewhere, where the
+    process' memory is limited or the kernel counts what is not used yet, and where the environment tunes malloc itself,
+    nothing changes. Returns whether it was done.
     """
     tuned = any(name.startswith("MALLOC_") or name in ("GLIBC_TUNABLES", "LD_PRELOAD") for name in os.environ)
     if tuned or not sys.platform.startswith("linux") or _limited():

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from crs_jax.errors import InputError
+from crs_jax.host_memory import keep_and_advise
 
 
 def main(argv: Sequence[str] | None = None, values: flags.FlagValues | None = None) -> int:
@@ -42,6 +43,7 @@ def main(argv: Sequence[str] | None = None, values: flags.FlagValues | None = No
         if command_line.asks_for_help(argv):
             print(command_line.help_text(argv, values, __doc__ or ""))
             return 0
+        keep_and_advise()  # before XLA's threads have heaps of their own
         command = command_line.parse(argv, values)
         workdir = command.workdir
         if command.distributed is not None:

@@ -28,7 +28,6 @@ from crs_jax.evaluation.lengths import print_lengths
 from crs_jax.evaluation.observed import by_place, signal_table
 from crs_jax.evaluation.signals import auc, calibration, correlation
 from crs_jax.evaluation.stage import run_evaluate
-from crs_jax.host_memory import keep_and_advise
 from crs_jax.metrics import MetricsWriter, read_json, write_json, write_json_lines
 from crs_jax.models.heads import REWARDS, SIGNALS
 from crs_jax.prepare import fingerprint, prepare
@@ -66,8 +65,6 @@ HELD_OUT = ("reward_model", "signals", "sentiment_classifier")  # the same of th
 def run(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
     """Runs `config.stages` in `workdir`; returns the report's path."""
     settings.validate(config)
-    if jax.default_backend() == "cpu":
-        keep_and_advise()
     keep_programs()
     with jax.default_matmul_precision(config.model.matmul):  # a GPU's or TPU's own has fewer bits than float32
         return _run(config, workdir)

@@ -96,10 +96,7 @@ def jax_side(order: Order) -> None:
     from crs_jax.benchmark.world import World
 
     device = jax.devices()[0]
-    on_cpu = device.platform == "cpu"
-    if on_cpu:
-        keep_and_advise()
-    half = not on_cpu if order.half is None else order.half
+    half = device.platform != "cpu" if order.half is None else order.half
     versions = {"jax": jax.__version__, "jaxlib": jaxlib.__version__, "flax": flax.__version__}
     tell(device={"platform": device.platform, "kind": device.device_kind}, versions=versions)
     if order.peaks:
@@ -129,8 +126,6 @@ def torch_side(order: Order) -> None:
     if order.threads:
         torch.set_num_threads(order.threads)
     device = "cuda" if order.half is not False and torch.cuda.is_available() else "cpu"
-    if device == "cpu":
-        keep_and_advise()
     half = device == "cuda" if order.half is None else order.half
     tell(versions={"torch": torch.__version__, "transformers": transformers.__version__}, torch_device=device)
 
@@ -145,6 +140,7 @@ def main(argument: str) -> None:
     order = Order(**json.loads(argument))
     if order.threads and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: order.threads])
+    keep_and_advise()  # for both sides alike, before their threads have heaps of their own
     (torch_side if parse(order.cells[0]).torch else jax_side)(order)
 
 
