@@ -38,6 +38,7 @@ from ml_collections import ConfigDict
 from crs_jax import flags as command_line
 from crs_jax import source_tree
 from crs_jax.benchmark.hlo import collectives
+from crs_jax.benchmark.world import EMBEDDING, GENRES, NAMED, NEAR, STARRING
 from crs_jax.config import derive
 from crs_jax.data.byte_bpe import GPT2_WORDS
 from crs_jax.data.tokenizer import CONTROLS
@@ -54,8 +55,7 @@ from crs_jax.training.ppo import make_iteration
 from crs_jax.training.state import TrainState
 from crs_jax.training.task import model_config, split_model
 
-EMBEDDING, GENRES, FACETS, ASKED = 384, 27, 41, 62  # of ReDial
-NAMED, NEAR, STARRING = 32, 512, 48
+FACETS, ASKED = 41, 62  # of ReDial
 REDIAL_ITEMS = 6924
 CHIP_BYTES = {"v5e": 16 * 2**30, "v5p": 95 * 2**30, "v4": 32 * 2**30, "v6e": 32 * 2**30}
 """Memory of a chip, from Google Cloud's pages on each version."""
