@@ -65,6 +65,7 @@ def get_config() -> ConfigDict:
     c.model.leave_out = ()  # kinds of evidence to do without where items are chosen: text, asked, named, near, people
     c.model.value = "detached"  # shared, detached (no gradient into the policy), or separate (a trunk of its own)
     c.model.remat = False
+    c.model.attention = "xla"  # over whole sequences: xla, or cudnn's fused kernel (NVIDIA GPU, bfloat16)
 
     c.head = ConfigDict()  # the act head by itself, at the start of the stage sft
     c.head.epochs = 7.0  # over the messages that name something new; 0: none

@@ -11,6 +11,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "tokenizer.kind": ("bpe", "gpt2"),
     "model.dtype": ("float32", "bfloat16"),
     "model.matmul": ("float32", "tensorfloat32", "bfloat16"),
+    "model.attention": ("xla", "cudnn"),
     "model.value": ("shared", "detached", "separate"),
     "reward.relevance": ("exact", "learned"),
     "signals.shift": ("residual", "difference"),

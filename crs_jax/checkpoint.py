@@ -31,7 +31,7 @@ SECTIONS = {
 FREE = {
     "sft": (
         *("data.cache_dir", "data.dir", "data.pipeline", "data.on_error", "encoder.batch_tokens"),
-        *("model.value", "model.remat", "model.matmul"),
+        *("model.value", "model.remat", "model.matmul", "model.attention"),
         *("mesh.data", "mesh.fsdp"),  # mesh.tensor sets how far tables are padded
         "model.transfer",  # trains nothing
     ),

@@ -172,6 +172,10 @@ def _validate_model(config: ConfigDict) -> None:
             raise _error("model.leave_out", model.leave_out, f"{kind!r} is none of text, asked, named, near, people")
     if model.width % model.heads:
         raise _error("model.heads", model.heads, f"must divide --config.model.width={model.width}")
+    head = model.width // model.heads
+    if model.attention == "cudnn" and (model.dtype != "bfloat16" or head % 8 or head > 128):
+        rule = "needs --config.model.dtype=bfloat16 and heads whose width is a multiple of 8, at most 128"
+        raise _error("model.attention", model.attention, f"{rule}; here {model.dtype} and {head}")
     if config.sft.row_tokens > model.positions:
         rule = f"must be at most --config.model.positions={model.positions}"
         raise _error("sft.row_tokens", config.sft.row_tokens, rule)

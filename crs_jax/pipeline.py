@@ -29,6 +29,7 @@ from crs_jax.evaluation.observed import by_place, signal_table
 from crs_jax.evaluation.signals import auc, calibration, correlation
 from crs_jax.evaluation.stage import run_evaluate
 from crs_jax.metrics import MetricsWriter, read_json, write_json, write_json_lines
+from crs_jax.models.attention import refuse_where_missing
 from crs_jax.models.heads import REWARDS, SIGNALS
 from crs_jax.prepare import fingerprint, prepare
 from crs_jax.progress import duration, mute, print_summary, print_table, say
@@ -85,6 +86,7 @@ def _run(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
         if (workdir / "checkpoints").is_dir():
             raise InputError(f"--workdir={workdir}: it holds models of its own; --config.model.transfer needs another")
     sizes = settings.derive(config, jax.device_count())
+    refuse_where_missing(config.model.attention)
     mesh = make_mesh(config)
     started, facts = time.monotonic(), run_facts(config)
     print_summary(

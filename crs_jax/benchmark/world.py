@@ -19,6 +19,7 @@ from crs_jax.data.catalogue import Catalogue, Item
 from crs_jax.data.corpus import Corpus
 from crs_jax.data.packing import slots_of
 from crs_jax.data.tokenizer import CONTROLS
+from crs_jax.models.attention import refuse_where_missing
 from crs_jax.models.query import Evidence
 from crs_jax.rl.all_acts import Acts
 from crs_jax.rl.reward import Normaliser, RewardModel
@@ -55,6 +56,7 @@ def unit_rows(rng: np.random.Generator, *shape: int) -> np.ndarray:
 
 def make_task(config: ConfigDict) -> Task:
     """A task without dialogues, on the first device, whose items have random contents."""
+    refuse_where_missing(config.model.attention)
     rng = np.random.default_rng(config.seed)
     N = config.simulator.catalogue_size
     words = GPT2_WORDS if config.tokenizer.kind == "gpt2" else config.tokenizer.vocab_size

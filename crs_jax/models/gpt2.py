@@ -17,12 +17,16 @@ from flax import nnx
 from jax import lax
 from jax.typing import ArrayLike
 
+from crs_jax.models.attention import attend, attention_weights, tiled
 from crs_jax.sharding import by_batch
 
 
 @dataclasses.dataclass(frozen=True)
 class GPT2Config:
-    """Shape of the trunk; `dropout` is applied to embeddings and residual branches, where a key is given."""
+    """Shape of the trunk; `dropout` is applied to embeddings and residual branches, where a key is given.
+
+    `attention` over whole sequences is by `xla` or `cudnn` (`models/attention.py`); decoding is by XLA.
+    """
 
     layers: int
     width: int
@@ -32,6 +36,7 @@ class GPT2Config:
     dtype: str = "float32"
     remat: bool = False
     epsilon: float = 1e-5
+    attention: str = "xla"
 
     @property
     def head_width(self) -> int:
@@ -104,19 +109,9 @@ class Block(nnx.Module):
 
     def full(self, x_BTD: jax.Array, mask_BTS: jax.Array, key: jax.Array | None):
         """The layer over whole sequences; also returns keys and values, `BHSK`."""
-        q, k, v = (jnp.swapaxes(a, 1, 2) for a in self.qkv(x_BTD))  # BHTK
-        scores = jnp.einsum("BHTK,BHSK->BHTS", q, k, preferred_element_type=jnp.float32)
-        probs = attention_weights(scores * self.config.head_width**-0.5, mask_BTS[:, None])
-        mixed = jnp.einsum("BHTS,BHSK->BTHK", probs.astype(v.dtype), v)
-        return self.finish(x_BTD, mixed, key), (k, v)
-
-
-def attention_weights(scores: jax.Array, mask: jax.Array) -> jax.Array:
-    """Softmax over the last axis in float32 where `mask` holds; a row without any is all zero."""
-    scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
-    top = lax.stop_gradient(scores.max(-1, keepdims=True))
-    weights = jnp.where(mask, jnp.exp(scores - top), 0.0)
-    return weights / jnp.maximum(weights.sum(-1, keepdims=True), 1e-30)
+        q, k, v = self.qkv(x_BTD)
+        mixed = attend(q, k, v, mask_BTS, self.config.attention)
+        return self.finish(x_BTD, mixed, key), (jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2))
 
 
 class Trunk(nnx.Module):
@@ -143,6 +138,9 @@ class Trunk(nnx.Module):
 
     def _run(self, x_BTD, position_BT, mask_BTS, key, keep_cache: bool, keep_hidden: bool):
         graphdef, layers = nnx.split(self.blocks)
+        T = x_BTD.shape[1]
+        if self.config.attention == "cudnn":
+            x_BTD, position_BT, mask_BTS = tiled(x_BTD, jnp.asarray(position_BT), mask_BTS)
         x_BTD = self._enter(x_BTD, position_BT)
         x_BTD = dropout(
             x_BTD, self.config.dropout, None if key is None else jax.random.fold_in(key, self.config.layers)
@@ -157,7 +155,8 @@ class Trunk(nnx.Module):
         if self.config.remat:
             layer = jax.checkpoint(layer)
         x_BTD, (kv, hidden) = lax.scan(layer, x_BTD, (jnp.arange(self.config.layers), layers))
-        return self._leave(x_BTD), kv, hidden
+        kv, hidden = jax.tree.map(lambda a: a[..., :T, :], (kv, hidden))
+        return self._leave(x_BTD[:, :T]), kv, hidden
 
     def __call__(
         self, x_BTD: jax.Array, position_BT: ArrayLike, mask_BTS: jax.Array, key: jax.Array | None = None

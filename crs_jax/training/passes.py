@@ -10,6 +10,7 @@ from flax import nnx
 
 from crs_jax.models.actor_critic import ActorCritic
 from crs_jax.models.likelihood import first_logp
+from crs_jax.models.policy import Policy
 from crs_jax.models.query import Wish
 from crs_jax.rl.rollout import Replies
 from crs_jax.rl.scoring import TokenLikelihood, parts, reply_likelihood, tree_hidden
@@ -20,38 +21,51 @@ def actor_pass(
     actor: ActorCritic, contexts: Contexts, tokens_CGR: jax.Array, reply_mask_CGR: jax.Array, temperature: float
 ) -> tuple[TokenLikelihood, jax.Array, jax.Array]:
     """Likelihoods and values of reply tokens, `[B, R]` each, B = C * G, and `first_logp` `[C, N + 1]`."""
-    C, G, R = tokens_CGR.shape
-    args = (contexts.prompt_CP, contexts.mask_CP, tokens_CGR, reply_mask_CGR)
-    items_NW = actor.policy.item_table()
-    hidden = tree_hidden(actor.policy, items_NW, *args).before.reshape(C * G, R, -1)
-    flat = tokens_CGR.reshape(C * G, R), reply_mask_CGR.reshape(C * G, R)
-    wish = actor.policy.wish(contexts.evidence)
-    first_CN = first_logp(actor.policy, items_NW, hidden[::G, 0], wish, temperature)
-    wish = repeated(wish, G)
-    act_BR = parts(*flat, actor.policy.layout).act_BR
-    seen = jnp.where(act_BR[..., None], hidden + wish.vector[:, None].astype(hidden.dtype), hidden)
-    if actor.critic is not None:
-        seen = tree_hidden(actor.critic, actor.critic.item_table(), *args).before.reshape(C * G, R, -1)
-    return reply_likelihood(actor.policy, items_NW, hidden, *flat, temperature, wish), actor.values(seen), first_CN
+    given = contexts, tokens_CGR, reply_mask_CGR
+    likelihood, first_CN, hidden, wish = _pass(actor.policy, *given, temperature)
+    B, R = likelihood.logp_BR.shape
+    if actor.critic is None:
+        act_BR = parts(tokens_CGR.reshape(B, R), reply_mask_CGR.reshape(B, R), actor.policy.layout).act_BR
+        seen = jnp.where(act_BR[..., None], hidden + wish.vector[:, None].astype(hidden.dtype), hidden)
+    else:
+        seen = _before(actor.critic, actor.critic.item_table(), *given)
+    return likelihood, actor.values(seen), first_CN
 
 
-def repeated(wish: Wish, group: int) -> Wish:
-    """Of contexts, for each of their replies."""
-    return jax.tree.map(lambda a: jnp.repeat(a, group, axis=0), wish)
+def policy_pass(
+    graph: Any, params: Any, frozen: Any, contexts: Contexts, replies: Replies, temperature: float
+) -> tuple[TokenLikelihood, jax.Array]:
+    """Likelihoods of reply tokens `[B, R]` under a policy, and of first tokens `[C, N + 1]`, from one pass."""
+    C, (B, R) = contexts.prompt_CP.shape[0], replies.tokens_BR.shape
+    tokens, mask = (a.reshape(C, B // C, R) for a in (replies.tokens_BR, replies.mask_BR))
+    return _pass(nnx.merge(graph, params, frozen), contexts, tokens, mask, temperature)[:2]
 
 
 def policy_likelihood(
     graph: Any, params: Any, frozen: Any, contexts: Contexts, replies: Replies, temperature: float
 ) -> TokenLikelihood:
     """Of replies under a policy, `[B, R]`."""
-    C, (B, R) = contexts.prompt_CP.shape[0], replies.tokens_BR.shape
-    policy = nnx.merge(graph, params, frozen)
-    items_NW = policy.item_table()
-    tokens, mask = (a.reshape(C, B // C, R) for a in (replies.tokens_BR, replies.mask_BR))
-    hidden = tree_hidden(policy, items_NW, contexts.prompt_CP, contexts.mask_CP, tokens, mask)
-    before_BRD = hidden.before.reshape(B, R, -1)
-    wish = repeated(policy.wish(contexts.evidence), B // C)
-    return reply_likelihood(policy, items_NW, before_BRD, replies.tokens_BR, replies.mask_BR, temperature, wish)
+    return policy_pass(graph, params, frozen, contexts, replies, temperature)[0]
+
+
+def _before(policy: Policy, items_NW: jax.Array, contexts: Contexts, *replies: jax.Array) -> jax.Array:
+    """Hidden states that predict each reply token, `[B, R, D]`."""
+    hidden = tree_hidden(policy, items_NW, contexts.prompt_CP, contexts.mask_CP, *replies).before
+    return hidden.reshape(-1, *hidden.shape[2:])
+
+
+def _pass(
+    policy: Policy, contexts: Contexts, tokens_CGR: jax.Array, mask_CGR: jax.Array, temperature: float
+) -> tuple[TokenLikelihood, jax.Array, jax.Array, Wish]:
+    """Likelihoods, `first_logp`, hidden states and the wish of each reply's context."""
+    G, R = tokens_CGR.shape[1:]
+    items_NW, wish = policy.item_table(), policy.wish(contexts.evidence)
+    hidden_BRD = _before(policy, items_NW, contexts, tokens_CGR, mask_CGR)
+    first_CN = first_logp(policy, items_NW, hidden_BRD[::G, 0], wish, temperature)
+    wish = jax.tree.map(lambda a: jnp.repeat(a, G, axis=0), wish)
+    tokens_BR, mask_BR = tokens_CGR.reshape(-1, R), mask_CGR.reshape(-1, R)
+    likelihood = reply_likelihood(policy, items_NW, hidden_BRD, tokens_BR, mask_BR, temperature, wish)
+    return likelihood, first_CN, hidden_BRD, wish
 
 
 def first_of(graph: Any, params: Any, frozen: Any, contexts: Contexts, temperature: float) -> jax.Array:

@@ -31,7 +31,7 @@ from crs_jax.training import turns
 from crs_jax.training.contexts import Contexts
 from crs_jax.training.health import measures
 from crs_jax.training.judging import Graphs, Judges, act_scores, judge
-from crs_jax.training.passes import actor_pass, first_of, policy_likelihood
+from crs_jax.training.passes import actor_pass, policy_pass
 from crs_jax.training.state import TrainState, accumulated_gradients, apply_gradients, keep_layout, select
 
 
@@ -206,7 +206,7 @@ def make_iteration(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mes
                 replies = turns.silenced(replies, alive_B, actor.policy.layout.pad)
             tokens_CGR, mask_CGR = (a.reshape(-1, group, R) for a in (replies.tokens_BR, replies.mask_BR))
             old, value_BR, first_CN = actor_pass(actor, contexts, tokens_CGR, mask_CGR, c.temperature)
-            reference = policy_likelihood(*of_sft, contexts, replies, c.temperature)
+            reference, expected_CN = policy_pass(*of_sft, contexts, replies, c.temperature)
             say_JBS, end_JBS, relevance_JB, split = judge(graphs, judges, contexts, replies, exact)
             given = normaliser, judges.weight_S, config.reward.clip, judges.spread
             scores = score(say_JBS, end_JBS, relevance_JB, *given)
@@ -222,20 +222,21 @@ def make_iteration(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mes
             read = [jnp.isfinite(read_JBS[..., : len(SIGNALS)]).all((0, 2)) for read_JBS in (say_JBS, end_JBS)]
             finite_B = read[0] & read[1] & ~jnp.isinf(end_JBS).any((0, 2))
             judged = finite_B, split, scores, k1_BR, reward_BR, alive_B
-            return turns.Replied(contexts, first_CN, turns.Played(replies, old, reference, value_BR, *judged))
+            return turns.Replied(
+                contexts, first_CN, expected_CN, turns.Played(replies, old, reference, value_BR, *judged)
+            )
 
         def known_acts(turn: turns.Replied, scale: jax.Array) -> tuple[Acts, jax.Array]:
             """First tokens summed over and their scores; both nothing but 0 where none are summed or nobody talks."""
             row_CA, old_CA = all_acts.likeliest(turn.first_CN, min(c.all_acts, turn.first_CN.shape[1] - 1))
             if not c.all_acts:
                 return Acts(row_CA, old_CA, jnp.zeros(old_CA.shape)), jnp.zeros(old_CA.shape)
-            reference_CN = first_of(*of_sft, turn.contexts, c.temperature)
             score_CA = act_scores(
                 graphs, judges, normaliser, turn.contexts, row_CA, actor.policy.layout, exact, config.reward.clip
             )
             if c.shuffled_rewards:
                 score_CA = jax.random.permutation(shuffle_key, score_CA.reshape(-1)).reshape(score_CA.shape)
-            reference_CA = jnp.take_along_axis(reference_CN, row_CA, 1)
+            reference_CA = jnp.take_along_axis(turn.expected_CN, row_CA, 1)
             known_CA = all_acts.known_advantages(score_CA, old_CA, reference_CA, act_kl) / scale
             return Acts(row_CA, old_CA, turns.talking(turn, known_CA)), score_CA
 

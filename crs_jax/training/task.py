@@ -108,7 +108,7 @@ class Task:
 def model_config(config: ConfigDict) -> GPT2Config:
     """The trunk's shape."""
     m = config.model
-    return GPT2Config(m.layers, m.width, m.heads, m.positions, m.dropout, m.dtype, remat=m.remat)
+    return GPT2Config(m.layers, m.width, m.heads, m.positions, m.dropout, m.dtype, remat=m.remat, attention=m.attention)
 
 
 def log_popularity(task: Task) -> np.ndarray:

@@ -53,10 +53,13 @@ class Played(NamedTuple):
 
 
 class Replied(NamedTuple):
-    """Contexts, log-probabilities of first tokens there `[C, N + 1]`, and the B = C x G replies."""
+    """Contexts, log-probabilities of first tokens there, the policy's and the reference's, `[C, N + 1]` each, and the
+    B = C x G replies.
+    """
 
     contexts: Contexts
     first_CN: jax.Array
+    expected_CN: jax.Array
     played: Played
 
 

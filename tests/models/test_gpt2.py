@@ -315,21 +315,6 @@ def test_remat_changes_neither_value_nor_gradient(trunk):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), *results)
 
 
-def test_attention_weights_are_a_masked_softmax():
-    rng = np.random.default_rng(7)
-    scores, mask = rng.normal(0, 30, (3, 4, 6)), rng.random((3, 4, 6)) < 0.6
-    mask[0, 0] = False
-    got = gpt2.attention_weights(jnp.asarray(scores, jnp.float32), mask)
-    expected = np.zeros_like(scores)
-    for at in np.ndindex(3, 4):
-        if mask[at].any():
-            e = np.exp(scores[at] - scores[at][mask[at]].max()) * mask[at]
-            expected[at] = e / e.sum()
-    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-7)
-    gradient = jax.grad(lambda s: (gpt2.attention_weights(s, mask) ** 2).sum())(jnp.asarray(scores, jnp.float32))
-    assert np.isfinite(gradient).all()
-
-
 def test_dropout_drops_its_share_and_keeps_the_mean():
     x = jnp.full((200, 500), 3.0)
     got = np.asarray(gpt2.dropout(x, 0.3, jax.random.key(0)))

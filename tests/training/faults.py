@@ -58,7 +58,7 @@ with_gradient.defvjp(lambda x, extra: (x, extra), lambda extra, g: (g + extra, j
 
 def install(patch: pytest.MonkeyPatch, faults: Faults, made: dict[str, Callable]) -> None:
     """Patches the PPO stage; every run shares the compiled iteration and reference sampler of the first."""
-    sample, likelihood, experience, rewards = ppo.sample, ppo.policy_likelihood, ppo.Experience, ppo.token_rewards
+    sample, policy_pass, experience, rewards = ppo.sample, ppo.policy_pass, ppo.Experience, ppo.token_rewards
     value_loss, make_iteration, make_sampler = ppo.ppo.value_loss, ppo.make_iteration, ppo.make_sampler
 
     def faulty_sample(policy, prompt, mask, key, *, temperature, **more):
@@ -66,9 +66,9 @@ def install(patch: pytest.MonkeyPatch, faults: Faults, made: dict[str, Callable]
         key = jax.random.wrap_key_data(jnp.where(faults.read("same_draws") > 0, fixed, given))
         return sample(policy, prompt, mask, key, temperature=temperature * faults.read("sampler_temperature"), **more)
 
-    def faulty_likelihood(*arguments):
+    def faulty_pass(*arguments):
         *first, temperature = arguments
-        return likelihood(*first, temperature * faults.read("reference_temperature"))
+        return policy_pass(*first, temperature * faults.read("reference_temperature"))
 
     def faulty_experience(*fields):
         made_of = experience(*fields)
@@ -89,7 +89,7 @@ def install(patch: pytest.MonkeyPatch, faults: Faults, made: dict[str, Callable]
         return made["sampler"]
 
     patch.setattr(ppo, "sample", faulty_sample)
-    patch.setattr(ppo, "policy_likelihood", faulty_likelihood)
+    patch.setattr(ppo, "policy_pass", faulty_pass)
     patch.setattr(ppo, "Experience", faulty_experience)
     patch.setattr(ppo, "token_rewards", lambda *arguments: rewards(*arguments) + faults.read("reward"))
     patch.setattr(ppo.ppo, "value_loss", faulty_value_loss)

@@ -484,7 +484,7 @@ def test_rows_of_later_turns_stand_turn_by_turn_and_advantages_follow_episodes()
         likelihood, split = TokenLikelihood(blank, blank), Parts(mask, mask, blank, mask, mask, alive_B)
         scores = Scores(reward[:, 0], reward.sum(1), jnp.ones((B, 3)), jnp.zeros(B))
         replies = Replies(tokens, mask, blank)
-        return Replied(contexts, blank, Played(
+        return Replied(contexts, blank, blank, Played(
             replies, likelihood, likelihood, blank, jnp.ones(B, bool), split, scores, blank, reward, alive_B
         ))  # fmt: skip
 
