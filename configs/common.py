@@ -131,6 +131,7 @@ def get_config() -> ConfigDict:
     c.ppo = ConfigDict()
     c.ppo.iterations = 100
     c.ppo.contexts = 16  # contexts an iteration, over all devices
+    c.ppo.buckets = 1  # widths of prompts, a compiled program each; above 1 batches are of prompts of about one length
     c.ppo.unseen = True  # only contexts of dialogues that the reward model was not fitted on
     c.ppo.recommending = False  # only contexts in which the person proposed something new
     c.ppo.evidence = "same"  # that the policy reads: same as SFT's, or all, also what model.leave_out hid

@@ -53,6 +53,7 @@ def _gpt2_medium(c: ConfigDict) -> None:
 
     c.ppo.iterations = 200
     c.ppo.contexts = 32
+    c.ppo.buckets = 4
     c.ppo.group = 8
     c.ppo.minibatches = 4
     c.ppo.learning_rate = 5e-6

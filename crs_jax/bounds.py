@@ -66,6 +66,7 @@ AT_LEAST: dict[str, float] = {
     "ppo.iterations": 0,
     "ppo.value_warmup": 0,
     "ppo.contexts": 1,
+    "ppo.buckets": 1,
     "ppo.group": 1,
     "ppo.turns": 1,
     "ppo.all_acts": 0,

@@ -220,6 +220,8 @@ def _validate_ppo(config: ConfigDict) -> None:
     if ppo.turns > 1 and config.algorithm != "ppo":
         rule = f"must be 1 for --config.algorithm={config.algorithm}, which has no value function to look ahead with"
         raise _error("ppo.turns", ppo.turns, rule)
+    if ppo.turns > 1 and ppo.buckets > 1:
+        raise _error("ppo.buckets", ppo.buckets, "must be 1 where episodes have several turns, whose contexts grow")
     if ppo.turns > 1 and ppo.seeker == "simulator" and config.data.dataset != "simulated":
         rule = f"there are no simulated seekers in --config.data.dataset={config.data.dataset}; take model"
         raise _error("ppo.seeker", ppo.seeker, rule)

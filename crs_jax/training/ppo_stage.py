@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from crs_jax.checkpoint import Checkpoints, digest
@@ -19,6 +18,7 @@ from crs_jax.models.query import deafened
 from crs_jax.progress import Progress, say
 from crs_jax.rl.reward import Normaliser, fit_normaliser
 from crs_jax.sharding import place, shard_batch
+from crs_jax.training.batches import Batches, chosen, take
 from crs_jax.training.checks import check_draws, check_first, check_noise
 from crs_jax.training.contexts import Contexts, contexts_at
 from crs_jax.training.examples import fresh_instances
@@ -52,13 +52,6 @@ class Aligned(NamedTuple):
     normaliser: Normaliser
 
 
-def chosen(seed: int, iteration: int, total: int, count: int) -> np.ndarray:
-    """Numbers of the contexts of an iteration: passes over all contexts, each in an order of its own."""
-    places = np.arange(iteration * count, (iteration + 1) * count)
-    orders = {int(p): np.random.default_rng([seed, 11, int(p)]).permutation(total) for p in np.unique(places // total)}
-    return np.array([orders[int(at // total)][at % total] for at in places])
-
-
 def contexts_of(task: Task) -> list[tuple[int, int]]:
     """(dialogue, turn) of the training replies that PPO starts from, by `config.ppo.unseen` and `recommending`.
 
@@ -75,11 +68,6 @@ def contexts_of(task: Task) -> list[tuple[int, int]]:
     if not where:
         raise InputError("--config.ppo.recommending: no training reply that is left proposes anything new")
     return where
-
-
-def take(contexts: Contexts, index: np.ndarray) -> Contexts:
-    """Rows of the contexts."""
-    return Contexts(*(a[index] for a in contexts))
 
 
 def make_judges(task: Task, sft: Model, reward: Model) -> Judges:
@@ -175,7 +163,9 @@ def run_ppo(task: Task, writer: MetricsWriter, sft: Model, reward: Model) -> Ali
             "contexts, so there is nothing to hold; use 0"
         )
     talk, seeker = find_seeker(task, writer, sft) if c.turns > 1 else (None, None)
-    iteration = make_iteration(graphs, optimizer, task.config, task.mesh, *([] if talk is None else [talk]))
+    made_of = graphs, optimizer, task.config, task.mesh, *([] if talk is None else [talk])
+    programs: dict[int, Any] = {}
+    batches = Batches(contexts.mask_CP.sum(1), c.contexts, contexts.mask_CP.shape[1], c.buckets, task.config.seed)
     key = jax.random.key(task.config.seed + 4)
     first, pending, noise = done or 0, None, None
     save_every = max(c.iterations // c.checks_a_run, 1)
@@ -211,8 +201,9 @@ def run_ppo(task: Task, writer: MetricsWriter, sft: Model, reward: Model) -> Ali
         if c.iterations == 0:  # the SFT policy as it is, a control
             checkpoints.save(0, state, result, done=True, seconds=spent.since(meta), floor=floor)
         for number in range(first + 1, c.iterations + 1):
-            index = chosen(task.config.seed, number - 1, len(where), c.contexts)
-            batch = take(contexts, index)
+            index, width = batches(number - 1)
+            batch = take(contexts, index, width)
+            iteration = programs[width] = programs.get(width) or make_iteration(*made_of)
             seeking = () if talk is None else (seeker, jnp.array([where[i] for i in index], jnp.int32))
             state, metrics = iteration(state, judges, normaliser, shard_batch(batch, task.mesh), key, *seeking)
             if pending is not None:

@@ -8,8 +8,10 @@ from faults import at
 
 from crs_jax.metrics import MetricsWriter, read_json
 from crs_jax.training import reward, sft
+from crs_jax.training.batches import chosen, take
+from crs_jax.training.contexts import contexts_at
 from crs_jax.training.halt import TrainingHaltedError
-from crs_jax.training.ppo_stage import chosen, contexts_at, contexts_of, run_ppo, take
+from crs_jax.training.ppo_stage import contexts_of, run_ppo
 from crs_jax.training.reward import run_reward
 from crs_jax.training.sft import run_sft
 
