@@ -127,10 +127,33 @@ def in_parts(batch: Any, parts: int, mesh: Mesh) -> Any:
 
 def by_rows(table: jax.Array) -> jax.Array:
     """A vocabulary table where it is used: rows cut over tensor, the width, which fsdp cuts at rest, whole."""
+    return _in_use(table, PartitionSpec("tensor", None), PartitionSpec("tensor", "fsdp"))
+
+
+def whole(table: jax.Array) -> jax.Array:
+    """A small table that rows are taken of, whole on each device; at rest fsdp cuts its width."""
+    return _in_use(table, PartitionSpec(None, None), PartitionSpec(None, "fsdp"))
+
+
+def _in_use(table: jax.Array, used: PartitionSpec, rest: PartitionSpec) -> jax.Array:
+    """The table laid out as `used`, and its gradient as `rest`: summed over devices to where each needs its part."""
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or table.shape[0] % mesh.shape["tensor"]:
+    if mesh.empty or any(axis and size % mesh.shape[axis] for axis, size in zip(rest, table.shape, strict=True)):
         return table
-    return lax.with_sharding_constraint(table, PartitionSpec("tensor", None))
+
+    @jax.custom_vjp
+    def lay(table: jax.Array) -> jax.Array:
+        return lax.with_sharding_constraint(table, used)
+
+    def back(_: None, gradient: jax.Array) -> tuple[jax.Array]:
+        if mesh.shape["fsdp"] == 1:  # at rest as in use; sums over devices may wait until all parts are added up
+            return (gradient,)
+        if mesh.size > mesh.shape["fsdp"]:  # else the compiler cuts what the gradient is made of, activations, by fsdp
+            gradient = lax.with_sharding_constraint(gradient, used)
+        return (lax.with_sharding_constraint(gradient, rest),)
+
+    lay.defvjp(lambda table: (lay(table), None), back)
+    return lay(table)
 
 
 def gathered(module: nnx.Module, dtype: str) -> Any:

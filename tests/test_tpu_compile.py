@@ -40,7 +40,7 @@ def shape_of(collective: dict) -> list[int]:
 def test_a_chip_holds_it(program):
     """Parameters, both moments, reference and reward model are cut over fsdp; the state is updated in place."""
     used = program["argument"] + program["output"] - program["alias"] + program["temp"] + program["code"]
-    assert used < CHIP / 2  # 3.7 GiB when last measured
+    assert used < CHIP / 4  # 3.0 GiB when last measured
     assert program["peak_bytes"] == used
     assert program["fits"]
     five_copies = 5 * 4 * program["parameters"]
@@ -50,18 +50,32 @@ def test_a_chip_holds_it(program):
 
 
 def test_no_logits_and_no_whole_batch_go_over_the_wires(program):
-    """A chip computes the logits of its own replies. What is gathered are tables and kernels, each in use."""
+    """A chip computes the logits of its own replies, which have words or items last; tables, which have them first, and
+    kernels are gathered where they are in use.
+    """
     assert len(program["collectives"]) > 10
     for each in program["collectives"]:
         operation, result, shape = each["operation"], each["result"], shape_of(each)
-        if VOCABULARY in shape or CATALOGUE in shape:  # a table or its gradient, never logits
-            rest = np.prod(shape) // (VOCABULARY if VOCABULARY in shape else CATALOGUE)
-            assert rest <= 1024, (operation, result)
+        if len(shape) > 1:
+            assert shape[-1] not in (VOCABULARY, CATALOGUE), (operation, result)
         if operation in ("all-gather", "all-reduce"):  # activations of all contexts, or of all replies
             assert not (len(shape) > 2 and shape[0] in (CONTEXTS, REPLIES) and np.prod(shape) > 2**20), (
                 operation,
                 result,
             )
+
+
+def test_gradients_are_summed_to_where_they_are_kept(program):
+    """Each device receives its own part of the sum, once an update: of words, looked up and predicted, in one go."""
+    summed = {"reduce-scatter": 0, "all-reduce": 0}
+    for each in program["collectives"]:
+        if each["operation"] in summed and np.prod(shape_of(each)) > 2**16:
+            summed[each["operation"]] += each["runs"] * np.prod(shape_of(each))
+    assert summed["all-reduce"] < 0.01 * program["parameters"]
+    words = [
+        e["runs"] for e in program["collectives"] if e["operation"] == "reduce-scatter" and VOCABULARY in shape_of(e)
+    ]
+    assert words == [program["updates"]]
 
 
 def test_updates_gather_parameters_layer_by_layer(program):
@@ -76,4 +90,4 @@ def test_decoding_gathers_the_parameters_once(program):
     """What is received is that of passes over whole sequences, about one set of parameters each, and not 64 more."""
     passes = 3 * program["updates"] + 7  # forward, again, and back; prefill, actor, reference, rewards and acts
     set_bytes = 2 * program["parameters"]  # bfloat16
-    assert program["received_bytes"]["all-gather"] < 2 * passes * set_bytes  # with 64 more: 3.7 times as much
+    assert program["received_bytes"]["all-gather"] < 1.3 * passes * set_bytes  # with 64 more: 3.7 times as much

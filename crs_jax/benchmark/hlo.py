@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 OPERATIONS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f64": 8, "s64": 8, "u64": 8}  # else 4
-_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.-]+) \(.*\) -> .* \{")
+_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.-]+) \(.*\) -> (.*) \{")
 _COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(OPERATIONS)})(-start)?\(")
 _TYPE = re.compile(r"(\w+)\[([\d,]*)\]")
 _GROUPS = re.compile(r"replica_groups=(?:\[\d+,(\d+)\]|\{\{([\d,]+)\}|mesh\[([^]]*)\] *\{([^}]*)\})")
@@ -64,11 +64,12 @@ def collectives(text: str, unknown_trips: int = 1) -> list[Collective]:
       unknown_trips: of a loop whose trips the compiler does not know: one that ends early.
     """
     lines: dict[str, list[str]] = {}
+    leaves: dict[str, list[str]] = {}
     entry, name = "", ""
     for line in text.splitlines():
         if head := _COMPUTATION.match(line):
             name = head[1]
-            lines[name] = []
+            lines[name], leaves[name] = [], _results(head[2])
             entry = name if line.startswith("ENTRY") else entry
         elif name:
             lines[name].append(line)
@@ -78,15 +79,22 @@ def collectives(text: str, unknown_trips: int = 1) -> list[Collective]:
     for computation, body in lines.items():
         for line in body:
             if match := _COLLECTIVE.search(line):
-                results = [f"{t}[{shape}]" for t, shape in _TYPE.findall(match[1])]
-                if match[3] and match[2] != "all-reduce":  # operands, results, and counters of what has begun
+                operation, results = match[2], _results(match[1])
+                if computation.startswith("all-reduce-scatter"):  # the TPU's way to write that: a sum, and a cut of it
+                    operation, results = "reduce-scatter", leaves[computation]
+                if match[3] and operation != "all-reduce":  # operands, results, and counters of what has begun
                     results = [each for each in results if each != "u32[]"]
                     results = results[len(results) // 2 :]
                 for result in results:
-                    places[match[2], result, _group(line)] += 1
-                    runs[match[2], result, _group(line)] += times[computation]
+                    places[operation, result, _group(line)] += 1
+                    runs[operation, result, _group(line)] += times[computation]
     found = [Collective(kind, result, n, places[kind, result, n], runs[kind, result, n]) for kind, result, n in places]
     return sorted(found, key=lambda each: -each.bytes_each)
+
+
+def _results(text: str) -> list[str]:
+    """Types and shapes in a text, without their layouts."""
+    return [f"{kind}[{shape}]" for kind, shape in _TYPE.findall(text)]
 
 
 def _group(line: str) -> int:

@@ -17,10 +17,11 @@ from crs_jax.rl import ppo
 from crs_jax.rl.reward import score
 from crs_jax.rl.rollout import Replies, sample
 from crs_jax.sharding import everywhere, on_mesh, shard_batch
+from crs_jax.training.batches import take
 from crs_jax.training.contexts import Contexts, after_rec
 from crs_jax.training.judging import Graphs, judge
 from crs_jax.training.passes import policy_likelihood
-from crs_jax.training.ppo_stage import Aligned, Model, take
+from crs_jax.training.ppo_stage import Aligned, Model
 from crs_jax.training.replies import reply_nll
 from crs_jax.training.task import Task
 

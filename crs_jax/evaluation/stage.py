@@ -30,7 +30,9 @@ from crs_jax.evaluation.utility import true_utility
 from crs_jax.models.heads import REWARDS
 from crs_jax.progress import say
 from crs_jax.signals.relevance import context_vectors
-from crs_jax.training.ppo_stage import Aligned, Model, contexts_at, take
+from crs_jax.training.batches import take
+from crs_jax.training.contexts import contexts_at
+from crs_jax.training.ppo_stage import Aligned, Model
 from crs_jax.training.replies import reply_arrays
 from crs_jax.training.task import Task
 

@@ -18,7 +18,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from crs_jax.models.attention import attend, attention_weights, tiled
-from crs_jax.sharding import by_batch
+from crs_jax.sharding import by_batch, whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +131,7 @@ class Trunk(nnx.Module):
         self.blocks = stack(rngs)
 
     def _enter(self, x: jax.Array, position: jax.Array) -> jax.Array:
-        return by_batch((x + self.positions[...][position]).astype(self.config.dtype))
+        return by_batch((x + whole(self.positions[...])[position]).astype(self.config.dtype))
 
     def _leave(self, x: jax.Array) -> jax.Array:
         return layer_norm(x, self.final_scale[...], self.final_bias[...], self.config.epsilon)

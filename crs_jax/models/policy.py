@@ -29,10 +29,14 @@ Beside = tuple[jax.Array, jax.Array]
 
 def add_at(scores: jax.Array, rows: jax.Array, gains: jax.Array) -> jax.Array:
     """`scores` `[..., N]` with the `gains` `[..., Y]` added at the `rows` `[..., Y]` of the last axis; -1 is no row."""
-    flat = scores.reshape(-1, scores.shape[-1])
-    rows, gains = (a.reshape(-1, a.shape[-1]) for a in (rows, gains))
-    rows = jnp.where(rows < 0, flat.shape[-1], rows)  # out of bounds, so dropped
-    return flat.at[jnp.arange(len(flat))[:, None], rows].add(gains, mode="drop").reshape(scores.shape)
+
+    def add(scores_N: jax.Array, rows_Y: jax.Array, gains_Y: jax.Array) -> jax.Array:
+        rows_Y = jnp.where(rows_Y < 0, len(scores_N), rows_Y)  # out of bounds, so dropped
+        return scores_N.at[rows_Y].add(gains_Y, mode="drop")
+
+    for _ in range(scores.ndim - 1):  # leading axes stay what they are, so that each device adds to its own rows
+        add = jax.vmap(add)
+    return add(scores, rows, gains)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from crs_jax.checkpoint import Checkpoints, digest
@@ -165,7 +166,8 @@ def run_ppo(task: Task, writer: MetricsWriter, sft: Model, reward: Model) -> Ali
     talk, seeker = find_seeker(task, writer, sft) if c.turns > 1 else (None, None)
     made_of = graphs, optimizer, task.config, task.mesh, *([] if talk is None else [talk])
     programs: dict[int, Any] = {}
-    batches = Batches(contexts.mask_CP.sum(1), c.contexts, contexts.mask_CP.shape[1], c.buckets, task.config.seed)
+    lengths = np.asarray(contexts.mask_CP).sum(1)
+    batches = Batches(lengths, c.contexts, contexts.mask_CP.shape[1], c.buckets, task.config.seed)
     key = jax.random.key(task.config.seed + 4)
     first, pending, noise = done or 0, None, None
     save_every = max(c.iterations // c.checks_a_run, 1)

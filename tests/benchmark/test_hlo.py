@@ -32,10 +32,16 @@ HloModule jit_step, num_partitions=8
   ROOT %less = pred[] compare(%i, %n), direction=LT
 }
 
+%all-reduce-scatter.3.clone (whole: f32[64,1024]) -> f32[64,128] {
+  %sum.1 = f32[64,1024]{1,0:T(8,128)} all-reduce(%whole), replica_groups={{0,1,2,3,4,5,6,7}}, to_apply=%add
+  ROOT %own = f32[64,128]{1,0:T(8,128)} dynamic-slice(%sum.1, %zero, %at), dynamic_slice_sizes={64,128}
+}
+
 ENTRY %main (x: f32[8,128]) -> f32[8,128] {
   %loop = (s32[], f32[8,128]) while(%t), condition=%below, body=%layer, backend_config={"known_trip_count":{"n":"24"}}
   %replies = (s32[]) while(%u), condition=%early, body=%decode
   %moved = (f32[2]{0}, f32[2]{0}, u32[], u32[]) collective-permute-start(%x), channel_id=3
+  %cut = f32[64,128]{1,0:T(8,128)} fusion(%whole), kind=kCustom, calls=%all-reduce-scatter.3.clone
   ROOT %out = f32[1024,64]{1,0} reduce-scatter(%g), replica_groups=[1,8]<=[8], dimensions={0}, to_apply=%add
 }
 """
@@ -50,6 +56,7 @@ def test_a_text_by_hand():
         Collective("all-reduce", "f32[16,4]", 2, 1, 24 * 7),
         Collective("all-reduce", "f32[32]", 2, 2, 2 * 24 * 7),
         Collective("collective-permute", "f32[2]", 0, 1, 1),
+        Collective("reduce-scatter", "f32[64,128]", 8, 1, 1),
     }
     gathered = next(each for each in found if each.operation == "all-gather")
     assert gathered.bytes_each == 128 * 512 * 2

@@ -10,7 +10,7 @@ from crs_jax.data.dialogue import MENTION, Feedback, Turn
 from crs_jax.data.instances import ranking_instances
 from crs_jax.evaluation.baselines import Baselines
 from crs_jax.evaluation.stage import baseline_scores
-from crs_jax.training.ppo_stage import contexts_at
+from crs_jax.training.contexts import contexts_at
 from crs_jax.training.task import log_popularity
 
 

@@ -17,9 +17,10 @@ from crs_jax.evaluation.observed import by_place
 from crs_jax.evaluation.optimum import STEEPEST, act_rewards, first_token, optimum, slope_of, tilt
 from crs_jax.evaluation.policies import ranking_scores
 from crs_jax.rl.reward import Normaliser, predict, score
+from crs_jax.training.contexts import contexts_at
 from crs_jax.training.judging import Graphs
 from crs_jax.training.labels import label
-from crs_jax.training.ppo_stage import Aligned, contexts_at, make_judges
+from crs_jax.training.ppo_stage import Aligned, make_judges
 from crs_jax.training.task import copy_tree
 
 

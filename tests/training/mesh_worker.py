@@ -28,9 +28,11 @@ def run(folder: pathlib.Path, shape: list[int]) -> None:
     from crs_jax.checkpoint import Checkpoints, digest
     from crs_jax.rl.reward import Normaliser
     from crs_jax.sharding import AXES, path_name, place, shard_batch, spec_of
+    from crs_jax.training.batches import take
+    from crs_jax.training.contexts import contexts_at
     from crs_jax.training.optimizer import make_optimizer
     from crs_jax.training.ppo import make_iteration
-    from crs_jax.training.ppo_stage import build, contexts_at, take
+    from crs_jax.training.ppo_stage import build
     from crs_jax.training.state import fresh_state
 
     devices = jax.devices()[: np.prod(shape)]

@@ -12,10 +12,12 @@ from tiny_task import change, fresh_models
 from crs_jax.rl.reward import Normaliser
 from crs_jax.sharding import place, shard_batch
 from crs_jax.training import reward, sft
+from crs_jax.training.batches import take
+from crs_jax.training.contexts import contexts_at
 from crs_jax.training.counterfactual import Counterfactuals
 from crs_jax.training.labels import label
 from crs_jax.training.ppo import make_iteration
-from crs_jax.training.ppo_stage import build, contexts_at, take
+from crs_jax.training.ppo_stage import build
 from crs_jax.training.replies import Wishes
 from crs_jax.training.state import TrainState
 from crs_jax.training.task import copy_tree

@@ -16,10 +16,11 @@ from crs_jax.rl.reward import Normaliser, members, together
 from crs_jax.sharding import AXES, shardings
 from crs_jax.training import ensemble
 from crs_jax.training import reward as reward_stage
+from crs_jax.training.contexts import contexts_at
 from crs_jax.training.counterfactual import Counterfactuals
 from crs_jax.training.ensemble import drawn
 from crs_jax.training.labels import label
-from crs_jax.training.ppo_stage import Aligned, build, contexts_at
+from crs_jax.training.ppo_stage import Aligned, build
 from crs_jax.training.ppo_validation import Validation
 from crs_jax.training.replies import Wishes, reply_arrays
 from crs_jax.training.reward import least_squares, predict_replies, run_reward, split_holdout

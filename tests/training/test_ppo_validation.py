@@ -14,8 +14,10 @@ from crs_jax.models.heads import SIGNALS
 from crs_jax.rl.reward import Normaliser
 from crs_jax.rl.rollout import sample
 from crs_jax.training import ppo_stage
+from crs_jax.training.batches import take
+from crs_jax.training.contexts import contexts_at
 from crs_jax.training.examples import fresh_instances
-from crs_jax.training.ppo_stage import Aligned, build, contexts_at, run_ppo, take
+from crs_jax.training.ppo_stage import Aligned, build, run_ppo
 from crs_jax.training.ppo_validation import Validation
 from crs_jax.training.task import copy_tree
 

@@ -15,7 +15,7 @@ from crs_jax.errors import InputError
 from crs_jax.evaluation.policies import ranking_scores, reference_nll
 from crs_jax.metrics import write_json
 from crs_jax.signals.facets import ERAS, YEARS
-from crs_jax.training.ppo_stage import contexts_at
+from crs_jax.training.contexts import contexts_at
 from crs_jax.training.replies import reply_arrays
 from crs_jax.training.task import copy_tree
 from crs_jax.training.transfer import carried, source_of, transferred
