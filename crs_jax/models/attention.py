@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from crs_jax.errors import InputError
+from crs_jax.models.products import float32_product
 
 TILE = 128
 """Lengths are padded to a multiple of this for cuDNN, whose kernels work in tiles."""
@@ -29,7 +30,7 @@ def attend(
     if implementation == "cudnn":
         return jax.nn.dot_product_attention(q_BTHK, k_BSHK, v_BSHK, mask=mask_BTS[:, None], implementation="cudnn")
     q, k, v = (jnp.swapaxes(a, 1, 2) for a in (q_BTHK, k_BSHK, v_BSHK))
-    scores = jnp.einsum("BHTK,BHSK->BHTS", q, k, preferred_element_type=jnp.float32)
+    scores = float32_product("BHTK,BHSK->BHTS", q, k)
     probs = attention_weights(scores * q.shape[-1] ** -0.5, mask_BTS[:, None])
     return jnp.einsum("BHTS,BHSK->BTHK", probs.astype(v.dtype), v)
 

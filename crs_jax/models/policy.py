@@ -20,6 +20,7 @@ from jax import lax
 
 from crs_jax.models.gpt2 import GPT2Config, Trunk
 from crs_jax.models.items import ItemTower, padded
+from crs_jax.models.products import float32_product
 from crs_jax.models.query import Evidence, Query, Wish
 from crs_jax.sharding import by_batch, by_rows
 
@@ -37,6 +38,12 @@ def add_at(scores: jax.Array, rows: jax.Array, gains: jax.Array) -> jax.Array:
     for _ in range(scores.ndim - 1):  # leading axes stay what they are, so that each device adds to its own rows
         add = jax.vmap(add)
     return add(scores, rows, gains)
+
+
+def logits_of(hidden: jax.Array, table_ND: jax.Array) -> jax.Array:
+    """Inner products `[..., N]` of hidden states `[..., D]` with a table's rows, float32."""
+    lead = "abc"[: hidden.ndim - 1]
+    return float32_product(f"{lead}D,ND->{lead}N", hidden, table_ND)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,8 +177,7 @@ class Policy(nnx.Module):
         """
 
         def product(state: jax.Array, table: jax.Array) -> jax.Array:
-            scores = jnp.einsum("...D,ND->...N", by_batch(state), table, preferred_element_type=jnp.float32)
-            return by_batch(scores, "tensor")
+            return by_batch(logits_of(by_batch(state), table), "tensor")
 
         D = self.width
         scores = self.query.hidden_gain[...] * product(acting[..., :D], items_NW[:, :D])
@@ -211,8 +217,7 @@ class Policy(nnx.Module):
           items_NW: from `item_table`.
           own_M: `[..., M]` rows of the act's items, -1 where none.
         """
-        main = jnp.einsum("...D,VD->...V", by_batch(hidden), self.word_table(), preferred_element_type=jnp.float32)
-        main = by_batch(main, "tensor")
+        main = by_batch(logits_of(by_batch(hidden), self.word_table()), "tensor")
         ids_V = jnp.arange(main.shape[-1])
         legal_V = (ids_V < self.layout.num_words) | (ids_V == self.layout.end)
         for unused in self.layout.unused:
