@@ -56,6 +56,7 @@ def get_config(size: str = "16m") -> ConfigDict:
         c.ppo.epochs = 2
         c.sft.rows = 16
         c.sft.row_tokens = 1024
+        c.model.dtype = "bfloat16"
         c.model.remat = True
     if size in ("tiny", "scratch"):
         c.tokenizer.kind = "bpe"

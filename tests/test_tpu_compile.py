@@ -18,18 +18,23 @@ VOCABULARY, CATALOGUE = 50304, 7040  # padded rows (tensor 1)
 CONTEXTS, REPLIES = 32, 256
 
 
-@pytest.fixture(scope="module")
-def program():
+def compiled(*flags: str) -> dict:
+    """What `crs_jax.benchmark.ahead` says."""
     library = os.environ.get("TPU_LIBRARY_PATH") or str(pathlib.Path(sys.prefix) / "libtpu" / "libtpu" / "libtpu.so")
     if not pathlib.Path(library).is_file():
         reason = f"no TPU compiler at {library}: launch/test.sh installs it, or name another in TPU_LIBRARY_PATH"
         (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TPU_LIBRARY_PATH": library}
-    flags = ["--config=configs/redial_ppo.py", "--topology=v5e:2x4", "--config.mesh.data=1", "--config.mesh.fsdp=8"]
     line = [sys.executable, "-m", "crs_jax.benchmark.ahead", *flags]
     done = subprocess.run(line, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-5000:]
-    found = json.loads(done.stdout.splitlines()[-1])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def program():
+    mesh = ["--config.mesh.data=1", "--config.mesh.fsdp=8"]
+    found = compiled("--config=configs/redial_ppo.py", "--topology=v5e:2x4", *mesh)
     return {**found, **found["bytes"]}
 
 
@@ -91,3 +96,13 @@ def test_decoding_gathers_the_parameters_once(program):
     passes = 3 * program["updates"] + 7  # forward, again, and back; prefill, actor, reference, rewards and acts
     set_bytes = 2 * program["parameters"]  # bfloat16
     assert program["received_bytes"]["all-gather"] < 1.3 * passes * set_bytes  # with 64 more: 3.7 times as much
+
+
+@pytest.mark.slow
+def test_an_update_takes_less_than_twice_what_is_trained():
+    """Batch 64 x 256 on one chip: parameters, gradients and Adam's moments, and as much again for all the rest."""
+    shape = ["--config.ppo.contexts=64", "--config.ppo.group=1", "--config.ppo.minibatches=1"]
+    flags = ["--topology=v5e:2x2", "--chips=1", "--part=update", *shape, "--config.data.context_tokens=192"]
+    found = compiled("--config=configs/benchmark.py:345m", *flags)
+    assert found["dtype"] == "bfloat16"
+    assert found["peak_bytes"] < 2 * 16 * found["parameters"]

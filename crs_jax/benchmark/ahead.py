@@ -2,11 +2,16 @@
 
   python -m crs_jax.benchmark.ahead --config=configs/benchmark.py:345m --topology=v5e:2x4 --config.mesh.fsdp=8
 
+  python -m crs_jax.benchmark.ahead --config=configs/benchmark.py:345m --topology=v5e:2x2 --chips=1 --part=update \
+    --config.ppo.contexts=64 --config.ppo.group=1 --config.ppo.minibatches=1
+
 Everything is a shape: no array of the model's size is ever made, and no TPU is needed, only its compiler: the package
 libtpu, or the library that TPU_LIBRARY_PATH names. Flags:
 
-  --config      as of a run; its mesh must have as many devices as the topology has chips
+  --config      as of a run; its mesh must have as many devices as there are chips
   --topology    KIND:SHAPE of the slice, v5e:2x4 or v5p:2x2x2
+  --chips       the first so many of it; default all
+  --part        iteration, or update: one minibatch of it
   --items       of the catalogue; default ReDial's 6924
   --out         FILE.json; it is printed in any case
 
@@ -37,6 +42,7 @@ from ml_collections import ConfigDict
 
 from crs_jax import flags as command_line
 from crs_jax import source_tree
+from crs_jax.benchmark.cells import make_update_step
 from crs_jax.benchmark.hlo import collectives
 from crs_jax.benchmark.world import EMBEDDING, GENRES, NAMED, NEAR, STARRING
 from crs_jax.config import derive
@@ -46,12 +52,13 @@ from crs_jax.errors import InputError
 from crs_jax.metrics import write_json
 from crs_jax.models.actor_critic import ActorCritic
 from crs_jax.models.policy import Layout, Policy
+from crs_jax.rl.all_acts import Acts
 from crs_jax.rl.reward import Normaliser, RewardModel
 from crs_jax.sharding import AXES, BATCH, shardings
 from crs_jax.training.contexts import Contexts
 from crs_jax.training.judging import Graphs, Judges
 from crs_jax.training.optimizer import make_optimizer
-from crs_jax.training.ppo import make_iteration
+from crs_jax.training.ppo import Experience, make_iteration
 from crs_jax.training.state import TrainState
 from crs_jax.training.task import model_config, split_model
 
@@ -103,51 +110,85 @@ def refuse_what_is_not_built(config: ConfigDict) -> None:
             raise InputError(f"--config.{name}: a program with this setting is not compiled ahead; leave it as it is")
 
 
-def lower(config: ConfigDict, mesh: Mesh, items: int) -> tuple[Any, int]:
-    """The lowered iteration, and how many parameters learn."""
-    layout, c, whole = layout_of(config, items), config.ppo, PartitionSpec()
+class Shapes:
+    """Shapes of what a part takes, laid over a mesh; `items` are the catalogue's.
 
-    def policy() -> Policy:
-        content_NE, facets_NF = np.zeros((items, EMBEDDING), np.float32), np.zeros((items, FACETS), np.float32)
-        known: Any = (content_NE, None, facets_NF, GENRES, ASKED)
-        rngs = nnx.Rngs(params=jax.random.key(0))
-        return Policy(model_config(config), layout, *known, rngs=rngs, pad_to=128 * mesh.shape["tensor"])
+    Attributes:
+      parameters: how many learn.
+    """
 
-    policy_graph, reference, frozen = abstract(policy)
-    actor_graph, params, _ = abstract(lambda: ActorCritic(policy(), config.model.value))
-    reward_graph, reward, reward_frozen = abstract(lambda: RewardModel(policy()))
-    optimizer = make_optimizer(c.learning_rate, c.warmup, 100, c.weight_decay, c.clip_norm)
+    def __init__(self, config: ConfigDict, mesh: Mesh, items: int) -> None:
+        self.config, self.mesh, self.layout = config, mesh, layout_of(config, items)
+        c, whole = config.ppo, PartitionSpec()
 
-    def start(params):
-        extra = {"act_kl": jnp.float32(0), "word_kl": jnp.float32(0)}
-        return TrainState(jnp.int32(0), params, optimizer.init(params), jnp.asarray(False), extra)
+        def policy() -> Policy:
+            content_NE, facets_NF = np.zeros((items, EMBEDDING), np.float32), np.zeros((items, FACETS), np.float32)
+            known: Any = (content_NE, None, facets_NF, GENRES, ASKED)
+            rngs = nnx.Rngs(params=jax.random.key(0))
+            return Policy(model_config(config), self.layout, *known, rngs=rngs, pad_to=128 * mesh.shape["tensor"])
 
-    def floats(*axes: int) -> Any:
-        return jax.ShapeDtypeStruct(axes, jnp.float32)
+        policy_graph, reference, frozen = abstract(policy)
+        actor_graph, params, _ = abstract(lambda: ActorCritic(policy(), config.model.value))
+        reward_graph, reward, reward_frozen = abstract(lambda: RewardModel(policy()))
+        self.optimizer = make_optimizer(c.learning_rate, c.warmup, 100, c.weight_decay, c.clip_norm)
+        self.graphs = Graphs(actor_graph, policy_graph, reward_graph)
+        self.parameters = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
 
-    def of_contexts(*axes: int, dtype: Any = jnp.float32) -> Any:
-        return jax.ShapeDtypeStruct((c.contexts, *axes), dtype)
+        def start(params):
+            extra = {"act_kl": jnp.float32(0), "word_kl": jnp.float32(0)}
+            return TrainState(jnp.int32(0), params, self.optimizer.init(params), jnp.asarray(False), extra)
 
-    judges = Judges(
-        laid(reference, mesh), laid(reward, mesh), laid(frozen, mesh), laid(reward_frozen, mesh),
-        laid(floats(items, EMBEDDING), mesh, whole), laid(floats(3), mesh, whole),
-    )  # fmt: skip
-    length = config.data.context_tokens
-    contexts = Contexts(
-        of_contexts(length, dtype=jnp.int32), of_contexts(length, dtype=bool), of_contexts(EMBEDDING),
-        of_contexts(EMBEDDING), of_contexts(NAMED, dtype=jnp.int32), of_contexts(NAMED, dtype=jnp.int32),
-        of_contexts(ASKED), of_contexts(NEAR, dtype=jnp.int32), of_contexts(NEAR),
-        of_contexts(STARRING, dtype=jnp.int32), of_contexts(STARRING),
-    )  # fmt: skip
-    iteration = make_iteration(Graphs(actor_graph, policy_graph, reward_graph), optimizer, config, mesh)
-    lowered = iteration.lower(
-        laid(jax.eval_shape(start, params), mesh),
-        judges,
-        laid(Normaliser(floats(3), floats(3), floats()), mesh, whole),
-        laid(contexts, mesh, BATCH),
-        laid(jax.eval_shape(lambda: jax.random.key(0)), mesh, whole),
-    )
-    return lowered, sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
+        self.state = laid(jax.eval_shape(start, params), mesh)
+        self.frozen = laid(frozen, mesh)
+        self.judges = Judges(
+            laid(reference, mesh), laid(reward, mesh), self.frozen, laid(reward_frozen, mesh),
+            laid(floats(items, EMBEDDING), mesh, whole), laid(floats(3), mesh, whole),
+        )  # fmt: skip
+        self.normaliser = laid(Normaliser(floats(3), floats(3), floats()), mesh, whole)
+        self.key = laid(jax.eval_shape(lambda: jax.random.key(0)), mesh, whole)
+
+    def contexts(self, count: int) -> Contexts:
+        """So many of them."""
+
+        def rows(*axes: int, dtype: Any = jnp.float32) -> Any:
+            return jax.ShapeDtypeStruct((count, *axes), dtype)
+
+        length = self.config.data.context_tokens
+        made = Contexts(
+            rows(length, dtype=jnp.int32), rows(length, dtype=bool), rows(EMBEDDING), rows(EMBEDDING),
+            rows(NAMED, dtype=jnp.int32), rows(NAMED, dtype=jnp.int32), rows(ASKED), rows(NEAR, dtype=jnp.int32),
+            rows(NEAR), rows(STARRING, dtype=jnp.int32), rows(STARRING),
+        )  # fmt: skip
+        return laid(made, self.mesh, BATCH)
+
+    def minibatch(self) -> Experience:
+        """What one update trains on."""
+        c = self.config.ppo
+        count, acts = c.contexts // c.minibatches, min(c.all_acts, self.layout.num_items) + 1
+        tokens = [count, c.group, self.config.data.reply_tokens]
+        whole_numbers, flags_ = (jax.ShapeDtypeStruct(tokens, kind) for kind in (jnp.int32, bool))
+        known: Any = (jax.ShapeDtypeStruct((count, acts), jnp.int32), floats(count, acts), floats(count, acts))
+        rows = laid((whole_numbers, flags_, flags_, *[floats(*tokens)] * 5, Acts(*known)), self.mesh, BATCH)
+        fields: Any = (self.contexts(count), *rows, None)
+        return Experience(*fields)
+
+
+def floats(*axes: int) -> Any:
+    """The shape of a float32 array."""
+    return jax.ShapeDtypeStruct(axes, jnp.float32)
+
+
+def lower(config: ConfigDict, mesh: Mesh, items: int, part: str = "iteration") -> tuple[Any, int]:
+    """The lowered iteration, or update, and how many parameters learn."""
+    shapes = Shapes(config, mesh, items)
+    made_of = shapes.graphs, shapes.optimizer, config, mesh
+    if part == "update":
+        lowered = make_update_step(*made_of).lower(shapes.state, shapes.frozen, shapes.minibatch())
+    else:
+        contexts = shapes.contexts(config.ppo.contexts)
+        given = shapes.state, shapes.judges, shapes.normaliser, contexts, shapes.key
+        lowered = make_iteration(*made_of).lower(*given)
+    return lowered, shapes.parameters
 
 
 def chips(topology: str) -> list[Any]:
@@ -168,18 +209,21 @@ def chips(topology: str) -> list[Any]:
         raise InputError(f"--topology={topology}: {error}; libtpu, or TPU_LIBRARY_PATH=FILE, is needed") from None
 
 
-def described(config: ConfigDict, topology: str, items: int) -> dict[str, Any]:
-    """Compiles, and says what came of it."""
+def described(config: ConfigDict, topology: str, items: int, count: int = 0, part: str = "iteration") -> dict[str, Any]:
+    """Compiles, and says what came of it; `count` chips of the slice, 0 for all."""
     refuse_what_is_not_built(config)
     devices = chips(topology)
+    if count > len(devices):
+        raise InputError(f"--chips={count}: {topology} has {len(devices)}")
+    devices = devices[: count or None]
     shape = config.mesh.data, config.mesh.fsdp, config.mesh.tensor
     sizes = [s if s > 0 else len(devices) // int(np.prod([t for t in shape if t > 0])) for s in shape]
     if np.prod(sizes) != len(devices):
-        raise InputError(f"--config.mesh: data x fsdp x tensor is {sizes}, but {topology} has {len(devices)} chips")
+        raise InputError(f"--config.mesh: data x fsdp x tensor is {sizes}, but there are {len(devices)} chips")
     derive(config, len(devices))
     mesh = jax.make_mesh(tuple(sizes), AXES, devices=devices, axis_types=(AxisType.Auto,) * 3)
     start = time.monotonic()
-    lowered, parameters = lower(config, mesh, items)
+    lowered, parameters = lower(config, mesh, items, part)
     program = lowered.compile()
     seconds = time.monotonic() - start
     plan = program.memory_analysis()
@@ -193,7 +237,7 @@ def described(config: ConfigDict, topology: str, items: int) -> dict[str, Any]:
         received[each.operation] = received.get(each.operation, 0) + round(each.received)
     room = CHIP_BYTES[topology.partition(":")[0]]
     return {
-        "topology": topology, "mesh": sizes, "parameters": parameters, "items": items,
+        "part": part, "topology": topology, "mesh": sizes, "parameters": parameters, "items": items,
         "contexts": config.ppo.contexts, "group": config.ppo.group,
         "updates": config.ppo.epochs * config.ppo.minibatches,
         "lengths": [config.data.context_tokens, config.data.reply_tokens], "dtype": config.model.dtype,
@@ -208,7 +252,7 @@ def main(arguments: Sequence[str]) -> int:
     if any(argument in ("-h", "--help", "--helpfull") for argument in arguments):
         print((__doc__ or "").strip())
         return 0
-    own = {"topology": "v5e:2x4", "items": str(REDIAL_ITEMS), "out": ""}
+    own = {"topology": "v5e:2x4", "chips": "0", "part": "iteration", "items": str(REDIAL_ITEMS), "out": ""}
     rest = []
     for argument in arguments:
         name, sign, value = argument.removeprefix("--").partition("=")
@@ -219,8 +263,12 @@ def main(arguments: Sequence[str]) -> int:
     try:
         if not own["items"].isdigit() or own["items"] == "0":
             raise InputError(f"--items={own['items']}: give how many items the catalogue has")
+        if not own["chips"].isdigit():
+            raise InputError(f"--chips={own['chips']}: give a number, or 0 for all of the slice")
+        if own["part"] not in ("iteration", "update"):
+            raise InputError(f"--part={own['part']}: there are iteration and update")
         config = command_line.parse(["ahead", *rest], flags.FlagValues()).config
-        found = described(config, own["topology"], int(own["items"]))
+        found = described(config, own["topology"], int(own["items"]), int(own["chips"]), own["part"])
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

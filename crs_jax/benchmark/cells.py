@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from crs_jax.benchmark import counts
 from crs_jax.benchmark.clock import device_peak, measure
@@ -23,10 +25,10 @@ from crs_jax.benchmark.world import (
 from crs_jax.data.packing import slots_of
 from crs_jax.rl.rollout import Replies, causal, positions, sample
 from crs_jax.sharding import on_mesh, shard_batch
-from crs_jax.training.judging import judge
+from crs_jax.training.judging import Graphs, judge
 from crs_jax.training.optimizer import make_optimizer
 from crs_jax.training.passes import actor_pass, policy_likelihood
-from crs_jax.training.ppo import make_iteration, make_update
+from crs_jax.training.ppo import Experience, make_iteration, make_update
 from crs_jax.training.sft import make_step
 from crs_jax.training.state import TrainState, fresh_state, keep_layout
 from crs_jax.training.task import copy_tree, count
@@ -100,24 +102,28 @@ def ppo_state(world: World, updates: int) -> tuple[Any, TrainState]:
     return optimizer, fresh_state(copy_tree(world.actor), optimizer, world.task.mesh, coefficients)
 
 
+def make_update_step(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mesh) -> Any:
+    """Jitted (state, donated, frozen arrays, minibatch) -> (state, metrics): one clipped update of the PPO stage."""
+    one = make_update(graphs, optimizer, config, mesh)
+
+    def step(state: TrainState, frozen: Any, minibatch: Experience):
+        fixed = {"policy": frozen}, state.extra["act_kl"], state.extra["word_kl"]
+        carry = (state.params, state.opt_state, state.halted, jnp.asarray(False), fixed, jnp.asarray(True))
+        (params, opt_state, halted, *_), metrics = one(carry, (minibatch,))
+        return keep_layout(TrainState(state.step + 1, params, opt_state, halted, state.extra), mesh), metrics
+
+    return jax.jit(on_mesh(step, mesh), donate_argnums=0)
+
+
 def update(world: World, patience: Patience) -> Found:
     """One clipped update of the PPO stage on one minibatch."""
     task, batch = world.task, batch_of(world.task.config, "update")
     optimizer, state = ppo_state(world, 1000)
     minibatch = shard_batch(random_experience(task, batch), task.mesh)
-    one = make_update(world.graphs, optimizer, task.config, task.mesh)
-
-    def step(state, frozen, minibatch):
-        fixed = {"policy": frozen}, state.extra["act_kl"], state.extra["word_kl"]
-        carry = (state.params, state.opt_state, state.halted, jnp.asarray(False), fixed, jnp.asarray(True))
-        (params, opt_state, halted, *_), metrics = one(carry, (minibatch,))
-        state = TrainState(state.step + 1, params, opt_state, halted, state.extra)
-        return keep_layout(state, task.mesh), metrics
-
-    jitted = jax.jit(on_mesh(step, task.mesh), donate_argnums=0)
     arguments = [state, world.judges.frozen, minibatch]
     del state
-    found, (state, _) = measure(jitted, arguments, patience, carries=True)
+    step = make_update_step(world.graphs, optimizer, task.config, task.mesh)
+    found, (state, _) = measure(step, arguments, patience, carries=True)
     return {
         **found,
         **learned(state, world),
