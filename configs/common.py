@@ -18,6 +18,7 @@ def get_config() -> ConfigDict:
         "ppo"  # of the stage ppo: ppo, rankwise (it proposes lists), or without a value function rloo, grpo, raft
     )
     c.log_every = 10  # steps between two console lines
+    c.save_minutes = 10.0  # between two checkpoints: what a machine that is lost takes along at most
 
     c.data = ConfigDict()
     c.data.dataset = "simulated"  # simulated, redial, opendialkg, inspired

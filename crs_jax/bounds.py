@@ -101,6 +101,7 @@ AT_LEAST: dict[str, float] = {
 }
 
 ABOVE_ZERO = (
+    "save_minutes",
     "head.learning_rate",
     "head.gain_rate",
     "sft.learning_rate",

@@ -1,4 +1,8 @@
-"""The one exception for anything the user can put right."""
+"""What ends a run on purpose: input that the user can put right, and a signal that asks for it."""
+
+from __future__ import annotations
+
+import signal
 
 
 class InputError(ValueError):
@@ -7,3 +11,19 @@ class InputError(ValueError):
     The message is one line that names the file, line, field or flag, says what was found and what to do. `main` prints
     it without a traceback and exits with status 2.
     """
+
+
+class InterruptedRunError(BaseException):
+    """A run that a signal asked to end has saved what it could (`interruption.py`).
+
+    No `Exception`, so that nothing takes it for a failure.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.signal = signal.Signals(number)
+        super().__init__(f"ended by {self.signal.name}")
+
+    @property
+    def status(self) -> int:
+        """Exit status: 128 + the signal's number."""
+        return 128 + self.signal

@@ -10,7 +10,7 @@ Examples
   python -m crs_jax.main --config=configs/quickstart.py --config.stages=sft,evaluate --workdir=runs/sft_only
 
 A run leaves config.json, checkpoints, metrics.json, metrics.jsonl, samples.jsonl and report.html in its folder. The
-same command again continues: what the folder already holds is skipped.
+same command again continues: what the folder already holds is skipped. Ctrl-C and SIGTERM save and end; twice, at once.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from crs_jax.errors import InputError
+from crs_jax.errors import InputError, InterruptedRunError
 from crs_jax.host_memory import keep_and_advise
 
 
@@ -32,7 +32,8 @@ def main(argv: Sequence[str] | None = None, values: flags.FlagValues | None = No
       values: where the flags are defined; absl's `FLAGS` when left out.
 
     Returns:
-      The exit status: 0, 2 for input that cannot be used (one line on stderr says what), 130 when interrupted.
+      The exit status: 0; 2 for input that cannot be used (one line on stderr says what); 130 or 143 where SIGINT or
+      SIGTERM ended the run, which has saved what it did.
     """
     from crs_jax import flags as command_line
 
@@ -51,15 +52,17 @@ def main(argv: Sequence[str] | None = None, values: flags.FlagValues | None = No
 
             jax.distributed.initialize(**command.distributed)
         from crs_jax import pipeline
+        from crs_jax.interruption import listening
 
-        pipeline.run(command.config, workdir)
+        with listening():
+            pipeline.run(command.config, workdir)
     except InputError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        kept = f"finished stages and prepared data stay in {workdir}; " if workdir else ""
-        print(f"\ninterrupted: {kept}the same command continues", file=sys.stderr)
-        return 130
+    except (InterruptedRunError, KeyboardInterrupt) as stop:
+        kept = f"what was done is saved in {workdir}; " if workdir else ""
+        print(f"\n{stop or 'interrupted'}: {kept}the same command continues", file=sys.stderr)
+        return stop.status if isinstance(stop, InterruptedRunError) else 130
     return 0
 
 

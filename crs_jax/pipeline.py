@@ -204,7 +204,7 @@ def run_stages(task: Task, stages: tuple[str, ...], metrics: dict, seconds: dict
 
 def evaluation_key(task: Task, models: dict[str, Model]) -> str:
     """Of what an evaluation depends on: settings, data, and the models' parameters."""
-    free = ("stages", "log_every", "data.cache_dir", "data.dir", "data.pipeline")
+    free = ("stages", "log_every", "save_minutes", "data.cache_dir", "data.dir", "data.pipeline")
     flat = {name: value for name, value in flatten(task.config.to_dict()).items() if name not in free}
     data = fingerprint(task.config, task.corpus, SPLITS)
     key = [flat, data, {row: digest(params) for row, (_, params, _) in models.items()}]

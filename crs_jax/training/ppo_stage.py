@@ -13,6 +13,7 @@ from flax import nnx
 
 from crs_jax.checkpoint import Checkpoints, digest
 from crs_jax.errors import InputError
+from crs_jax.interruption import Pace, leave_if_asked, saving
 from crs_jax.metrics import MetricsWriter, read_json_lines
 from crs_jax.models.actor_critic import ActorCritic
 from crs_jax.models.query import deafened
@@ -171,7 +172,7 @@ def run_ppo(task: Task, writer: MetricsWriter, sft: Model, reward: Model) -> Ali
     key = jax.random.key(task.config.seed + 4)
     first, pending, noise = done or 0, None, None
     save_every = max(c.iterations // c.checks_a_run, 1)
-    clock = time.monotonic()
+    clock, pace = time.monotonic(), Pace(task.config.save_minutes)
     warned: set[str] = set()
 
     def warn() -> None:
@@ -199,7 +200,7 @@ def run_ppo(task: Task, writer: MetricsWriter, sft: Model, reward: Model) -> Ali
         clock = now
         progress.update(reward=values["reward"], kl=values["kl"])
 
-    with Progress(c.iterations, "PPO", "iterations", done=first) as progress, checkpoints:
+    with Progress(c.iterations, "PPO", "iterations", done=first) as progress, checkpoints, saving():
         if c.iterations == 0:  # the SFT policy as it is, a control
             checkpoints.save(0, state, result, done=True, seconds=spent.since(meta), floor=floor)
         for number in range(first + 1, c.iterations + 1):
@@ -215,10 +216,11 @@ def run_ppo(task: Task, writer: MetricsWriter, sft: Model, reward: Model) -> Ali
             if number == 1 or number == first + 1:
                 report(*pending)  # the checks of the first iteration come before the second
                 pending = None
-            if number % save_every == 0 or number == c.iterations:
-                if pending is not None:
-                    report(*pending)
-                    pending = None
+            check, (save, end) = number % save_every == 0 or number == c.iterations, pace(number)
+            if (check or save) and pending is not None:
+                report(*pending)
+                pending = None
+            if check:
                 found = validation(state.params["policy"], normaliser)
                 if found:
                     writer.write("ppo", number, found)
@@ -227,14 +229,20 @@ def run_ppo(task: Task, writer: MetricsWriter, sft: Model, reward: Model) -> Ali
                     result = {**result, "policy": copy_tree(state.params["policy"])}
                 if jax.process_index() == 0:
                     warn()
-                end = fell or number == c.iterations
-                checkpoints.save(number, state, result, done=end, seconds=spent.since(meta), floor=floor)
+                last = fell or number == c.iterations
+                checkpoints.save(number, state, result, done=last, seconds=spent.since(meta), floor=floor)
+                pace.saved()
                 if fell:
                     say(
                         f"ppo: stopped at iteration {number}: validation HR@10 of {found['validation/hr@10']:.4f} is "
                         f"below --config.ppo.hr_floor={c.hr_floor} of SFT's; the policy of the check before is kept"
                     )
                     break
+            elif save:
+                checkpoints.save(number, state, result, done=False, seconds=spent.since(meta), floor=floor)
+                pace.saved()
+            if end:
+                leave_if_asked()
     return Aligned((graphs.aligned, result["policy"], sft[2]), graphs, judges, normaliser)
 
 

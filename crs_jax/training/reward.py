@@ -23,14 +23,13 @@ from crs_jax.data.windows import make_windows
 from crs_jax.errors import InputError
 from crs_jax.metrics import MetricsWriter
 from crs_jax.models.heads import SIGNALS
-from crs_jax.progress import Progress, say
+from crs_jax.progress import say
 from crs_jax.rl.ppo import masked_mean
 from crs_jax.rl.reward import RewardModel, mean_of, members, predict, read_heads, together
 from crs_jax.rl.scoring import parts, tree_hidden
 from crs_jax.sharding import everywhere, in_parts, on_mesh, place, shard_batch
 from crs_jax.training.counterfactual import Counterfactuals
 from crs_jax.training.ensemble import Member, member
-from crs_jax.training.halt import stop_if_halted
 from crs_jax.training.labels import label, log_fingerprint
 from crs_jax.training.optimizer import make_optimizer
 from crs_jax.training.replies import Wishes, reply_arrays
@@ -43,6 +42,7 @@ from crs_jax.training.state import (
     fresh_state,
     keep_layout,
 )
+from crs_jax.training.supervised import Best, Supervised
 from crs_jax.training.task import Task, copy_tree, split_model
 
 
@@ -267,9 +267,9 @@ def run_reward(task: Task, writer: MetricsWriter, sft: tuple[Any, Any, Any]) -> 
     steps = max(round(c.reward.epochs * per_epoch), 1)
     optimizer = make_optimizer(c.reward.learning_rate, 0.05, steps, c.reward.weight_decay, c.reward.clip_norm)
     states = [fresh_state(first_params(task, params, one, signal_DTS, wishes), optimizer, task.mesh) for one in team]
-    best, best_loss = [copy_tree(state.params) for state in states], [float("inf")] * len(team)
+    best = Best.of([copy_tree(state.params) for state in states])
     if done is not None:
-        best, best_loss = members(checkpoints.restore(done, "result", together(best))), list(meta["best"])
+        best = best.restored(checkpoints, done, meta)
         states = members(checkpoints.restore(done, "state", together(states)))
     writer.drop_after("reward", done or 0)
     step = functools.cache(lambda beside: make_step(graphdef, optimizer, task))  # a program with others and one without
@@ -293,44 +293,16 @@ def run_reward(task: Task, writer: MetricsWriter, sft: tuple[Any, Any, Any]) -> 
         ]
         return {name: float(np.mean([float(s[name]) for s in sums])) for name in sums[0]}
 
-    first, pending = done or 0, None
+    def labelled(number: int, given: tuple[tuple[int, Rows], ...]) -> list[Rows]:
+        each = zip(given, team, strict=True)
+        return [with_labels(rows, one.dialogues, one.others, number) for (_, rows), one in each]
 
-    def report(number: int, metrics: list[dict[str, Any]], batch: list[Rows], every: int) -> float:
-        values = {name: float(np.mean([float(own[name]) for own in metrics])) for name in metrics[0]}
-        stop_if_halted(task.workdir, "reward", number, values, together(states), together(batch))
-        del values["halted"]
-        if number % every == 0 or number == 1:
-            writer.write("reward", number, values)
-        return values["loss"]
+    def stepped(m: int, state: TrainState, rows: Rows) -> tuple[TrainState, dict[str, Any]]:
+        return step("other_label_RG" in rows)(state, frozen, shard_batch(rows, task.mesh), team[m].key)
 
-    with Progress(steps, "reward model", "steps", done=first) as progress, checkpoints:
-        for number, all_rows in enumerate(zip(*(one.batches(task) for one in team), strict=True), 1):
-            if number > steps:
-                break
-            if number <= first:
-                continue
-            batch = [
-                with_labels(rows, one.dialogues, one.others, number)
-                for (_, rows), one in zip(all_rows, team, strict=True)
-            ]
-            stepped = [
-                step("other_label_RG" in rows)(state, frozen, shard_batch(rows, task.mesh), one.key)
-                for state, rows, one in zip(states, batch, team, strict=True)
-            ]
-            states, metrics = ([pair[k] for pair in stepped] for k in (0, 1))
-            if pending is not None:
-                progress.update(loss=report(*pending, c.log_every))
-            pending = (number, metrics, batch)
-            if number % max(per_epoch // 2, 1) == 0 or number == steps:
-                progress.update(loss=report(*pending, 1))  # a bad step stops here, before anything is saved
-                pending = None
-                scores = [validate(state.params) for state in states]
-                means = {f"validation/{name}": float(np.mean([own[name] for own in scores])) for name in scores[0]}
-                writer.write("reward", number, means)
-                for m, own in enumerate(scores):
-                    if own["loss"] < best_loss[m]:
-                        best[m], best_loss[m] = copy_tree(states[m].params), own["loss"]
-                end = number == steps
-                kept = together(states), together(best)
-                checkpoints.save(number, *kept, best=best_loss, done=end, seconds=spent.since(meta))
-    return graphdef, together(best), frozen
+    stage = Supervised(
+        stage="reward", label="reward model", task=task, writer=writer, checkpoints=checkpoints, steps=steps,
+        look=max(per_epoch // 2, 1), batch=labelled, step=stepped, validate=validate,
+    )  # fmt: skip
+    given = zip(*(one.batches(task) for one in team), strict=True)
+    return graphdef, together(stage.run(states, best, given, done or 0, lambda: spent.since(meta))), frozen

@@ -27,16 +27,16 @@ from crs_jax.errors import InputError
 from crs_jax.metrics import MetricsWriter
 from crs_jax.models.likelihood import word_likelihood
 from crs_jax.models.policy import Policy
-from crs_jax.progress import Progress, say
+from crs_jax.progress import say
 from crs_jax.rl.ppo import masked_mean
 from crs_jax.rl.rollout import sample
 from crs_jax.rl.scoring import parts
 from crs_jax.sharding import place, shard_batch
-from crs_jax.training.halt import stop_if_halted
 from crs_jax.training.optimizer import make_optimizer
 from crs_jax.training.reward import split_holdout
 from crs_jax.training.sft import DeviceRows, at_slots, batches, epoch_seed, packed_hidden
 from crs_jax.training.state import Stopwatch, TrainState, apply_gradients, fresh_state, keep_layout
+from crs_jax.training.supervised import Best, Supervised
 from crs_jax.training.task import Task, copy_tree
 from crs_jax.training.turns import Answer, Episodes, Seeker, Talk
 
@@ -148,14 +148,14 @@ def run_seeker(task: Task, writer: MetricsWriter, sft: Model) -> Any:
         raise InputError(f"--config.{where}: no seeker says anything there; the seeker's model needs some that do")
     steps = max(round(c.seeker.epochs * per_epoch), 1)
     optimizer = make_optimizer(c.seeker.learning_rate, o.warmup, steps, o.weight_decay, o.clip_norm, o.item_decay)
-    best, best_loss, state = start, float("inf"), fresh_state(copy_tree(start), optimizer, task.mesh)
+    best, state = Best.of([start]), fresh_state(copy_tree(start), optimizer, task.mesh)
     done, meta = checkpoints.latest()
     if done is not None:
-        best, best_loss = checkpoints.restore(done, "result", start), meta["best"]
+        best = best.restored(checkpoints, done, meta)
         if meta["done"]:
-            say(f"seeker: done before, {done} steps, validation loss {best_loss:.4f}")
+            say(f"seeker: done before, {done} steps, validation loss {best.loss[0]:.4f}")
             checkpoints.close()
-            return best
+            return best.params[0]
         state = checkpoints.restore(done, "state", state)
     writer.drop_after("seeker", done or 0)
 
@@ -176,28 +176,16 @@ def run_seeker(task: Task, writer: MetricsWriter, sft: Model) -> Any:
         return seeker_loss(nnx.merge(graphdef, params, frozen), rows, c.data.window, None), rows["word_mask_RW"].sum()
 
     run, look = Once("seeker step", step, task.mesh, donate=0), Once("seeker loss", held_loss, task.mesh)
-    key, first = jax.random.key(c.seed + 8), done or 0
-    with Progress(steps, "the seeker's model", "steps", done=first) as progress, checkpoints:
-        for number, (_, batch) in enumerate(batches(packer, task, "seeker", rows, o.crop), 1):
-            if number > steps:
-                break
-            if number <= first:
-                continue
-            state, metrics = run(state, frozen, shard_batch(batch, task.mesh), key)
-            last = number % per_epoch == 0 or number == steps
-            if last or number % c.log_every == 0:
-                values = {name: float(value) for name, value in metrics.items()}
-                stop_if_halted(task.workdir, "seeker", number, values, state, batch)
-                writer.write("seeker", number, {name: values[name] for name in ("loss", "grad_norm")})
-                progress.update(loss=values["loss"])
-            else:
-                progress.update()
-            if last:
-                losses = [look(state.params, frozen, shard_batch(some, task.mesh)) for some in held]
-                total = sum(float(count) for _, count in losses)
-                value = sum(float(mean) * float(count) for mean, count in losses) / total
-                writer.write("seeker", number, {"validation/loss": value})
-                if value < best_loss:
-                    best, best_loss = copy_tree(state.params), value
-                checkpoints.save(number, state, best, best=best_loss, done=number == steps, seconds=spent.since(meta))
-    return place(best, task.mesh)
+    key = jax.random.key(c.seed + 8)
+
+    def validate(params: Any) -> dict[str, float]:
+        losses = [look(params, frozen, shard_batch(some, task.mesh)) for some in held]
+        return {"loss": sum(float(m) * float(n) for m, n in losses) / sum(float(n) for _, n in losses)}
+
+    stage = Supervised(
+        stage="seeker", label="the seeker's model", task=task, writer=writer, checkpoints=checkpoints, steps=steps,
+        look=per_epoch, batch=lambda number, given: [given[1]],
+        step=lambda _, state, batch: run(state, frozen, shard_batch(batch, task.mesh), key), validate=validate,
+    )  # fmt: skip
+    given = batches(packer, task, "seeker", rows, o.crop)
+    return place(stage.run([state], best, given, done or 0, lambda: spent.since(meta))[0], task.mesh)

@@ -9,7 +9,6 @@ begins. So that replies are also learned as they are sampled, from a window that
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -28,11 +27,10 @@ from crs_jax.models.gpt2 import dropout
 from crs_jax.models.likelihood import act_likelihood, word_likelihood
 from crs_jax.models.policy import Policy
 from crs_jax.models.query import Evidence
-from crs_jax.progress import Progress, say
+from crs_jax.progress import say
 from crs_jax.rl.ppo import masked_mean
 from crs_jax.sharding import in_parts, on_mesh, place, shard_batch
 from crs_jax.training.act_head import fit_head
-from crs_jax.training.halt import stop_if_halted
 from crs_jax.training.optimizer import make_optimizer, schedule
 from crs_jax.training.replies import Wishes, reply_arrays, reply_nll
 from crs_jax.training.state import (
@@ -44,6 +42,7 @@ from crs_jax.training.state import (
     keep_layout,
     select,
 )
+from crs_jax.training.supervised import Best, Supervised
 from crs_jax.training.task import Task, copy_tree, new_policy, split_model
 
 DeviceRows = dict[str, jax.Array]  # packed rows and what goes with them, on the mesh
@@ -246,67 +245,37 @@ def run_sft(task: Task, writer: MetricsWriter) -> tuple[Any, Any, Any]:
         wishes = Wishes(task, "train")
     if done is None:
         params = fit_head(task, writer, graphdef, params, frozen)
-    best, best_loss = params, float("inf")
+    best = Best.of([params])
     extra = {"average": copy_tree(params)} if c.sft.average > 0 else {}
     state = fresh_state(copy_tree(params), optimizer, task.mesh, extra)
     if done is not None:
-        best, best_loss = checkpoints.restore(done, "result", params), meta["best"]
+        best = best.restored(checkpoints, done, meta)
         if meta["done"]:
-            say(f"sft: done before, {done} steps, validation loss {best_loss:.4f}")
+            say(f"sft: done before, {done} steps, validation loss {best.loss[0]:.4f}")
             checkpoints.close()
-            return graphdef, best, frozen
+            return graphdef, best.params[0], frozen
         state = checkpoints.restore(done, "state", state)
     writer.drop_after("sft", done or 0)
     step = make_step(graphdef, optimizer, task)
     rate = schedule(c.sft.learning_rate, c.sft.warmup, steps)
     validation = Validation(task, graphdef)
     if steps == 0:
-        checkpoints.save(0, state, best, best=validation(best, frozen)["loss"], done=True, seconds=spent.since(meta))
+        loss = validation(params, frozen)["loss"]
+        checkpoints.save(0, state, params, best=[loss], done=True, seconds=spent.since(meta))
         checkpoints.close()
-        return graphdef, best, frozen
+        return graphdef, params, frozen
     key = jax.random.key(c.seed + 1)
-    first = done or 0
-    pending, clock = None, time.monotonic()
-    with Progress(steps, "supervised fine-tuning", "steps", done=first) as progress, checkpoints:
-        for number, (epoch, rows) in enumerate(batches(packer, task, "sft", c.sft.rows, c.sft.crop), 1):
-            if number > steps:
-                break
-            if number <= first:
-                continue
-            batch = with_wishes(rows, wishes)
-            state, metrics = step(state, frozen, shard_batch(batch, task.mesh), key)
-            if pending is not None:
-                progress.update(loss=report(writer, state, *pending, c.log_every, clock))
-                clock = time.monotonic()
-            metrics |= {"learning_rate": rate(number - 1), "epoch": epoch}
-            pending = (number, metrics, batch)
-            if number % per_epoch == 0 or number == steps:
-                progress.update(loss=report(writer, state, *pending, 1, clock))  # a bad step stops here, before a save
-                pending = None
-                kept = state.extra.get("average", state.params)
-                scores = validation(kept, frozen)
-                writer.write("sft", number, {f"validation/{name}": value for name, value in scores.items()})
-                if scores["loss"] < best_loss:
-                    best, best_loss = copy_tree(kept), scores["loss"]
-                checkpoints.save(number, state, best, best=best_loss, done=number == steps, seconds=spent.since(meta))
-    return graphdef, best, frozen
 
+    def beside(number: int, given: tuple[int, Rows], batch: list[Rows], seconds: float) -> dict[str, Any]:
+        tokens = int((batch[0]["segment_RT"] > 0).sum())
+        return {"learning_rate": rate(number - 1), "epoch": given[0], "tokens_per_second": tokens / max(seconds, 1e-9)}
 
-def report(
-    writer: MetricsWriter,
-    state: TrainState,
-    number: int,
-    metrics: dict[str, Any],
-    batch: Rows,
-    every: int,
-    clock: float,
-) -> float:
-    """Writes the metrics of a step that has run; returns its loss. Stops where the step was bad."""
-    values = {name: float(value) for name, value in metrics.items()}
-    stop_if_halted(writer.workdir, "sft", number, values, state, batch)
-    del values["halted"]
-    if number % every == 0 or number == 1:
-        tokens = int((batch["segment_RT"] > 0).sum())
-        values["tokens_per_second"] = tokens / max(time.monotonic() - clock, 1e-9)
-        writer.write("sft", number, values)
-    return values["loss"]
+    stage = Supervised(
+        stage="sft", label="supervised fine-tuning", task=task, writer=writer, checkpoints=checkpoints, steps=steps,
+        look=per_epoch, batch=lambda number, given: [with_wishes(given[1], wishes)],
+        step=lambda _, state, batch: step(state, frozen, shard_batch(batch, task.mesh), key),
+        validate=lambda params: validation(params, frozen),
+        kept=lambda state: state.extra.get("average", state.params), beside=beside,
+    )  # fmt: skip
+    given = batches(packer, task, "sft", c.sft.rows, c.sft.crop)
+    return graphdef, stage.run([state], best, given, done or 0, lambda: spent.since(meta))[0], frozen
