@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import pathlib
 from typing import Any
 
@@ -19,6 +20,10 @@ from jax.experimental.multihost_utils import broadcast_one_to_all
 from ml_collections import ConfigDict
 
 from crs_jax.errors import InputError
+
+# What fails in a thread that saves is raised again where the save is waited for; told there, it is told once.
+_TOLD_AGAIN = ("_SignalingThread.run() raised", "in background save thread")
+logging.getLogger("absl").addFilter(lambda record: not any(text in record.getMessage() for text in _TOLD_AGAIN))
 
 # What decides a stage's result: its own sections and those of the stages before it.
 SECTIONS = {

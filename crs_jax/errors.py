@@ -13,6 +13,15 @@ class InputError(ValueError):
     """
 
 
+class StorageError(OSError):
+    """A file that could not be read or written for want of room, rights or a disk (`storage.py`).
+
+    `main` prints `filename: strerror` and exits with `status`, sysexits' EX_IOERR.
+    """
+
+    status = 74
+
+
 class InterruptedRunError(BaseException):
     """A run that a signal asked to end has saved what it could (`interruption.py`).
 

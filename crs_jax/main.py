@@ -15,12 +15,13 @@ same command again continues: what the folder already holds is skipped. Ctrl-C a
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
 from absl import flags
 
-from crs_jax.errors import InputError, InterruptedRunError
+from crs_jax.errors import InputError, InterruptedRunError, StorageError
 from crs_jax.host_memory import keep_and_advise
 
 
@@ -32,7 +33,8 @@ def main(argv: Sequence[str] | None = None, values: flags.FlagValues | None = No
       values: where the flags are defined; absl's `FLAGS` when left out.
 
     Returns:
-      The exit status: 0; 2 for input that cannot be used (one line on stderr says what); 130 or 143 where SIGINT or
+      The exit status: 0; 2 for input that cannot be used, 74 for a disk that is full or closed (one line on stderr
+      says what and what to do); 130 or 143 where SIGINT or
       SIGTERM ended the run, which has saved what it did.
     """
     from crs_jax import flags as command_line
@@ -59,6 +61,9 @@ def main(argv: Sequence[str] | None = None, values: flags.FlagValues | None = No
     except InputError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except StorageError as error:
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        return StorageError.status
     except (InterruptedRunError, KeyboardInterrupt) as stop:
         kept = f"what was done is saved in {workdir}; " if workdir else ""
         print(f"\n{stop or 'interrupted'}: {kept}the same command continues", file=sys.stderr)
@@ -67,4 +72,8 @@ def main(argv: Sequence[str] | None = None, values: flags.FlagValues | None = No
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    sys.stdout.flush()
+    if status == StorageError.status:  # threads that were saving would tell their own stories on the way out
+        os._exit(status)
+    sys.exit(status)

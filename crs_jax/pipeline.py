@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import json
@@ -36,6 +37,7 @@ from crs_jax.progress import duration, mute, print_summary, print_table, say
 from crs_jax.report import write_report
 from crs_jax.sharding import make_mesh, place
 from crs_jax.source_tree import commit
+from crs_jax.storage import claimed, writing
 from crs_jax.training.health import warnings
 from crs_jax.training.labels import label
 from crs_jax.training.ppo_stage import Aligned, Model, logged, run_ppo
@@ -67,18 +69,18 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
     """Runs `config.stages` in `workdir`; returns the report's path."""
     settings.validate(config)
     keep_programs()
-    with jax.default_matmul_precision(config.model.matmul):  # a GPU's or TPU's own has fewer bits than float32
-        return _run(config, workdir)
-
-
-def _run(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
-    stages = settings.stages(config)
-    workdir = pathlib.Path(workdir).expanduser()
+    workdir, first = pathlib.Path(workdir).expanduser(), jax.process_index() == 0
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--workdir={workdir}: cannot be made ({error.strerror}); choose another folder") from None
-    first = jax.process_index() == 0
+    precision = jax.default_matmul_precision(config.model.matmul)  # a GPU's or TPU's own has fewer bits than float32
+    with writing(workdir), claimed(workdir) if first else contextlib.nullcontext(), precision:
+        return _run(config, workdir)
+
+
+def _run(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
+    stages, first = settings.stages(config), jax.process_index() == 0
     if not first:
         mute()
     if config.model.transfer:

@@ -1,51 +1,18 @@
 """A whole run, as a user starts it, in a small form: what it leaves, and that a second run skips what is done."""
 
 import json
-import os
 import pathlib
 import shutil
-import subprocess
-import sys
 
 import jax
 import pytest
+from small_run import run
 
 from configs import quickstart
 from crs_jax import pipeline
 from crs_jax.errors import InputError
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-SMALL = {
-    "simulator.catalogue_size": 24,
-    "simulator.train_dialogues": 40,
-    "simulator.test_dialogues": 10,
-    "data.validation_dialogues": 8,
-    "data.context_tokens": 48,
-    "data.reply_tokens": 16,
-    "tokenizer.vocab_size": 400,
-    "encoder.max_tokens": 16,
-    "model.layers": 2,
-    "model.width": 32,
-    "model.heads": 2,
-    "sft.epochs": 1,
-    "sft.row_tokens": 96,
-    "reward.epochs": 1,
-    "ppo.iterations": 3,
-    "ppo.contexts": 4,
-    "ppo.group": 2,
-    "evaluation.bootstrap": 50,
-    "evaluation.generate": 8,
-    "evaluation.samples": 3,
-    "evaluation.batch": 8,
-}
 FILES = ("config.json", "metrics.json", "metrics.jsonl", "samples.jsonl", "report.html")
-
-
-def run(workdir, **settings):
-    flags = [f"--config.{name}={value}" for name, value in {**SMALL, **settings}.items()]
-    command = [sys.executable, "-m", "crs_jax.main", "--config=configs/quickstart.py", f"--workdir={workdir}", *flags]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,100 @@
+"""Signals to a real process, and disks that fail it: it saves and says so, and the same command goes on."""
+
+import shlex
+import signal
+import subprocess
+import time
+
+import pytest
+from small_run import ROOT, SIGNAL_STATUS, assert_same, command, environment, logged, outcome, run, start
+
+SLOWLY = {"log_every": 1, "ppo.iterations": 6, "sft.epochs": 2}
+
+
+def when(process, workdir, stage: str, step: int) -> None:
+    """Waits until that step is logged."""
+    while process.poll() is None:
+        if any(line["stage"] == stage and line["step"] >= step for line in logged(workdir)):
+            return
+        time.sleep(0.005)
+    pytest.fail(process.communicate()[0])
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    done = run(folder, **SLOWLY)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return outcome(folder)
+
+
+def test_a_run_that_is_asked_to_end_saves_and_goes_on(expected, tmp_path):
+    """In the middle of an epoch of SFT by SIGTERM, in PPO by SIGINT: nothing that was logged is done again."""
+    for stage, step, number in (("sft", 3, signal.SIGTERM), ("reward", 2, signal.SIGTERM), ("ppo", 2, signal.SIGINT)):
+        process = start(tmp_path, **SLOWLY)
+        when(process, tmp_path, stage, step)
+        process.send_signal(number)
+        said, _ = process.communicate(timeout=120)
+        assert process.returncode == SIGNAL_STATUS[number], said
+        assert f"{number.name}: ends after this step and saves it" in said
+        assert f"ended by {number.name}: what was done is saved in {tmp_path}; the same command continues" in said
+        assert "Traceback" not in said
+        last = max(line["step"] for line in logged(tmp_path) if line["stage"] == stage)
+        saved = max(int(path.name) for path in (tmp_path / "checkpoints" / stage).iterdir() if path.name.isdigit())
+        assert saved == last
+    done = run(tmp_path, **SLOWLY)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert_same(outcome(tmp_path), expected)
+
+
+def test_a_second_signal_ends_at_once(expected, tmp_path):
+    process = start(tmp_path, **SLOWLY)
+    when(process, tmp_path, "sft", 1)
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGINT)
+    asked = time.monotonic()
+    process.communicate(timeout=60)
+    assert time.monotonic() - asked < 2
+    assert process.returncode in SIGNAL_STATUS.values()
+
+
+def test_before_the_first_step_it_ends_where_it_stands(tmp_path):
+    process = start(tmp_path)
+    while process.poll() is None and not (tmp_path / "tokenizer").exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == SIGNAL_STATUS[signal.SIGTERM], said
+    assert "Traceback" not in said
+
+
+SCRIPT = """
+mount -t tmpfs -o size=1200k tmpfs {disk}
+{run} > {logs}/full 2>&1; echo $? > {logs}/full.status
+mount -o remount,size=400m {disk}
+{run} > {logs}/room 2>&1; echo $? > {logs}/room.status
+mount -o remount,ro {disk}
+{run} > {logs}/closed 2>&1; echo $? > {logs}/closed.status
+cp -r {disk}/run {logs}/kept
+"""
+
+
+def test_a_full_disk_and_a_closed_one_lose_nothing(expected, tmp_path):
+    """A disk of 1.2 MB is full in the middle; with room the same command goes on, and ends as if nothing had been."""
+    if subprocess.run(["unshare", "-m", "mount", "-t", "tmpfs", "tmpfs", "/mnt"], capture_output=True).returncode:
+        pytest.skip("no right to mount a small disk here")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    line = shlex.join(command(disk / "run", **SLOWLY))
+    script = SCRIPT.format(disk=disk, logs=tmp_path, run=line)
+    done = subprocess.run(["unshare", "-m", "sh", "-c", script], cwd=ROOT, env=environment(), timeout=600)
+    assert done.returncode == 0
+    said = {name: (tmp_path / name).read_text() for name in ("full", "room", "closed")}
+    status = {name: int((tmp_path / f"{name}.status").read_text()) for name in said}
+    assert status == {"full": 74, "room": 0, "closed": 74}, said
+    for name, reason in (("full", "No space left on device"), ("closed", "Read-only file system")):
+        errors = [line for line in said[name].splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1, said[name]
+        assert f": {reason}; what was saved before in {disk / 'run'} is whole: make" in errors[0]
+        assert "Traceback" not in said[name]
+    assert_same(outcome(tmp_path / "kept"), expected)
