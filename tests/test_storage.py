@@ -28,9 +28,9 @@ def test_a_second_run_in_the_folder_is_refused_until_the_first_is_gone(tmp_path)
     other = context.Process(target=hold, args=(tmp_path, held, end))
     other.start()
     assert held.wait(60)
-    with pytest.raises(InputError, match=rf"--workdir={tmp_path}: a run is in this folder \(process {other.pid} on"):
-        with claimed(tmp_path):
-            pass
+    refused = rf"--workdir={tmp_path}: a run is in this folder \(process {other.pid} on"
+    with pytest.raises(InputError, match=refused), claimed(tmp_path):
+        pass
     other.kill()  # which leaves the file, but no lock
     other.join()
     assert (tmp_path / ".lock").exists()
