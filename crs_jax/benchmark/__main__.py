@@ -16,6 +16,7 @@ compile time, memory; shares of an iteration; ratios to torch where torch and tr
   --budget      seconds after which no cell is begun
   --seconds     for which a program is timed again and again (at least three times)
   --threads     of the CPU, on both sides
+  --same-memory true: torch's side too keeps its memory between steps on a CPU, as this program does (host_memory.py)
   --commit      of what is measured, where there is no git
 
 The record is written after each cell.
@@ -47,7 +48,7 @@ from crs_jax.metrics import write_json
 
 FLAGS = {
     "sizes": "", "parts": "", "rows": "", "lengths": "", "cells": "", "plan": "", "config": "configs/benchmark.py",
-    "out": "runs/benchmark/", "budget": "0", "seconds": "", "threads": "0", "commit": "",
+    "out": "runs/benchmark/", "budget": "0", "seconds": "", "threads": "0", "commit": "", "same-memory": "false",
 }  # fmt: skip
 GRACE = 120.0  # seconds past the budget that a cell may take before its process is ended
 
@@ -70,6 +71,8 @@ def read(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
             float(given[name] or 0)
         except ValueError:
             raise InputError(f"--{name}={given[name]}: give a number") from None
+    if given["same-memory"] not in ("true", "false"):
+        raise InputError(f"--same-memory={given['same-memory']}: true or false")
     if given["plan"] not in ("", "small", "cpu", "gpu"):
         raise InputError(f"--plan={given['plan']}: there are small, cpu and gpu")
     return given, overrides
@@ -160,6 +163,7 @@ class Run:
         order = Order(
             tuple(texts), self.given["config"], self.overrides, self.deadline, self.small, self.seconds,
             peaks=not torch and not self.record["peaks"], half=self.half, threads=int(self.given["threads"]),
+            same_memory=self.given["same-memory"] == "true",
         )  # fmt: skip
         begun, left = "", list(texts)
         for told in answers(order, self.small):

@@ -242,7 +242,7 @@ def described(config: ConfigDict, topology: str, items: int, count: int = 0, par
         "updates": config.ppo.epochs * config.ppo.minibatches,
         "lengths": [config.data.context_tokens, config.data.reply_tokens], "dtype": config.model.dtype,
         "bytes": held, "peak_bytes": peak, "chip_bytes": room, "fits": peak < room, "compile_seconds": seconds,
-        "received_bytes": received, "collectives": [each._asdict() for each in found],
+        "received_bytes": received, "collectives": [each._asdict() | {"received": round(each.received)} for each in found],
         "versions": {"jax": jax.__version__}, "commit": source_tree.commit() or "unknown",
     }  # fmt: skip
 

@@ -41,6 +41,7 @@ class Order:
       peaks: measure the device's peaks first.
       half: whether cells run in bfloat16 (None: on an accelerator).
       threads: of the CPU; 0: all.
+      same_memory: torch too has the C library keep its memory (`host_memory.py`), as torch by itself does not.
     """
 
     cells: tuple[str, ...]
@@ -53,6 +54,7 @@ class Order:
     peaks: bool = False
     half: bool | None = None
     threads: int = 0
+    same_memory: bool = False
 
 
 def tell(**facts: Any) -> None:
@@ -140,8 +142,10 @@ def main(argument: str) -> None:
     order = Order(**json.loads(argument))
     if order.threads and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: order.threads])
-    keep_and_advise()  # for both sides alike, before their threads have heaps of their own
-    (torch_side if parse(order.cells[0]).torch else jax_side)(order)
+    torch = parse(order.cells[0]).torch
+    if not torch or order.same_memory:
+        keep_and_advise()  # before threads have heaps of their own
+    (torch_side if torch else jax_side)(order)
 
 
 if __name__ == "__main__":
