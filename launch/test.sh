@@ -15,4 +15,4 @@ install test
 
 cd "$root"
 export PYTHONPATH="$root/tests${PYTHONPATH:+:$PYTHONPATH}"
-exec "$venv/bin/python" -m pytest -p budget -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow' --durations=15 "$@"
+exec "$venv/bin/python" -m pytest -p budget -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow' --durations=40 "$@"

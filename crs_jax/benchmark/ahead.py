@@ -233,6 +233,7 @@ def described(config: ConfigDict, topology: str, items: int, count: int = 0, par
     peak = held["argument"] + held["output"] - held["alias"] + held["temp"] + held["code"]
     found = collectives(program.as_text(), -(-config.data.reply_tokens // config.ppo.decode_block))
     received: dict[str, int] = {}
+    exchanges = [each._asdict() | {"received": round(each.received)} for each in found]
     for each in found:
         received[each.operation] = received.get(each.operation, 0) + round(each.received)
     room = CHIP_BYTES[topology.partition(":")[0]]
@@ -242,7 +243,7 @@ def described(config: ConfigDict, topology: str, items: int, count: int = 0, par
         "updates": config.ppo.epochs * config.ppo.minibatches,
         "lengths": [config.data.context_tokens, config.data.reply_tokens], "dtype": config.model.dtype,
         "bytes": held, "peak_bytes": peak, "chip_bytes": room, "fits": peak < room, "compile_seconds": seconds,
-        "received_bytes": received, "collectives": [each._asdict() | {"received": round(each.received)} for each in found],
+        "received_bytes": received, "collectives": exchanges,
         "versions": {"jax": jax.__version__}, "commit": source_tree.commit() or "unknown",
     }  # fmt: skip
 
