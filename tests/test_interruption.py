@@ -8,6 +8,7 @@ import time
 import pytest
 from small_run import ROOT, SIGNAL_STATUS, assert_same, command, environment, logged, outcome, run, start
 
+pytestmark = pytest.mark.slow
 SLOWLY = {"log_every": 1, "ppo.iterations": 6, "sft.epochs": 2}
 
 

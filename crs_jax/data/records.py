@@ -72,10 +72,16 @@ class Faults:
         try:
             return parse()
         except RecordError as error:
+            said = clipped(str(error))
             if not self.skip:
-                raise InputError(f"{where}: {error}: correct it, or set config.data.on_error=skip") from None
-            self.skipped.append(f"{where}: {error}")
+                raise InputError(f"{where}: {said}: correct it, or set config.data.on_error=skip") from None
+            self.skipped.append(f"{where}: {said}")
             return None
+
+
+def clipped(message: str, most: int = 400) -> str:
+    """A message whose middle is left out where a value in it is long."""
+    return message if len(message) <= most else f"{message[: most // 2]} ... {message[-most // 3 :]}"
 
 
 def read_lines(path: pathlib.Path, scratch: pathlib.Path) -> Iterator[Record]:
