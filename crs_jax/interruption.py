@@ -21,6 +21,7 @@ import numpy as np
 from jax.experimental.multihost_utils import process_allgather
 
 from crs_jax.errors import InterruptedRunError
+from crs_jax.progress import Progress
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _asked: signal.Signals | None = None
@@ -41,9 +42,12 @@ def listening() -> Iterator[None]:
     before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     threading.Thread(target=_watch, args=(read,), daemon=True).start()
     handlers = {number: signal.signal(number, _hear) for number in SIGNALS}
+    Progress.watcher, told = _leave_unless_saving, sys.unraisablehook
+    sys.unraisablehook = lambda lost: None if isinstance(lost.exc_value, InterruptedRunError) else told(lost)
     try:
         yield
     finally:
+        Progress.watcher, sys.unraisablehook = None, told
         for number, handler in handlers.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(before)
@@ -67,15 +71,23 @@ def _watch(read: int) -> None:
 
 def _hear(number: int, frame: FrameType | None) -> None:
     global _asked
-    if not _loops:
-        raise InterruptedRunError(number)
     _asked = signal.Signals(number)
+    _leave_unless_saving()
+
+
+def _leave_unless_saving() -> None:
+    """Ends the run where it stands. What is raised in a signal's handler is lost where a library's callback was under
+    way, so this is looked at again as work goes on.
+    """
+    if _asked is not None and not _loops:
+        raise InterruptedRunError(_asked)
 
 
 @contextlib.contextmanager
 def saving() -> Iterator[None]:
     """A loop that looks at `asked` after every step. Where it ends by itself first, the run ends behind it."""
     global _loops
+    _leave_unless_saving()
     _loops += 1
     try:
         yield

@@ -67,6 +67,7 @@ class Progress:
     """
 
     _live: Any = None  # the rich display that is on the terminal, shared by nested progress
+    watcher: Callable[[], None] | None = None  # called at every update (`interruption.py`)
 
     def __init__(
         self,
@@ -109,6 +110,8 @@ class Progress:
     def update(self, n: int = 1, **values: Any) -> None:
         """`n` more units are done; `values` (numbers or words) are shown until the next ones of the same name."""
         self.done += n
+        if Progress.watcher is not None:
+            Progress.watcher()
         if not self._enabled:
             return
         for name, value in values.items():
