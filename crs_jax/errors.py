@@ -22,6 +22,12 @@ class StorageError(OSError):
     status = 74
 
 
+class LostProcessError(RuntimeError):
+    """Another process of the run does not answer any more (`processes.py`); `status` is sysexits' EX_TEMPFAIL."""
+
+    status = 75
+
+
 class InterruptedRunError(BaseException):
     """A run that a signal asked to end has saved what it could (`interruption.py`).
 

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from crs_jax.errors import InputError, InterruptedRunError, StorageError
+from crs_jax.errors import InputError, InterruptedRunError, LostProcessError, StorageError
 from crs_jax.host_memory import keep_and_advise
 
 
@@ -33,9 +33,9 @@ def main(argv: Sequence[str] | None = None, values: flags.FlagValues | None = No
       values: where the flags are defined; absl's `FLAGS` when left out.
 
     Returns:
-      The exit status: 0; 2 for input that cannot be used, 74 for a disk that is full or closed (one line on stderr
-      says what and what to do); 130 or 143 where SIGINT or
-      SIGTERM ended the run, which has saved what it did.
+      The exit status: 0. One line on stderr says what and what to do for 2, input that cannot be used; 74, a disk that
+      is full or closed; 75, another process of the run is gone. 130 or 143 where SIGINT or SIGTERM ended the run, which
+      has saved what it did.
     """
     from crs_jax import flags as command_line
 
@@ -64,6 +64,9 @@ def main(argv: Sequence[str] | None = None, values: flags.FlagValues | None = No
     except StorageError as error:
         print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
         return StorageError.status
+    except LostProcessError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.status
     except (InterruptedRunError, KeyboardInterrupt) as stop:
         kept = f"what was done is saved in {workdir}; " if workdir else ""
         print(f"\n{stop or 'interrupted'}: {kept}the same command continues", file=sys.stderr)
@@ -74,6 +77,7 @@ def main(argv: Sequence[str] | None = None, values: flags.FlagValues | None = No
 if __name__ == "__main__":
     status = main()
     sys.stdout.flush()
-    if status == StorageError.status:  # threads that were saving would tell their own stories on the way out
+    # Threads that were saving would tell their own stories on the way out, and processes wait for one that is gone.
+    if status in (StorageError.status, LostProcessError.status):
         os._exit(status)
     sys.exit(status)

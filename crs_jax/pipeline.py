@@ -33,6 +33,7 @@ from crs_jax.metrics import MetricsWriter, read_json, write_json, write_json_lin
 from crs_jax.models.attention import refuse_where_missing
 from crs_jax.models.heads import REWARDS, SIGNALS
 from crs_jax.prepare import fingerprint, prepare
+from crs_jax.processes import together
 from crs_jax.progress import duration, mute, print_summary, print_table, say
 from crs_jax.report import write_report
 from crs_jax.sharding import make_mesh, place
@@ -75,7 +76,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
     except OSError as error:
         raise InputError(f"--workdir={workdir}: cannot be made ({error.strerror}); choose another folder") from None
     precision = jax.default_matmul_precision(config.model.matmul)  # a GPU's or TPU's own has fewer bits than float32
-    with writing(workdir), claimed(workdir) if first else contextlib.nullcontext(), precision:
+    with together(), writing(workdir), claimed(workdir) if first else contextlib.nullcontext(), precision:
         return _run(config, workdir)
 
 
