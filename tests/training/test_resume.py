@@ -74,7 +74,7 @@ def run(stage: str, world, workdir, **changes):
     [
         ("sft", sft, "with_wishes", -3, {}),
         ("reward", reward_stage, "slot_labels", -2, {}),
-        ("reward", reward_stage, "slot_labels", -4, {"reward__ensemble": 2}),
+        pytest.param("reward", reward_stage, "slot_labels", -4, {"reward__ensemble": 2}, marks=pytest.mark.slow),
         ("ppo", ppo_stage, "take", -1, {}),
     ],
     ids=["sft", "reward", "reward-ensemble", "ppo"],
