@@ -127,17 +127,22 @@ def in_parts(batch: Any, parts: int, mesh: Mesh) -> Any:
 
 def by_rows(table: jax.Array) -> jax.Array:
     """A vocabulary table where it is used: rows cut over tensor, the width, which fsdp cuts at rest, whole."""
-    return _in_use(table, PartitionSpec("tensor", None), PartitionSpec("tensor", "fsdp"))
+    return _in_use(table, PartitionSpec("tensor", "fsdp"))
 
 
 def whole(table: jax.Array) -> jax.Array:
     """A small table that rows are taken of, whole on each device; at rest fsdp cuts its width."""
-    return _in_use(table, PartitionSpec(None, None), PartitionSpec(None, "fsdp"))
+    return _in_use(table, PartitionSpec(None, "fsdp"))
 
 
-def _in_use(table: jax.Array, used: PartitionSpec, rest: PartitionSpec) -> jax.Array:
-    """The table laid out as `used`, and its gradient as `rest`: summed over devices to where each needs its part."""
-    mesh = jax.sharding.get_abstract_mesh()
+def _along_fsdp_whole(spec: PartitionSpec) -> PartitionSpec:
+    """The layout in use of what lies so at rest."""
+    return PartitionSpec(*(None if axis == "fsdp" else axis for axis in spec))
+
+
+def _in_use(table: jax.Array, rest: PartitionSpec) -> jax.Array:
+    """The table whole along fsdp, and its gradient as it lies at `rest`: summed to where each device needs its part."""
+    mesh, used = jax.sharding.get_abstract_mesh(), _along_fsdp_whole(rest)
     if mesh.empty or any(axis and size % mesh.shape[axis] for axis, size in zip(rest, table.shape, strict=True)):
         return table
 
@@ -173,7 +178,7 @@ def gathered(module: nnx.Module, dtype: str) -> Any:
         if "fsdp" not in spec or not re.search(r"trunk/|words$", name):
             return leaf
         leaf = leaf.astype(dtype) if re.search(r"kernel$|words$", name) else leaf
-        return lax.with_sharding_constraint(leaf, PartitionSpec(*(None if axis == "fsdp" else axis for axis in spec)))
+        return lax.with_sharding_constraint(leaf, _along_fsdp_whole(spec))
 
     return nnx.merge(graphdef, jax.tree_util.tree_map_with_path(whole, state))
 

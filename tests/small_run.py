@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 
 from crs_jax.checkpoint import flatten, load_result
@@ -47,8 +48,8 @@ def command(workdir, *flags: str, **settings) -> list[str]:
             *flags]  # fmt: skip
 
 
-def environment(**more: str) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), **more}
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
 def run(workdir, **settings) -> subprocess.CompletedProcess:
@@ -64,7 +65,7 @@ def start(workdir, *flags: str, **settings) -> subprocess.Popen:
 
 
 def logged(workdir) -> list[dict]:
-    """The lines of metrics.jsonl that are whole, without times; those of one stage and step in any order."""
+    """The lines of metrics.jsonl that are whole, without times."""
     path = pathlib.Path(workdir) / "metrics.jsonl"
     text = path.read_text() if path.exists() else ""
     lines = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
@@ -78,16 +79,10 @@ def outcome(workdir) -> dict:
     metrics.pop("run")
     models = {}
     for stage in ("sft", "reward", "ppo"):
-        leaves = jax_leaves(load_result(workdir, stage))
+        leaves = jax.tree.leaves(load_result(workdir, stage))
         models[stage] = [np.asarray(leaf).tobytes() for leaf in leaves]
     samples = (workdir / "samples.jsonl").read_text()
     return {"metrics": metrics, "log": logged(workdir), "samples": samples, "models": models}
-
-
-def jax_leaves(tree) -> list:
-    import jax
-
-    return jax.tree.leaves(tree)
 
 
 def assert_same(found: dict, expected: dict) -> None:

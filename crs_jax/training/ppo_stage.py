@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from typing import Any, NamedTuple
 
@@ -166,7 +167,7 @@ def run_ppo(task: Task, writer: MetricsWriter, sft: Model, reward: Model) -> Ali
         )
     talk, seeker = find_seeker(task, writer, sft) if c.turns > 1 else (None, None)
     made_of = graphs, optimizer, task.config, task.mesh, *([] if talk is None else [talk])
-    programs: dict[int, Any] = {}
+    program = functools.cache(lambda width: make_iteration(*made_of))  # one for each width of prompts
     lengths = np.asarray(contexts.mask_CP).sum(1)
     batches = Batches(lengths, c.contexts, contexts.mask_CP.shape[1], c.buckets, task.config.seed)
     key = jax.random.key(task.config.seed + 4)
@@ -206,9 +207,8 @@ def run_ppo(task: Task, writer: MetricsWriter, sft: Model, reward: Model) -> Ali
         for number in range(first + 1, c.iterations + 1):
             index, width = batches(number - 1)
             batch = take(contexts, index, width)
-            iteration = programs[width] = programs.get(width) or make_iteration(*made_of)
             seeking = () if talk is None else (seeker, jnp.array([where[i] for i in index], jnp.int32))
-            state, metrics = iteration(state, judges, normaliser, shard_batch(batch, task.mesh), key, *seeking)
+            state, metrics = program(width)(state, judges, normaliser, shard_batch(batch, task.mesh), key, *seeking)
             if pending is not None:
                 report(*pending)
             metrics["learning_rate"] = rate((number - 1) * c.epochs * c.minibatches)
@@ -220,6 +220,7 @@ def run_ppo(task: Task, writer: MetricsWriter, sft: Model, reward: Model) -> Ali
             if (check or save) and pending is not None:
                 report(*pending)
                 pending = None
+            fell = False
             if check:
                 found = validation(state.params["policy"], normaliser)
                 if found:
@@ -229,18 +230,16 @@ def run_ppo(task: Task, writer: MetricsWriter, sft: Model, reward: Model) -> Ali
                     result = {**result, "policy": copy_tree(state.params["policy"])}
                 if jax.process_index() == 0:
                     warn()
+            if check or save:
                 last = fell or number == c.iterations
                 checkpoints.save(number, state, result, done=last, seconds=spent.since(meta), floor=floor)
                 pace.saved()
-                if fell:
-                    say(
-                        f"ppo: stopped at iteration {number}: validation HR@10 of {found['validation/hr@10']:.4f} is "
-                        f"below --config.ppo.hr_floor={c.hr_floor} of SFT's; the policy of the check before is kept"
-                    )
-                    break
-            elif save:
-                checkpoints.save(number, state, result, done=False, seconds=spent.since(meta), floor=floor)
-                pace.saved()
+            if fell:
+                say(
+                    f"ppo: stopped at iteration {number}: validation HR@10 of {found['validation/hr@10']:.4f} is below "
+                    f"--config.ppo.hr_floor={c.hr_floor} of SFT's; the policy of the check before is kept"
+                )
+                break
             if end:
                 leave_if_asked()
     return Aligned((graphs.aligned, result["policy"], sft[2]), graphs, judges, normaliser)
