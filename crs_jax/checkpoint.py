@@ -1,14 +1,18 @@
 """Checkpoints of the stages, by orbax: whole training states, and the result a later stage reads.
 
-Each carries the part of the config it depends on; a checkpoint made with another is refused, naming the difference.
+Each carries the part of the config it depends on, fingerprints of what it was made from and a sum over its own bits; a
+checkpoint made with or from anything else is refused, naming the difference, and so is a damaged one.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import hashlib
 import json
 import logging
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -20,6 +24,7 @@ from jax.experimental.multihost_utils import broadcast_one_to_all
 from ml_collections import ConfigDict
 
 from crs_jax.errors import InputError
+from crs_jax.storage import trouble
 
 # What fails in a thread that saves is raised again where the save is waited for; told there, it is told once.
 _TOLD_AGAIN = ("_SignalingThread.run() raised", "in background save thread")
@@ -74,14 +79,83 @@ def identity(config: ConfigDict, stage: str) -> dict[str, Any]:
     return kept
 
 
-def digest(tree: Any) -> str:
-    """Short fingerprint of a tree of arrays: sums of their bits as integers, so the same on every mesh."""
+@jax.jit
+def _sums(tree: Any) -> Any:
+    """The bits of each leaf, as integers, added up; the bits of a NaN in a narrower type are one NaN's."""
 
     def bits(leaf: jax.Array) -> jax.Array:
         return lax.bitcast_convert_type(leaf.astype(jnp.float32), jnp.uint32).sum(dtype=jnp.uint32)
 
-    sums = [int(total) for total in jax.tree.leaves(jax.jit(lambda tree: jax.tree.map(bits, tree))(tree))]
+    return jax.tree.map(bits, tree)
+
+
+def digest(tree: Any) -> str:
+    """Short fingerprint of a tree of arrays: sums of their bits as integers, so the same on every mesh."""
+    sums = [int(total) for total in jax.tree.leaves(_sums(tree))]
     return hashlib.sha256(json.dumps(sums).encode()).hexdigest()[:16]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Saved:
+    """All that a stage is after one of its steps: what it does next is a function of this, its config and its inputs.
+
+    Data order, random keys and the place in the log are functions of the seed and `step`, so `step` is their position.
+    Of the models it does not train (reference, reward) it has the fingerprints, in `Checkpoints.inputs`.
+
+    Attributes:
+      step: optimizer steps, in PPO iterations, since the stage began.
+      done: no step is left.
+      seconds: the stage has taken, over all its resumes.
+      best_loss: lowest validation loss so far of each model that the stage fits; PPO has none.
+      floor: the HR@10 on validation below which PPO stops; 0 for none.
+      state: what a step changes: parameters (with the critic's), optimizer, KL coefficients, whether it was halted.
+      result: the best so far, which later stages read; of PPO the policy and the reward's normaliser.
+    """
+
+    step: int
+    done: bool
+    seconds: float = 0.0
+    best_loss: tuple[float, ...] = ()
+    floor: float = 0.0
+    state: Any = None
+    result: Any = None
+
+
+@contextlib.contextmanager
+def _reading(folder: pathlib.Path) -> Iterator[None]:
+    """Whatever the libraries meet in a file that is not as it was written is one `InputError`."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, InputError) or trouble(error) is not None:
+            raise
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+        raise InputError(
+            f"{folder}: damaged, it cannot be read as it was written ({reason}); delete that folder to go on from the "
+            "checkpoint before it, or where there is none to train again"
+        ) from error
+
+
+def _meta(manager: ocp.CheckpointManager, folder: pathlib.Path, step: int) -> dict[str, Any]:
+    with _reading(folder / str(step)):
+        meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+    if "digest" not in meta:
+        raise InputError(f"{folder}: made by an earlier version of crs_jax; use another --workdir, or that version")
+    with _reading(folder / str(step)):
+        if meta["digest"].pop("meta") != _text_digest(meta):
+            raise ValueError("meta is not what was saved")
+    return meta
+
+
+def _text_digest(meta: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _same(kind: str, found: Any, meta: dict[str, Any]) -> Any:
+    """What was read, where its bits add up to what they were when it was saved."""
+    if meta["digest"][kind] != digest(found):
+        raise ValueError(f"{kind} has other bits than were saved")
+    return found
 
 
 def done_meta(workdir: pathlib.Path, stage: str) -> dict[str, Any]:
@@ -93,23 +167,25 @@ def done_meta(workdir: pathlib.Path, stage: str) -> dict[str, Any]:
         step = manager.latest_step()
         if step is None:
             return {}
-        meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        meta = _meta(manager, folder, step)
     return meta if meta["done"] else {}
 
 
 def load_result(workdir: pathlib.Path, stage: str) -> Any:
     """Result of a finished stage of any run, host arrays in the sizes they were saved in; None where there is none."""
     folder = (workdir / "checkpoints" / stage).absolute()
-    if not done_meta(workdir, stage):
+    if not (meta := done_meta(workdir, stage)):
         return None
     options = ocp.CheckpointManagerOptions(create=False)
     handlers = {name: ocp.StandardCheckpointHandler() for name in ("state", "result")}
     handlers |= {"meta": ocp.JsonCheckpointHandler()}
     with ocp.CheckpointManager(folder, options=options, item_handlers=handlers) as manager:
         step = manager.latest_step()
-        saved = manager.item_metadata(step)["result"]
-        like = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), saved.tree if hasattr(saved, "tree") else saved)
-        return manager.restore(step, args=ocp.args.Composite(result=ocp.args.StandardRestore(like)))["result"]
+        with _reading(folder / str(step)):
+            saved = manager.item_metadata(step)["result"]
+            like = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), saved.tree if hasattr(saved, "tree") else saved)
+            found = manager.restore(step, args=ocp.args.Composite(result=ocp.args.StandardRestore(like)))["result"]
+            return _same("result", found, meta)
 
 
 class Checkpoints:
@@ -159,30 +235,44 @@ class Checkpoints:
                 )
 
     def meta(self, step: int) -> dict[str, Any]:
-        """What was saved beside the arrays: config, done, and the stage's own entries."""
-        return self.manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        """What was saved beside the arrays: config, inputs, digests and the scalars of `Saved`."""
+        return _meta(self.manager, self.folder, step)
 
-    def latest(self) -> tuple[int | None, dict[str, Any]]:
-        """The newest step and its meta; (None, {}) where there is none."""
+    def latest(self) -> Saved | None:
+        """The newest, its arrays still on disk (`restore`); None where there is none."""
         step = self.manager.latest_step()
-        return (None, {}) if step is None else (step, self.meta(step))
+        if step is None:
+            return None
+        meta = self.meta(step)
+        return Saved(
+            step=step, best_loss=tuple(meta["best_loss"]), **{k: meta[k] for k in ("done", "seconds", "floor")}
+        )
 
-    def save(self, step: int, state: Any, result: Any, **meta: Any) -> None:
-        """Starts an asynchronous, atomic save of the training state and of the result so far."""
+    def save(self, saved: Saved) -> None:
+        """Starts an asynchronous, atomic save."""
+        meta: dict[str, Any] = {
+            **{"config": self.identity, "inputs": self.inputs, "best_loss": list(saved.best_loss)},
+            **{"done": saved.done, "seconds": saved.seconds, "floor": saved.floor},
+            "digest": {"state": digest(saved.state), "result": digest(saved.result)},
+        }
+        meta["digest"]["meta"] = _text_digest(meta)
         self.manager.save(
-            step,
+            saved.step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
-                result=ocp.args.StandardSave(result),
-                meta=ocp.args.JsonSave({"config": self.identity, "inputs": self.inputs, **meta}),
+                state=ocp.args.StandardSave(saved.state),
+                result=ocp.args.StandardSave(saved.result),
+                meta=ocp.args.JsonSave(meta),
             ),
             force=True,
         )
 
     def restore(self, step: int, kind: str, like: Any) -> Any:
-        """`state` or `result` at `step`, with the shapes, types and shardings of `like`."""
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        return self.manager.restore(step, args=ocp.args.Composite(**{kind: ocp.args.StandardRestore(abstract)}))[kind]
+        """`state` or `result` at `step`, with the shapes, types and shardings of `like`, on whatever mesh these are."""
+        abstract, folder = jax.tree.map(ocp.utils.to_shape_dtype_struct, like), self.folder / str(step)
+        meta = self.meta(step)
+        with _reading(folder):
+            args = ocp.args.Composite(**{kind: ocp.args.StandardRestore(abstract)})
+            return _same(kind, self.manager.restore(step, args=args)[kind], meta)
 
     def close(self) -> None:
         """Waits for saves under way."""

@@ -32,7 +32,7 @@ from crs_jax.evaluation.stage import run_evaluate
 from crs_jax.metrics import MetricsWriter, read_json, write_json, write_json_lines
 from crs_jax.models.attention import refuse_where_missing
 from crs_jax.models.heads import REWARDS, SIGNALS
-from crs_jax.prepare import fingerprint, prepare
+from crs_jax.prepare import made_from, prepare
 from crs_jax.processes import together
 from crs_jax.progress import duration, mute, print_summary, print_table, say
 from crs_jax.report import write_report
@@ -209,7 +209,7 @@ def evaluation_key(task: Task, models: dict[str, Model]) -> str:
     """Of what an evaluation depends on: settings, data, and the models' parameters."""
     free = ("stages", "log_every", "save_minutes", "data.cache_dir", "data.dir", "data.pipeline")
     flat = {name: value for name, value in flatten(task.config.to_dict()).items() if name not in free}
-    data = fingerprint(task.config, task.corpus, SPLITS)
+    data = made_from(task.config, task.corpus, task.tokenizer, SPLITS)
     key = [flat, data, {row: digest(params) for row, (_, params, _) in models.items()}]
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
 

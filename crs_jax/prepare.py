@@ -6,7 +6,8 @@ import functools
 import hashlib
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -15,6 +16,7 @@ from crs_jax.data.corpus import Corpus, load
 from crs_jax.data.dialogue import RECOMMENDER, Dialogue
 from crs_jax.data.tokenizer import DialogueTokenizer, training_texts
 from crs_jax.errors import InputError
+from crs_jax.metrics import read_json, write_json
 from crs_jax.models.encoder import embed, embed_on_host, find_encoder
 from crs_jax.progress import Progress, say
 from crs_jax.signals.facets import Facets
@@ -36,35 +38,52 @@ def make_tokenizer(config: ConfigDict, corpus: Corpus, workdir: pathlib.Path) ->
         tokenizer.save(folder)
         return tokenizer
     texts = list(training_texts(corpus.train, corpus.catalogue))
-    wanted = hashlib.sha256(json.dumps([config.tokenizer.to_dict(), len(corpus.catalogue), texts]).encode()).hexdigest()
-    made_from = folder / "made_from.txt"
-    if made_from.exists():
-        if made_from.read_text(encoding="utf-8") == wanted:
+    source = {
+        "--config.tokenizer": config.tokenizer.to_dict(),
+        "number of items": len(corpus.catalogue),
+        "training data": hashlib.sha256(json.dumps(texts).encode()).hexdigest(),
+    }
+    path = folder / "made_from.json"
+    if path.exists():
+        found = read_json(path)
+        if found == source:
             return DialogueTokenizer.load(folder)
         if (workdir / "checkpoints").is_dir():
+            differs = " and ".join(
+                f"another {name}" + ("" if name == "training data" else f" ({found.get(name)}, now {value})")
+                for name, value in source.items()
+                if found.get(name) != value
+            )
             raise InputError(
-                f"{folder}: made with another --config.tokenizer or from other training data, and {workdir} holds "
-                "models that use it; choose another --workdir"
+                f"{folder}: made with {differs}, and {workdir} holds models that use it; choose another --workdir"
             )
     if config.tokenizer.kind == "gpt2":
         tokenizer = DialogueTokenizer.gpt2(config.tokenizer.path, len(corpus.catalogue))
     else:
         tokenizer = DialogueTokenizer.train(texts, config.tokenizer.vocab_size, len(corpus.catalogue))
     tokenizer.save(folder)
-    made_from.write_text(wanted, encoding="utf-8")
+    write_json(path, source)
     return tokenizer
 
 
-def fingerprint(config: ConfigDict, corpus: Corpus, splits: Sequence[str]) -> str:
-    """Of the splits' dialogues, the catalogue and the sentence encoder."""
-    encoder = [str(find_encoder(config.encoder).name), config.encoder.max_tokens]
-    digest = hashlib.sha256(json.dumps(encoder).encode())
-    digest.update(repr(corpus.catalogue.items).encode())
-    for split in splits:
-        digest.update(split.encode())
-        for dialogue in getattr(corpus, split):
-            digest.update(repr((dialogue.dialogue_id, dialogue.turns)).encode())
-    return digest.hexdigest()
+def made_from(
+    config: ConfigDict, corpus: Corpus, tokenizer: DialogueTokenizer, splits: Sequence[str]
+) -> dict[str, str]:
+    """Name to fingerprint of what all models rest on: catalogue, vocabulary, sentence encoder, splits' dialogues."""
+    said = ((split, dialogue.dialogue_id, dialogue.turns) for split in splits for dialogue in getattr(corpus, split))
+    parts: dict[str, Iterable[Any]] = {
+        "catalogue": corpus.catalogue.items,
+        "vocabulary": [tokenizer.word_bytes],
+        "sentence encoder": [find_encoder(config.encoder).name, config.encoder.max_tokens],
+        "set of dialogues": said,
+    }
+    found = {}
+    for name, values in parts.items():
+        digest = hashlib.sha256()
+        for value in values:
+            digest.update(repr(value).encode("utf-8", "surrogatepass"))
+        found[name] = digest.hexdigest()[:16]
+    return found
 
 
 def prepare(config: ConfigDict, workdir: pathlib.Path, mesh: Mesh) -> Task:
@@ -118,7 +137,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, mesh: Mesh) -> Task:
         embed=with_cache,
         embed_on_host=functools.partial(embed_on_host, config=config.encoder),
         cache=cache,
-        fingerprint=fingerprint(config, corpus, ("train", "validation")),
+        made_from=made_from(config, corpus, tokenizer, ("train", "validation")),
     )
 
 

@@ -1,12 +1,16 @@
 """What is saved comes back bit for bit; what was made under another config or from other inputs is refused by name."""
 
+import json
+import random
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from configs.common import get_config
-from crs_jax.checkpoint import FREE, SECTIONS, Checkpoints, digest, done_meta, identity
+from crs_jax.checkpoint import FREE, SECTIONS, Checkpoints, Saved, digest, done_meta, identity
 from crs_jax.errors import InputError
 
 
@@ -22,17 +26,21 @@ def tree(seed: int = 0) -> dict:
     }
 
 
-def saved(workdir, config=None, inputs=None, steps=(3,), **meta) -> None:
+def one(step: int, **changes) -> Saved:
+    return Saved(**{"step": step, "done": False, "state": tree(step), "result": {"w": jnp.full(2, step)}, **changes})
+
+
+def saved(workdir, config=None, inputs=None, steps=(3,), **changes) -> None:
     with Checkpoints(workdir, "reward", config or get_config(), inputs or {}) as checkpoints:
         for step in steps:
-            checkpoints.save(step, tree(step), {"w": jnp.full(2, step)}, **{"done": False, "seconds": 1.0, **meta})
+            checkpoints.save(one(step, **changes))
 
 
 def test_state_and_result_come_back_bit_for_bit(tmp_path):
-    saved(tmp_path, best=0.25)
+    facts = {"best_loss": (0.25, np.inf), "floor": 0.1, "seconds": 1.5}
+    saved(tmp_path, **facts)
     with Checkpoints(tmp_path, "reward", get_config()) as checkpoints:
-        step, meta = checkpoints.latest()
-        assert (step, meta["best"], meta["done"]) == (3, 0.25, False)
+        assert checkpoints.latest() == Saved(step=3, done=False, **facts)
         found = checkpoints.restore(3, "state", jax.tree.map(jnp.zeros_like, tree()))
         result = checkpoints.restore(3, "result", {"w": jnp.zeros(2, jnp.int32)})
     expected = tree(3)
@@ -46,13 +54,13 @@ def test_state_and_result_come_back_bit_for_bit(tmp_path):
 def test_a_save_ends_even_when_the_next_step_fails(tmp_path):
     def fails():
         with Checkpoints(tmp_path, "reward", get_config()) as checkpoints:
-            checkpoints.save(1, tree(), {"w": jnp.zeros(2)}, done=False)
+            checkpoints.save(one(1))
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         fails()
     with Checkpoints(tmp_path, "reward", get_config()) as checkpoints:
-        assert checkpoints.latest()[0] == 1
+        assert checkpoints.latest().step == 1
 
 
 def test_the_newest_two_are_kept_and_a_torn_one_is_not_seen(tmp_path):
@@ -61,7 +69,49 @@ def test_the_newest_two_are_kept_and_a_torn_one_is_not_seen(tmp_path):
     assert sorted(path.name for path in folder.iterdir()) == ["2", "3"]
     (folder / "4.orbax-checkpoint-tmp-7").mkdir()
     with Checkpoints(tmp_path, "reward", get_config()) as checkpoints:
-        assert checkpoints.latest()[0] == 3
+        assert checkpoints.latest().step == 3
+
+
+def test_no_damage_is_taken_for_a_checkpoint(tmp_path):
+    """A bit is turned or an end cut off in any of its files: it comes back as it was saved, or one error says where."""
+    saved(tmp_path / "run")
+    rng, told = random.Random(0), 0
+    for number in range(40):
+        workdir = tmp_path / str(number)
+        shutil.copytree(tmp_path / "run", workdir)
+        folder = workdir / "checkpoints" / "reward" / "3"
+        file = rng.choice([path for path in folder.rglob("*") if path.is_file() and path.stat().st_size])
+        data = bytearray(file.read_bytes())
+        place = rng.randrange(len(data))
+        if rng.random() < 0.5:
+            data[place] ^= 1 << rng.randrange(8)
+        else:
+            del data[place:]
+        file.write_bytes(data)
+        try:
+            with Checkpoints(workdir, "reward", get_config()) as checkpoints:
+                assert checkpoints.latest() == Saved(step=3, done=False)
+                found = [checkpoints.restore(3, "state", jax.tree.map(jnp.zeros_like, tree()))]
+                found.append(checkpoints.restore(3, "result", {"w": jnp.zeros(2, jnp.int32)}))
+        except InputError as error:
+            where = str(error)
+            told += 1
+        else:
+            pairs = zip(jax.tree.leaves(found), jax.tree.leaves([tree(3), {"w": jnp.full(2, 3)}]), strict=True)
+            assert all(np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in pairs), file
+            where = str(folder)
+        assert where.startswith(str(folder)), where
+    assert 5 < told < 40
+
+
+def test_one_of_an_earlier_version_is_refused(tmp_path):
+    saved(tmp_path)
+    path = next((tmp_path / "checkpoints").rglob("meta/metadata"))
+    meta = json.loads(path.read_text())
+    del meta["digest"]
+    path.write_text(json.dumps(meta))
+    with pytest.raises(InputError, match="reward: made by an earlier version of crs_jax; use another --workdir"):
+        Checkpoints(tmp_path, "reward", get_config())
 
 
 def test_a_stage_is_done_when_its_last_checkpoint_says_so(tmp_path):

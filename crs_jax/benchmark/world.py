@@ -70,7 +70,7 @@ def make_task(config: ConfigDict) -> Task:
         config=config, workdir=nowhere, mesh=mesh, corpus=Corpus("random", catalogue, (), (), ()), tokenizer=tokenizer,
         encoded={}, content_NE=unit_rows(rng, N, EMBEDDING), facets=Facets.of(catalogue),
         together=Together((), catalogue), people=People(catalogue), embed=lambda texts: unit_rows(rng, len(texts), 1),
-        cache=nowhere, fingerprint="random",
+        cache=nowhere, made_from={"set of dialogues": "random"},
     )  # fmt: skip
 
 

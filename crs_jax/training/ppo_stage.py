@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from crs_jax.checkpoint import Checkpoints, digest
+from crs_jax.checkpoint import Checkpoints, Saved, digest
 from crs_jax.errors import InputError
 from crs_jax.interruption import Pace, leave_if_asked, saving
 from crs_jax.metrics import MetricsWriter, read_json_lines
@@ -124,17 +124,18 @@ def build(task: Task, sft: Model, reward: Model) -> tuple[Graphs, Any, Judges]:
 def run_ppo(task: Task, writer: MetricsWriter, sft: Model, reward: Model) -> Aligned:
     """Aligns the SFT policy, or loads what was aligned before."""
     c = task.config.ppo
-    inputs = {"data": task.fingerprint, "SFT model": digest(sft[1]), "reward model": digest(reward[1])}
+    inputs = {**task.made_from, "SFT model": digest(sft[1]), "reward model": digest(reward[1])}
     graphs, params, judges = build(task, sft, reward)
     if graphs.own is not None:
         inputs["reward function"] = graphs.own.fingerprint
     checkpoints, spent = Checkpoints(task.workdir, "ppo", task.config, inputs), Stopwatch()
     blank = Normaliser(jnp.zeros_like(judges.weight_S), jnp.ones_like(judges.weight_S), jnp.float32(1))
     result = {"policy": params["policy"], "normaliser": blank._asdict()}
-    done, meta = checkpoints.latest()
-    if done is not None and meta["done"]:
-        result = checkpoints.restore(done, "result", result)
-        say(f"ppo: done before, {done} iterations")
+    saved = checkpoints.latest()
+    if saved is not None:
+        result = checkpoints.restore(saved.step, "result", result)
+    if saved is not None and saved.done:
+        say(f"ppo: done before, {saved.step} iterations")
         checkpoints.close()
         return Aligned((graphs.aligned, result["policy"], sft[2]), graphs, judges, Normaliser(**result["normaliser"]))
 
@@ -147,17 +148,16 @@ def run_ppo(task: Task, writer: MetricsWriter, sft: Model, reward: Model) -> Ali
     rate = schedule(c.learning_rate, c.warmup, updates, c.decay_to)
     coefficients = {"act_kl": jnp.float32(c.act_kl), "word_kl": jnp.float32(c.word_kl)}
     state = fresh_state(params, optimizer, task.mesh, coefficients)
-    if done is not None:
-        state = checkpoints.restore(done, "state", state)
-        result = checkpoints.restore(done, "result", result)
+    if saved is not None:
+        state = checkpoints.restore(saved.step, "state", state)
         normaliser = Normaliser(**result["normaliser"])
     else:
         normaliser = reference_normaliser(task, graphs, judges, contexts)
         result = {"policy": copy_tree(params["policy"]), "normaliser": normaliser._asdict()}
-    writer.drop_after("ppo", -1 if done is None else done)
+    writer.drop_after("ppo", -1 if saved is None else saved.step)
     validation = Validation(task, graphs, judges)
-    floor = meta["floor"] if done is not None else 0.0
-    if done is None and (at_first := validation(params["policy"], normaliser)):
+    floor = 0.0 if saved is None else saved.floor
+    if saved is None and (at_first := validation(params["policy"], normaliser)):
         writer.write("ppo", 0, at_first)
         floor = c.hr_floor * at_first["validation/hr@10"]
     if c.hr_floor and not floor:
@@ -171,7 +171,7 @@ def run_ppo(task: Task, writer: MetricsWriter, sft: Model, reward: Model) -> Ali
     lengths = np.asarray(contexts.mask_CP).sum(1)
     batches = Batches(lengths, c.contexts, contexts.mask_CP.shape[1], c.buckets, task.config.seed)
     key = jax.random.key(task.config.seed + 4)
-    first, pending, noise = done or 0, None, None
+    first, pending, noise = 0 if saved is None else saved.step, None, None
     save_every = max(c.iterations // c.checks_a_run, 1)
     clock, pace = time.monotonic(), Pace(task.config.save_minutes)
     warned: set[str] = set()
@@ -201,9 +201,15 @@ def run_ppo(task: Task, writer: MetricsWriter, sft: Model, reward: Model) -> Ali
         clock = now
         progress.update(reward=values["reward"], kl=values["kl"])
 
+    def save(number: int, done: bool) -> None:
+        kept = Saved(
+            step=number, done=done, seconds=spent.since(saved), floor=floor, state=state, result=result
+        )  # fmt: skip
+        checkpoints.save(kept)
+
     with Progress(c.iterations, "PPO", "iterations", done=first) as progress, checkpoints, saving():
         if c.iterations == 0:  # the SFT policy as it is, a control
-            checkpoints.save(0, state, result, done=True, seconds=spent.since(meta), floor=floor)
+            save(0, done=True)
         for number in range(first + 1, c.iterations + 1):
             index, width = batches(number - 1)
             batch = take(contexts, index, width)
@@ -216,8 +222,8 @@ def run_ppo(task: Task, writer: MetricsWriter, sft: Model, reward: Model) -> Ali
             if number == 1 or number == first + 1:
                 report(*pending)  # the checks of the first iteration come before the second
                 pending = None
-            check, (save, end) = number % save_every == 0 or number == c.iterations, pace(number)
-            if (check or save) and pending is not None:
+            check, (due, end) = number % save_every == 0 or number == c.iterations, pace(number)
+            if (check or due) and pending is not None:
                 report(*pending)
                 pending = None
             fell = False
@@ -230,9 +236,8 @@ def run_ppo(task: Task, writer: MetricsWriter, sft: Model, reward: Model) -> Ali
                     result = {**result, "policy": copy_tree(state.params["policy"])}
                 if jax.process_index() == 0:
                     warn()
-            if check or save:
-                last = fell or number == c.iterations
-                checkpoints.save(number, state, result, done=last, seconds=spent.since(meta), floor=floor)
+            if check or due:
+                save(number, done=fell or number == c.iterations)
                 pace.saved()
             if fell:
                 say(

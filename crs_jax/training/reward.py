@@ -247,16 +247,16 @@ def run_reward(task: Task, writer: MetricsWriter, sft: tuple[Any, Any, Any]) -> 
     Of an ensemble the params are those of each member, `together`, and the graphdef is that of one.
     """
     c = task.config
-    inputs, spent = {"data": task.fingerprint, "SFT model": digest(sft[1])}, Stopwatch()
+    inputs, spent = {**task.made_from, "SFT model": digest(sft[1])}, Stopwatch()
     if c.signals.log:
         inputs["log"] = log_fingerprint(task)
     checkpoints = Checkpoints(task.workdir, "reward", c, inputs)
     graphdef, params, frozen = split_model(RewardModel(nnx.merge(*sft)))
     params, frozen = place(copy_tree(params), task.mesh), place(frozen, task.mesh)
-    done, meta = checkpoints.latest()
-    if done is not None and meta["done"]:
-        params = checkpoints.restore(done, "result", together([params] * c.reward.ensemble))
-        say(f"reward: done before, {done} steps, held-out loss {np.mean(meta['best']):.4f}")
+    saved = checkpoints.latest()
+    if saved is not None and saved.done:
+        params = checkpoints.restore(saved.step, "result", together([params] * c.reward.ensemble))
+        say(f"reward: done before, {saved.step} steps, held-out loss {np.mean(saved.best_loss):.4f}")
         checkpoints.close()
         return graphdef, params, frozen
     signal_DTS, wishes = label(task, "train").signal_DTS, Wishes(task, "train")
@@ -268,10 +268,11 @@ def run_reward(task: Task, writer: MetricsWriter, sft: tuple[Any, Any, Any]) -> 
     optimizer = make_optimizer(c.reward.learning_rate, 0.05, steps, c.reward.weight_decay, c.reward.clip_norm)
     states = [fresh_state(first_params(task, params, one, signal_DTS, wishes), optimizer, task.mesh) for one in team]
     best = Best.of([copy_tree(state.params) for state in states])
-    if done is not None:
-        best = best.restored(checkpoints, done, meta)
-        states = members(checkpoints.restore(done, "state", together(states)))
-    writer.drop_after("reward", done or 0)
+    if saved is not None:
+        best = best.restored(checkpoints, saved)
+        states = members(checkpoints.restore(saved.step, "state", together(states)))
+    first = 0 if saved is None else saved.step
+    writer.drop_after("reward", first)
     step = functools.cache(lambda beside: make_step(graphdef, optimizer, task))  # a program with others and one without
 
     held_others = Counterfactuals(task, held, signal_DTS, wishes) if c.reward.counterfactual else None
@@ -305,4 +306,4 @@ def run_reward(task: Task, writer: MetricsWriter, sft: tuple[Any, Any, Any]) -> 
         look=max(per_epoch // 2, 1), batch=labelled, step=stepped, validate=validate,
     )  # fmt: skip
     given = zip(*(one.batches(task) for one in team), strict=True)
-    return graphdef, together(stage.run(states, best, given, done or 0, lambda: spent.since(meta))), frozen
+    return graphdef, together(stage.run(states, best, given, first, lambda: spent.since(saved))), frozen

@@ -134,9 +134,9 @@ def run_seeker(task: Task, writer: MetricsWriter, sft: Model) -> Any:
     c, (graphdef, start, frozen) = task.config, sft
     numbers = split_holdout(task)[0] if c.ppo.unseen else np.arange(len(task.corpus.train))
     inputs = {
-        "data": task.fingerprint,
+        **task.made_from,
         "SFT model": digest(start),
-        "set of dialogues": hashlib.sha256(numbers.astype(np.int64).tobytes()).hexdigest()[:16],
+        "choice of dialogues": hashlib.sha256(numbers.astype(np.int64).tobytes()).hexdigest()[:16],
     }
     checkpoints, spent = Checkpoints(task.workdir, "seeker", c, inputs), Stopwatch()
     packer = seeker_packer(task, "train", numbers)
@@ -149,15 +149,16 @@ def run_seeker(task: Task, writer: MetricsWriter, sft: Model) -> Any:
     steps = max(round(c.seeker.epochs * per_epoch), 1)
     optimizer = make_optimizer(c.seeker.learning_rate, o.warmup, steps, o.weight_decay, o.clip_norm, o.item_decay)
     best, state = Best.of([start]), fresh_state(copy_tree(start), optimizer, task.mesh)
-    done, meta = checkpoints.latest()
-    if done is not None:
-        best = best.restored(checkpoints, done, meta)
-        if meta["done"]:
-            say(f"seeker: done before, {done} steps, validation loss {best.loss[0]:.4f}")
+    saved = checkpoints.latest()
+    if saved is not None:
+        best = best.restored(checkpoints, saved)
+        if saved.done:
+            say(f"seeker: done before, {saved.step} steps, validation loss {best.loss[0]:.4f}")
             checkpoints.close()
             return best.params[0]
-        state = checkpoints.restore(done, "state", state)
-    writer.drop_after("seeker", done or 0)
+        state = checkpoints.restore(saved.step, "state", state)
+    first = 0 if saved is None else saved.step
+    writer.drop_after("seeker", first)
 
     def step(state: TrainState, frozen: Any, rows: DeviceRows, key: jax.Array):
         step_key = jax.random.fold_in(key, state.step)
@@ -188,4 +189,4 @@ def run_seeker(task: Task, writer: MetricsWriter, sft: Model) -> Any:
         step=lambda _, state, batch: run(state, frozen, shard_batch(batch, task.mesh), key), validate=validate,
     )  # fmt: skip
     given = batches(packer, task, "seeker", rows, o.crop)
-    return place(stage.run([state], best, given, done or 0, lambda: spent.since(meta))[0], task.mesh)
+    return place(stage.run([state], best, given, first, lambda: spent.since(saved))[0], task.mesh)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from crs_jax.checkpoint import Checkpoints
+from crs_jax.checkpoint import Checkpoints, Saved
 from crs_jax.compilation import Once
 from crs_jax.data.packing import Packer, Rows, slots_of
 from crs_jax.data.windows import make_windows
@@ -227,7 +227,7 @@ def run_sft(task: Task, writer: MetricsWriter) -> tuple[Any, Any, Any]:
       graphdef, params of the epoch with the lowest validation loss, frozen arrays.
     """
     c = task.config
-    checkpoints, spent = Checkpoints(task.workdir, "sft", c, {"data": task.fingerprint}), Stopwatch()
+    checkpoints, spent = Checkpoints(task.workdir, "sft", c, task.made_from), Stopwatch()
     policy = new_policy(task)
     graphdef, params, frozen = split_model(policy)
     params, frozen = place(params, task.mesh), place(frozen, task.mesh)
@@ -240,28 +240,30 @@ def run_sft(task: Task, writer: MetricsWriter) -> tuple[Any, Any, Any]:
     optimizer = make_optimizer(
         o.learning_rate, o.warmup, steps, o.weight_decay, o.clip_norm, o.item_decay, o.query_rate
     )
-    done, meta = checkpoints.latest()
-    if done is None or not meta["done"]:
+    saved = checkpoints.latest()
+    if saved is None or not saved.done:
         wishes = Wishes(task, "train")
-    if done is None:
+    if saved is None:
         params = fit_head(task, writer, graphdef, params, frozen)
     best = Best.of([params])
     extra = {"average": copy_tree(params)} if c.sft.average > 0 else {}
     state = fresh_state(copy_tree(params), optimizer, task.mesh, extra)
-    if done is not None:
-        best = best.restored(checkpoints, done, meta)
-        if meta["done"]:
-            say(f"sft: done before, {done} steps, validation loss {best.loss[0]:.4f}")
+    if saved is not None:
+        best = best.restored(checkpoints, saved)
+        if saved.done:
+            say(f"sft: done before, {saved.step} steps, validation loss {best.loss[0]:.4f}")
             checkpoints.close()
             return graphdef, best.params[0], frozen
-        state = checkpoints.restore(done, "state", state)
-    writer.drop_after("sft", done or 0)
+        state = checkpoints.restore(saved.step, "state", state)
+    first = 0 if saved is None else saved.step
+    writer.drop_after("sft", first)
     step = make_step(graphdef, optimizer, task)
     rate = schedule(c.sft.learning_rate, c.sft.warmup, steps)
     validation = Validation(task, graphdef)
     if steps == 0:
         loss = validation(params, frozen)["loss"]
-        checkpoints.save(0, state, params, best=[loss], done=True, seconds=spent.since(meta))
+        seconds = spent.since(saved)
+        checkpoints.save(Saved(step=0, done=True, seconds=seconds, best_loss=(loss,), state=state, result=params))
         checkpoints.close()
         return graphdef, params, frozen
     key = jax.random.key(c.seed + 1)
@@ -278,4 +280,4 @@ def run_sft(task: Task, writer: MetricsWriter) -> tuple[Any, Any, Any]:
         kept=lambda state: state.extra.get("average", state.params), beside=beside,
     )  # fmt: skip
     given = batches(packer, task, "sft", c.sft.rows, c.sft.crop)
-    return graphdef, stage.run([state], best, given, done or 0, lambda: spent.since(meta))[0], frozen
+    return graphdef, stage.run([state], best, given, first, lambda: spent.since(saved))[0], frozen

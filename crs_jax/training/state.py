@@ -12,6 +12,7 @@ import optax
 from jax import lax
 from jax.sharding import Mesh
 
+from crs_jax.checkpoint import Saved
 from crs_jax.sharding import place, shardings
 
 
@@ -58,9 +59,9 @@ class Stopwatch:
     def __init__(self) -> None:
         self._start = time.monotonic()
 
-    def since(self, meta: dict[str, Any]) -> float:
-        """Those of this process and those a checkpoint's meta brought along."""
-        return meta.get("seconds", 0.0) + time.monotonic() - self._start
+    def since(self, saved: Saved | None) -> float:
+        """Those of this process and those that a checkpoint of the stage brought along."""
+        return (0.0 if saved is None else saved.seconds) + time.monotonic() - self._start
 
 
 def select(keep_new: jax.Array, new: Any, old: Any) -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from crs_jax.checkpoint import Checkpoints
+from crs_jax.checkpoint import Checkpoints, Saved
 from crs_jax.interruption import Pace, leave_if_asked, saving
 from crs_jax.metrics import MetricsWriter
 from crs_jax.progress import Progress
@@ -39,9 +39,10 @@ class Best:
         """Before any validation."""
         return cls(params, [math.inf] * len(params))
 
-    def restored(self, checkpoints: Checkpoints, step: int, meta: dict[str, Any]) -> Best:
+    def restored(self, checkpoints: Checkpoints, saved: Saved) -> Best:
         """That of a checkpoint, shaped as this one."""
-        return Best(members(checkpoints.restore(step, "result", together(self.params))), list(meta["best"]))
+        result = checkpoints.restore(saved.step, "result", together(self.params))
+        return Best(members(result), list(saved.best_loss))
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -100,9 +101,9 @@ class Supervised:
                 pending = None
                 if look:
                     self.validated(number, states, best)
-                kept = together(states), together(best.params)
-                done = number == self.steps
-                self.checkpoints.save(number, *kept, best=best.loss, done=done, seconds=spent())
+                kept = Saved(step=number, done=number == self.steps, seconds=spent(), best_loss=tuple(best.loss),
+                             state=together(states), result=together(best.params))  # fmt: skip
+                self.checkpoints.save(kept)
                 pace.saved()
                 if end:
                     leave_if_asked()

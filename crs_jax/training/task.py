@@ -48,7 +48,7 @@ class Task:
       embed: texts to unit embeddings `[n, E]`, cached on disk.
       embed_on_host: the same without the device, for host functions of compiled programs; None: `embed` uses none.
       cache: folder of prepared data.
-      fingerprint: of the dialogues and the encoder; part of the name of whatever is cached.
+      made_from: name to fingerprint of what all models rest on: catalogue, vocabulary, encoder, dialogues.
     """
 
     config: ConfigDict
@@ -63,7 +63,7 @@ class Task:
     people: People
     embed: Callable[[Sequence[str]], np.ndarray]
     cache: pathlib.Path
-    fingerprint: str
+    made_from: dict[str, str]
     embed_on_host: Callable[[Sequence[str]], np.ndarray] | None = None
 
     @functools.cached_property
@@ -72,6 +72,11 @@ class Task:
         everything said (hubs).
         """
         return centred(self.content_NE)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all of `made_from`; part of the name of whatever is cached."""
+        return "-".join(self.made_from.values())
 
     def dialogues(self, split: str):
         """Dialogues of a split."""

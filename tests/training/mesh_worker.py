@@ -10,6 +10,7 @@ say. The tables are padded for tensor=4 on every mesh, so that all start from th
 import json
 import pathlib
 import sys
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -19,13 +20,14 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 compiled: list[str] = []  # events since it was last cleared
 
 
-def run(folder: pathlib.Path, shape: list[int]) -> None:
+def run(folder: pathlib.Path, shape: list[int]) -> Iterator[None]:
+    """Two iterations; then, when all meshes have made theirs, the second again from each other mesh's first."""
     import jax.numpy as jnp
     from jax.experimental import multihost_utils
     from jax.sharding import AxisType, NamedSharding
     from tiny_task import fresh_models, make_task, tiny_config
 
-    from crs_jax.checkpoint import Checkpoints, digest
+    from crs_jax.checkpoint import Checkpoints, Saved, digest
     from crs_jax.rl.reward import Normaliser
     from crs_jax.sharding import AXES, path_name, place, shard_batch, spec_of
     from crs_jax.training.batches import take
@@ -66,26 +68,37 @@ def run(folder: pathlib.Path, shape: list[int]) -> None:
     check("start", (state.params, state.opt_state))
     check("judges", (judges.reference, judges.frozen, judges.reward, judges.reward_frozen))
     out, programs = {}, []
-    for number in (1, 2):
+
+    def note(label: str, tree) -> None:
+        for path, leaf in jax.tree_util.tree_leaves_with_path(multihost_utils.process_allgather(tree, tiled=True)):
+            out[f"{label}/" + jax.tree_util.keystr(path, simple=True, separator="/")] = np.asarray(leaf)
+
+    def iterate(state, number: int, label: str):
         batch = shard_batch(take(contexts, np.arange(16) + 16 * number), mesh)
         compiled.clear()
         state, metrics = iteration(state, judges, normaliser, batch, jax.random.key(5))
         programs.append(len(compiled))
-        check(f"after {number}", (state.params, state.opt_state))
-        whole = multihost_utils.process_allgather((state.params, state.opt_state, state.extra, metrics), tiled=True)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(whole):
-            out[f"{number}/" + jax.tree_util.keystr(path, simple=True, separator="/")] = np.asarray(leaf)
-    with Checkpoints(folder / "kept", "ppo", config) as checkpoints:
-        kept = checkpoints.latest()[0] is not None
-        if not kept:  # the first mesh saves, every other one loads that
-            checkpoints.save(2, state, {"policy": state.params["policy"]}, done=True, seconds=0.0)
-        else:
-            like = jax.tree.map(jnp.zeros_like, state)
-            loaded = checkpoints.restore(2, "state", like)
-            check("loaded", (loaded.params, loaded.opt_state))
-            whole = multihost_utils.process_allgather((loaded.params, loaded.opt_state), tiled=True)
-            for path, leaf in jax.tree_util.tree_leaves_with_path(whole):
-                out["loaded/" + jax.tree_util.keystr(path, simple=True, separator="/")] = np.asarray(leaf)
+        check(f"after {label}", (state.params, state.opt_state))
+        note(label, (state.params, state.opt_state, state.extra, metrics))
+        return state
+
+    def go_on(checkpoints: Checkpoints, label: str) -> None:
+        """The second iteration from what another mesh saved after the first."""
+        loaded = checkpoints.restore(1, "state", jax.tree.map(jnp.zeros_like, state))
+        check(f"loaded {label}", (loaded.params, loaded.opt_state))
+        note(f"{label}/1", (loaded.params, loaded.opt_state, loaded.extra))
+        iterate(loaded, 2, f"{label}/2")
+
+    state = iterate(state, 1, "1")
+    if jax.process_count() == 1:
+        with Checkpoints(folder / f"kept-{len(devices)}", "ppo", config) as checkpoints:
+            checkpoints.save(Saved(step=1, done=False, state=state, result={"policy": state.params["policy"]}))
+    state = iterate(state, 2, "2")
+    yield
+    others = [devices for devices in json.loads(sys.argv[2]) if devices != shape] if jax.process_count() == 1 else []
+    for other in others:
+        with Checkpoints(folder / f"kept-{np.prod(other)}", "ppo", config) as checkpoints:
+            go_on(checkpoints, f"from {np.prod(other)}")
     words = state.params["policy"]["words"]
     facts = {
         "misplaced": misplaced,
@@ -107,5 +120,7 @@ if __name__ == "__main__":
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, seconds, **more: compiled.append(event) if "backend_compile" in event else None
     )
-    for wanted in json.loads(sys.argv[2]):
-        run(pathlib.Path(sys.argv[1]), wanted)
+    runs = [run(pathlib.Path(sys.argv[1]), wanted) for wanted in json.loads(sys.argv[2])]
+    for _ in range(2):
+        for each in runs:
+            next(each, None)

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 from tiny_task import change, make_task
 
-from crs_jax.checkpoint import Checkpoints, load_result
+from crs_jax.checkpoint import Checkpoints, Saved, load_result
 from crs_jax.errors import InputError
 from crs_jax.evaluation.policies import ranking_scores, reference_nll
 from crs_jax.metrics import write_json
@@ -39,7 +39,7 @@ def source(world, tmp_path_factory):
     sft, ppo = noisy(copy_tree(world.sft[1]), 1), noisy(copy_tree(world.sft[1]), 2)
     for stage, result in (("sft", sft), ("ppo", {"policy": ppo, "normaliser": {"mean_S": jnp.zeros(3)}})):
         with Checkpoints(folder, stage, task.config) as checkpoints:
-            checkpoints.save(3, {"step": jnp.int32(3)}, result, done=True, seconds=0.0)
+            checkpoints.save(Saved(step=3, done=True, state={"step": jnp.int32(3)}, result=result))
     return folder, {"sft": sft, "ppo": ppo}
 
 

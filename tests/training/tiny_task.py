@@ -77,7 +77,7 @@ def make_task(workdir: pathlib.Path, config: ConfigDict, mesh: Mesh | None = Non
         config=config, workdir=workdir, mesh=mesh or one_device(), corpus=corpus, tokenizer=tokenizer, encoded=encoded,
         content_NE=embed([item.describe() for item in corpus.catalogue.items]), facets=Facets.of(corpus.catalogue),
         together=Together(corpus.train, corpus.catalogue), people=People(corpus.catalogue), embed=embed,
-        cache=workdir / "cache", fingerprint="tiny",
+        cache=workdir / "cache", made_from={"set of dialogues": "tiny"},
     )  # fmt: skip
 
 
