@@ -96,7 +96,7 @@ def get_config() -> ConfigDict:
     c.sft.crop = 0.5  # share of dialogues an epoch starts at a random utterance
 
     c.signals = ConfigDict()
-    c.signals.sentiment = "vader"  # vader, or a RoBERTa classifier: folder or hub id
+    c.signals.sentiment = "vader"  # vader, or a RoBERTa classifier: folder, or owner/name@commit
     c.signals.shift = "residual"  # of sentiment: what the mood before does not foretell, or the plain "difference"
     c.signals.engagement = ConfigDict()  # weights of its parts; 0 leaves a part out
     c.signals.engagement.dwell = 1.0  # reply latency beyond reading and typing

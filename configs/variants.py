@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from configs import common
 from crs_jax.errors import InputError
 
-ROBERTA = "cardiffnlp/twitter-roberta-base-sentiment-latest"
+ROBERTA = "cardiffnlp/twitter-roberta-base-sentiment-latest@3216a57f2a0d9c45a2e6c20157c20c49fb4bf9c7"
 
 
 def get_config(file: str, variant: str) -> ConfigDict:

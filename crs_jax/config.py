@@ -11,6 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from crs_jax.bounds import ABOVE_ZERO, AT_LEAST, CHOICES, OPEN_SHARES, SHARES
+from crs_jax.data.records import clipped
 from crs_jax.errors import InputError
 from crs_jax.signals.feedback_log import read_log
 from crs_jax.user_function import load
@@ -193,8 +194,8 @@ def _validate_model(config: ConfigDict) -> None:
     if not local and model.init != "scratch" and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model.init):
         raise _error("model.init", model.init, "there is no such folder, and it is no hub id either")
     if not local and model.init != "scratch" and config.tokenizer.kind != "gpt2":
-        rule = f"a checkpoint from the hub ({model.init}) knows GPT-2's tokens only: --config.tokenizer.kind=gpt2"
-        raise _error("tokenizer.kind", config.tokenizer.kind, rule)
+        rule = "a checkpoint from the hub knows GPT-2's tokens only: give --config.tokenizer.kind=gpt2"
+        raise _error("model.init", model.init, rule)
 
 
 def _validate_ppo(config: ConfigDict) -> None:
@@ -251,4 +252,5 @@ def _get(config: ConfigDict, path: str) -> Any:
 
 
 def _error(path: str, value: Any, rule: str) -> InputError:
-    return InputError(f"--config.{path}={value!r}: {rule}" if value != "" else f"--config.{path}: {rule}")
+    given = f"={clipped(repr(value), 200)}" if value != "" else ""
+    return InputError(f"--config.{path}{given}: {rule}")

@@ -16,6 +16,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from crs_jax import config as checks
+from crs_jax.data.records import clipped
 from crs_jax.errors import InputError
 
 _OVERRIDE = re.compile(r"--?(?P<no>no)?config\.(?P<path>[^=]+)(?P<value>=.*)?", re.DOTALL)
@@ -210,12 +211,12 @@ def _explain(message: str) -> str:
     """Absl's message on one line, with what was expected where a setting has the wrong type."""
     match = re.search(r"flag --(config\.([\w.]+)=.*?): ", message, re.DOTALL)
     if match is None:
-        return _one_line(message)
+        return clipped(_one_line(message))
     import configs.common
 
     default = dict(checks.fields(configs.common.get_config())).get(match[2])
     kind = _KINDS.get(type(default), type(default).__name__)
-    return f"--{_one_line(match[1])}: expected {kind}, such as {_written(default)}"
+    return f"--{clipped(_one_line(match[1]))}: expected {kind}, such as {_written(default)}"
 
 
 def _distributed(values: flags.FlagValues) -> dict[str, Any] | None:

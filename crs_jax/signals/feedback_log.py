@@ -24,6 +24,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from crs_jax.data.dialogue import Dialogue
+from crs_jax.data.records import clipped
 from crs_jax.errors import InputError
 
 FLAG = "--config.signals.log"
@@ -47,7 +48,7 @@ def read_log(path: pathlib.Path) -> dict[tuple[str, int], Logged]:
     """
     path = pathlib.Path(path).expanduser()
     if path.suffix not in (".csv", ".jsonl"):
-        raise InputError(f"{FLAG}={path}: is neither .csv nor .jsonl")
+        raise InputError(f"{FLAG}={clipped(str(path), 200)}: is neither .csv nor .jsonl")
     out: dict[tuple[str, int], Logged] = {}
     try:
         with path.open(encoding="utf-8", newline="") as stream:
@@ -57,7 +58,7 @@ def read_log(path: pathlib.Path) -> dict[tuple[str, int], Logged]:
                     raise InputError(f"{path}, line {line}: turn {key[1]} of dialogue {key[0]!r} was logged before")
                 out[key] = logged
     except OSError as error:
-        raise InputError(f"{FLAG}={path}: cannot be read ({error.strerror})") from None
+        raise InputError(f"{FLAG}={clipped(str(path), 200)}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: is not UTF-8 ({error.reason} at byte {error.start})") from None
     if not out:

@@ -7,6 +7,7 @@ three- or two-class classifier for `transformers` (such as a RoBERTa trained on 
 from __future__ import annotations
 
 import functools
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -92,11 +93,20 @@ def _vader() -> Callable[[list[str]], list[float]]:
 
 
 def _classifier(kind: str) -> Callable[[list[str]], list[float]]:
-    """Loads a classifier; texts of like length run together."""
+    """Loads a classifier; texts of like length run together. torch reads weights that are a pickle as data alone."""
     import transformers
 
+    name, revision = str(pathlib.Path(kind).expanduser()), None
+    if not pathlib.Path(name).is_dir():
+        name, _, revision = kind.partition("@")
+        if not revision:
+            raise InputError(
+                f"config.signals.sentiment: {kind!r} is no folder, and a hub id needs its revision: owner/name@commit"
+            )
     try:
-        model: Any = transformers.pipeline("text-classification", model=kind, tokenizer=kind, top_k=None, device=-1)
+        model: Any = transformers.pipeline(
+            "text-classification", model=name, tokenizer=name, revision=revision, top_k=None, device=-1
+        )
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(

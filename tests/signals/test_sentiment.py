@@ -1,11 +1,17 @@
 """Sentiment: VADER's published examples, a classifier against its own softmax, the shift by hand."""
 
 import json
+import pathlib
+import pickle
+import re
+import shutil
+import zipfile
 
 import numpy as np
 import pytest
 from sklearn.linear_model import LinearRegression
 
+from configs.variants import ROBERTA
 from crs_jax.data.dialogue import MENTION, RECOMMENDER, SEEKER, Dialogue, Turn
 from crs_jax.errors import InputError
 from crs_jax.signals.sentiment import carried_over, label_signs, sentiment, sentiment_shift
@@ -157,9 +163,49 @@ def test_classifier_is_p_positive_less_p_negative(classifier):
     assert np.ptp(value) > 0.05
 
 
-def test_a_classifier_that_is_not_there(tmp_path):
+def test_a_classifier_that_is_not_there(tmp_path, monkeypatch):
+    with pytest.raises(
+        InputError, match=r"^config\.signals\.sentiment: '.*none' is no folder, and a hub id needs its rev"
+    ):
+        sentiment(["hello"], str(tmp_path / "none"))
+    monkeypatch.setattr("transformers.pipeline", lambda task, **given: pytest.fail(f"{task} {given}"))
+    with pytest.raises(InputError, match="owner/name@commit"):
+        sentiment(["hello"], "owner/unpinned")
+    asked = {}
+
+    def offline(task, **given):
+        asked.update(given)
+        raise OSError("we couldn't connect\nand so on")
+
+    monkeypatch.setattr("transformers.pipeline", offline)
     with pytest.raises(
         InputError, match=r"^config\.signals\.sentiment: no classifier could be loaded from .*'vader'"
-    ) as error:
-        sentiment(["hello"], str(tmp_path / "none"))
-    assert "\n" not in str(error.value)
+    ) as met:
+        sentiment(["hello"], ROBERTA)
+    assert "\n" not in str(met.value)
+    assert (asked["model"], asked["revision"]) == tuple(ROBERTA.split("@"))
+    assert re.fullmatch("[0-9a-f]{40}", asked["revision"])
+
+
+class Touches:
+    """A pickle that makes a file when it is read as Python's own would read it."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return pathlib.Path.touch, (self.path,)
+
+
+def test_a_classifier_that_is_a_pickle_runs_no_code(classifier, tmp_path):
+    folder, proof = tmp_path / "pickled", tmp_path / "code ran"
+    shutil.copytree(classifier[0], folder)
+    (folder / "model.safetensors").unlink()
+    with zipfile.ZipFile(folder / "pytorch_model.bin", "w") as file:
+        file.writestr("archive/data.pkl", pickle.dumps(Touches(proof)))
+        file.writestr("archive/version", "3")
+    with pytest.raises(InputError, match="no classifier could be loaded"):
+        sentiment(["hello"], str(folder))
+    assert not proof.exists()
+    pickle.loads(pickle.dumps(Touches(proof)))
+    assert proof.exists()
