@@ -14,6 +14,7 @@ from crs_jax.bounds import ABOVE_ZERO, AT_LEAST, CHOICES, OPEN_SHARES, SHARES
 from crs_jax.data.records import clipped
 from crs_jax.errors import InputError
 from crs_jax.signals.feedback_log import read_log
+from crs_jax.storage import is_folder
 from crs_jax.user_function import load
 
 STAGES = ("sft", "reward", "ppo", "evaluate")
@@ -156,7 +157,7 @@ def _validate_data(config: ConfigDict) -> None:
     if data.dataset != "simulated" and not data.dir and not data.hub:
         rule = f"{data.dataset} needs the folder with its files: --config.data.dir=FOLDER (the README says which files)"
         raise _error("data.dir", data.dir, rule)
-    if data.dir and data.dataset != "simulated" and not pathlib.Path(data.dir).expanduser().is_dir():
+    if data.dir and data.dataset != "simulated" and not is_folder(data.dir):
         raise _error("data.dir", data.dir, "there is no such folder")
     if config.signals.log:
         read_log(pathlib.Path(config.signals.log))
@@ -190,7 +191,7 @@ def _validate_model(config: ConfigDict) -> None:
         raise _error("model.transfer", model.transfer, "nothing is trained then: give --config.stages=evaluate")
     if not model.init:
         raise _error("model.init", model.init, "must be scratch, a folder or a hub id")
-    local = pathlib.Path(model.init).expanduser().is_dir()
+    local = is_folder(model.init)
     if not local and model.init != "scratch" and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model.init):
         raise _error("model.init", model.init, "there is no such folder, and it is no hub id either")
     if not local and model.init != "scratch" and config.tokenizer.kind != "gpt2":

@@ -66,7 +66,11 @@ def parse(argv: Sequence[str], values: flags.FlagValues) -> Command:
     config = values.config
     checks.validate(config)
     workdir = pathlib.Path(values.workdir or pathlib.Path("runs") / run_name(source)).expanduser()
-    if workdir.exists() and not workdir.is_dir():
+    try:
+        in_the_way = workdir.exists() and not workdir.is_dir()
+    except OSError as error:
+        raise InputError(f"--workdir={clipped(str(workdir), 200)}: {error.strerror}; name another folder") from None
+    if in_the_way:
         raise InputError(f"--workdir={workdir}: this is a file; name a folder")
     return Command(config, workdir, _distributed(values))
 

@@ -22,6 +22,14 @@ _CODE = re.compile(r"os_error_code='(\d+)'")
 _FILE = re.compile(r'Failed writing: "([^"]+)"')
 
 
+def is_folder(path: str | os.PathLike) -> bool:
+    """Whether there is such a folder; a name that no file can have is none."""
+    try:
+        return pathlib.Path(path).expanduser().is_dir()
+    except (OSError, RuntimeError, ValueError):  # too long, `~` of no user, a zero byte
+        return False
+
+
 @contextlib.contextmanager
 def claimed(workdir: pathlib.Path) -> Iterator[None]:
     """Holds the folder for this run; `InputError` where another one is in it.

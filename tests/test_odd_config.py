@@ -35,6 +35,7 @@ def odd(value, rng: random.Random) -> str:
     return repr(rng.choice((value / 2, value * 3, -value, 0.0, 1.0, 1e30, float("nan"))))
 
 
+@pytest.mark.filterwarnings("ignore:the load_module")
 def test_a_command_line_is_a_config_that_fits_or_one_clear_error(settings):
     rng, accepted, told = random.Random(0), 0, set()
     for _ in range(LINES):

@@ -23,6 +23,7 @@ from safetensors.numpy import save_file
 from crs_jax.errors import InputError
 from crs_jax.models.gpt2 import GPT2Config
 from crs_jax.models.policy import Policy
+from crs_jax.storage import is_folder
 
 REVISIONS = {  # of the hub's repositories under their short names
     "gpt2": ("openai-community/gpt2", "607a30d783dfa663caf39e06633721c8d4cfcd7e"),
@@ -76,7 +77,7 @@ def find_gpt2(source: str) -> pathlib.Path:
     Raises:
       InputError: neither a folder nor on the hub, or a hub id without a revision.
     """
-    if pathlib.Path(source).expanduser().is_dir():
+    if is_folder(source):
         return pathlib.Path(source).expanduser()
     short = source.removeprefix("openai-community/").removeprefix("distilbert/")
     repository, revision = REVISIONS.get(short, (source, ""))

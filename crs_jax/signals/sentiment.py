@@ -7,7 +7,7 @@ three- or two-class classifier for `transformers` (such as a RoBERTa trained on 
 from __future__ import annotations
 
 import functools
-import pathlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 from crs_jax.data.dialogue import MENTION, Dialogue
 from crs_jax.errors import InputError
 from crs_jax.signals.reactions import plain_text, reactions
+from crs_jax.storage import is_folder
 
 MAX_TOKENS = 128  # of one utterance, classifier only; what is longer is cut
 BATCH = 32
@@ -96,8 +97,8 @@ def _classifier(kind: str) -> Callable[[list[str]], list[float]]:
     """Loads a classifier; texts of like length run together. torch reads weights that are a pickle as data alone."""
     import transformers
 
-    name, revision = str(pathlib.Path(kind).expanduser()), None
-    if not pathlib.Path(name).is_dir():
+    name, revision = os.path.expanduser(kind), None
+    if not is_folder(kind):
         name, _, revision = kind.partition("@")
         if not revision:
             raise InputError(
