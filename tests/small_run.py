@@ -94,9 +94,9 @@ def assert_same(found: dict, expected: dict) -> None:
     assert found["samples"] == expected["samples"]
 
 
-def saving(workdir) -> bool:
+def saving(workdir, stage: str = "*") -> bool:
     """Whether a checkpoint is being written: orbax' name for one that is not whole yet."""
-    return any((pathlib.Path(workdir) / "checkpoints").glob("*/*.orbax-checkpoint-tmp*"))
+    return any((pathlib.Path(workdir) / "checkpoints").glob(f"{stage}/*.orbax-checkpoint-tmp*"))
 
 
 def kill_somewhere(process: subprocess.Popen, workdir, rng: random.Random) -> str:

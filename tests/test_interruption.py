@@ -1,15 +1,21 @@
-"""Signals to a real process, and disks that fail it: it saves and says so, and the same command goes on."""
+"""Kills and signals to a real process, and disks that fail it: it saves and says so, and the same command goes on.
 
+What is not marked slow is the small form of the others and of tests/soak/test_kills.py.
+"""
+
+import os
 import shlex
 import signal
 import subprocess
 import time
 
 import pytest
-from small_run import ROOT, SIGNAL_STATUS, assert_same, command, environment, logged, outcome, run, start
+from small_run import ROOT, SIGNAL_STATUS, assert_same, command, environment, logged, outcome, run, saving, start
 
-pytestmark = pytest.mark.slow
+from crs_jax.errors import StorageError
+
 SLOWLY = {"log_every": 1, "ppo.iterations": 6, "sft.epochs": 2}
+OFTEN = {**SLOWLY, "save_minutes": 0.01}
 
 
 def when(process, workdir, stage: str, step: int) -> None:
@@ -29,6 +35,68 @@ def expected(tmp_path_factory):
     return outcome(folder)
 
 
+def caught_saving(process, workdir, stage: str) -> None:
+    """Waits until a checkpoint of the stage is being written."""
+    while process.poll() is None:
+        if saving(workdir, stage):
+            return
+        time.sleep(0.001)
+    pytest.fail(process.communicate()[0])
+
+
+def last_saved(workdir, stage: str) -> int:
+    return max(int(path.name) for path in (workdir / "checkpoints" / stage).iterdir() if path.name.isdigit())
+
+
+def small_disks() -> bool:
+    """Whether this user may mount a disk of a few kilobytes."""
+    mount = ["unshare", "-m", "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
+    return subprocess.run(mount, capture_output=True).returncode == 0
+
+
+ON_A_FULL_DISK = """
+mount -t tmpfs -o size=$(($(du -sk {workdir} | cut -f1) + {more}))k tmpfs {disk}
+cp -a {workdir}/. {disk} && {run} > {log} 2>&1
+echo $? > {log}.status
+rm -r {workdir} && cp -a {disk} {workdir}
+"""
+
+
+def test_kills_signals_and_a_full_disk_change_nothing(expected, tmp_path):
+    """Five kills, two of them in a save, two signals and a full disk, over all stages: it ends as one left alone."""
+    workdir = tmp_path / "run"
+    for stage, step, number in (
+        ("sft", 2, signal.SIGKILL), ("sft", None, signal.SIGKILL), ("sft", 6, signal.SIGTERM),
+        ("reward", 1, signal.SIGKILL), ("ppo", 1, signal.SIGINT), ("ppo", None, signal.SIGKILL),
+        ("ppo", 4, signal.SIGKILL),
+    ):  # fmt: skip
+        process = start(workdir, **OFTEN)
+        if step is None:
+            caught_saving(process, workdir, stage)
+        else:
+            when(process, workdir, stage, step)
+        process.send_signal(number)
+        said, _ = process.communicate(timeout=120)
+        assert process.returncode == SIGNAL_STATUS.get(number, -number), said
+        assert "Traceback" not in said
+        if number != signal.SIGKILL:
+            assert last_saved(workdir, stage) == max(line["step"] for line in logged(workdir) if line["stage"] == stage)
+    if small_disks():
+        disk, log = tmp_path / "disk", tmp_path / "log"
+        disk.mkdir()
+        line = shlex.join(command(disk, **OFTEN))
+        script = ON_A_FULL_DISK.format(workdir=workdir, disk=disk, run=line, log=log, more=64)
+        subprocess.run(["unshare", "-m", "sh", "-c", script], cwd=ROOT, env=environment(), timeout=600, check=True)
+        assert int((tmp_path / "log.status").read_text()) == StorageError.status, log.read_text()
+        assert "No space left on device; what was saved before in" in log.read_text().splitlines()[-1]
+    elif os.environ.get("CI"):
+        pytest.fail("no right to mount a small disk here")
+    done = run(workdir, **OFTEN)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert_same(outcome(workdir), expected)
+
+
+@pytest.mark.slow
 def test_a_run_that_is_asked_to_end_saves_and_goes_on(expected, tmp_path):
     """In the middle of an epoch of SFT by SIGTERM, in PPO by SIGINT: nothing that was logged is done again."""
     for stage, step, number in (("sft", 3, signal.SIGTERM), ("reward", 2, signal.SIGTERM), ("ppo", 2, signal.SIGINT)):
@@ -41,13 +109,13 @@ def test_a_run_that_is_asked_to_end_saves_and_goes_on(expected, tmp_path):
         assert f"ended by {number.name}: what was done is saved in {tmp_path}; the same command continues" in said
         assert "Traceback" not in said
         last = max(line["step"] for line in logged(tmp_path) if line["stage"] == stage)
-        saved = max(int(path.name) for path in (tmp_path / "checkpoints" / stage).iterdir() if path.name.isdigit())
-        assert saved == last
+        assert last_saved(tmp_path, stage) == last
     done = run(tmp_path, **SLOWLY)
     assert done.returncode == 0, done.stdout + done.stderr
     assert_same(outcome(tmp_path), expected)
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_at_once(expected, tmp_path):
     process = start(tmp_path, **SLOWLY)
     when(process, tmp_path, "sft", 1)
@@ -59,6 +127,7 @@ def test_a_second_signal_ends_at_once(expected, tmp_path):
     assert process.returncode in SIGNAL_STATUS.values()
 
 
+@pytest.mark.slow
 def test_before_the_first_step_it_ends_where_it_stands(tmp_path):
     process = start(tmp_path)
     while process.poll() is None and not (tmp_path / "tokenizer").exists():
@@ -80,9 +149,10 @@ cp -r {disk}/run {logs}/kept
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_and_a_closed_one_lose_nothing(expected, tmp_path):
     """A disk of 1.2 MB is full in the middle; with room the same command goes on, and ends as if nothing had been."""
-    if subprocess.run(["unshare", "-m", "mount", "-t", "tmpfs", "tmpfs", "/mnt"], capture_output=True).returncode:
+    if not small_disks():
         pytest.skip("no right to mount a small disk here")
     disk = tmp_path / "disk"
     disk.mkdir()
