@@ -65,7 +65,7 @@ def parse(argv: Sequence[str], values: flags.FlagValues) -> Command:
     config = values.config
     checks.validate(config)
     if values.workdir and "://" in values.workdir:
-        raise InputError(f"--workdir={values.workdir}: a bucket must be mounted first; name the folder it is mounted at")
+        raise InputError(f"--workdir={values.workdir}: a bucket has to be mounted; name the folder it is mounted at")
     workdir = pathlib.Path(values.workdir or pathlib.Path("runs") / run_name(source)).expanduser()
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f"--workdir={workdir}: this is a file; name a folder")

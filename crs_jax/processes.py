@@ -17,7 +17,7 @@ from jax.experimental.multihost_utils import broadcast_one_to_all, process_allga
 from crs_jax.errors import InputError, LostProcessError
 
 _GONE = re.compile(r"gloo|connection (reset|closed|refused)|broken pipe|coordination|heartbeat|UNAVAILABLE", re.I)
-PATIENCE = 20.0  # seconds within which a folder over a network shows what another machine has written
+PATIENCE = 10.0  # seconds within which a folder over a network shows what another machine has written
 
 
 def join(arguments: dict[str, Any]) -> None:

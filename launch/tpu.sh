@@ -2,7 +2,7 @@
 # A TPU VM or a slice of a pod, from your machine through gcloud: make it, install crs_jax, run it on all workers.
 #
 #   launch/tpu.sh create --zone=us-west4-a --type=v5litepod-16 --spot   asks for a slice and waits for it
-#   launch/tpu.sh install --share=10.0.0.2:/runs                        copies this repository to all workers, installs
+#   launch/tpu.sh install                copies this repository to all workers and installs it
 #   launch/tpu.sh run -- FLAGS           the program on all workers, once; the same command again follows or goes on
 #   launch/tpu.sh resume -- FLAGS        the same until it is done: again after a lost worker or a pre-emption, which
 #                                        makes a new slice; ends with the program's status where again would not help
@@ -13,14 +13,14 @@
 #   --version=VERSION    the machines' software; found from the type
 #   --share=WHERE        or TPU_SHARE: HOST:/PATH of a Filestore or gs://BUCKET (with hierarchical namespace), mounted
 #                        at /mnt/crs_jax on all workers; workers that are several need it, and so does --spot
-#   --extras=tpu         extras of pyproject.toml, with commas between
+#   --extras=tpu         install, resume: extras of pyproject.toml; tpu,roberta for the plain configs
 #   --spot               create: a machine that may be taken away; resume needs it again, to make the next
 #   --retries=20         resume: how often to go on
-#   --dry-run            prints the commands that would be run, and runs none
+#   --dry-run            or DRY_RUN=yes: prints the commands that would be run, and runs none
 #
 # jax.distributed finds the workers by the slice's own metadata. Example, with what all workers see under --workdir:
-#   launch/tpu.sh resume --zone=us-west4-a --type=v5litepod-16 --spot --share=10.0.0.2:/runs -- \
-#     --config=configs/redial_ppo.py --workdir=/mnt/crs_jax/redial
+#   launch/tpu.sh resume --zone=us-west4-a --type=v5litepod-16 --extras=tpu,roberta --spot \
+#     --share=10.0.0.2:/runs -- --config=configs/redial_ppo.py --workdir=/mnt/crs_jax/redial
 set -euo pipefail
 
 # shellcheck source=launch/setup.sh
@@ -29,7 +29,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 source "$(dirname "${BASH_SOURCE[0]}")/restart.sh"
 
 name=${TPU_NAME:-crs-jax} zone=${TPU_ZONE:-} type=${TPU_TYPE:-} share=${TPU_SHARE:-}
-project="" version="" extras=tpu spot="" dry="" retries=20 pause=${PAUSE:-30}
+project="" version="" extras=tpu spot="" dry=${DRY_RUN:-} retries=20 pause=${PAUSE:-30}
 
 fail() {
   say "error: $*"

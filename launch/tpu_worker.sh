@@ -105,7 +105,7 @@ run() {
     from=$(($(wc -l <"$state/log") + 2))
     start "$@"
   fi
-  tail -n "+$from" -f --pid="$(process)" "$state/log"
+  tail -n "+$from" -s 0.2 -f --pid="$(process)" "$state/log"
   for _ in 1 2 3 4 5 6 7 8 9 10; do
     if [ -s "$state/status" ]; then break; fi
     sleep 0.2
@@ -120,7 +120,7 @@ stop() {
   pid=$(process)
   kill -TERM "$pid"
   say "Asked process $pid to end; it saves first"
-  tail -f /dev/null --pid="$pid"
+  tail -s 0.2 -f /dev/null --pid="$pid"
   until [ -s "$state/status" ]; do sleep 0.1; done
   if [ "$(cat "$state/status")" = 143 ]; then printf '130\n' >"$state/status"; fi # asked for here, so it stays ended
 }
