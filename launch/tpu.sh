@@ -15,7 +15,7 @@
 #                        at /mnt/crs_jax on all workers; workers that are several need it, and so does --spot
 #   --extras=tpu         install, resume: extras of pyproject.toml; tpu,roberta for the plain configs
 #   --spot               create: a machine that may be taken away; resume needs it again, to make the next
-#   --retries=20         resume: how often to go on
+#   --retries=20         resume: how often to go on with one slice
 #   --dry-run            or DRY_RUN=yes: prints the commands that would be run, and runs none
 #
 # jax.distributed finds the workers by the slice's own metadata. Example, with what all workers see under --workdir:
@@ -210,7 +210,7 @@ resume() {
     if [ "$now" = gone ]; then
       say "The slice $name was taken away; making another"
       delete
-      now=absent
+      now=absent again=0
     fi
     if [ "$now" = absent ]; then ask; fi
     if [ "$now" != ready ]; then wait_for_it; fi
@@ -227,12 +227,16 @@ resume() {
         return "$code"
         ;;
     esac
-    if [ "$again" -ge "$retries" ]; then
+    if [ "$code" != running ] && [ "$again" -ge "$retries" ]; then
       say "error: ended $((again + 1)) times, last with $code, which is enough; the same command goes on"
       return 75
     fi
-    again=$((again + 1))
-    say "Ended with $code; again in $pause s ($again of $retries)"
+    if [ "$code" = running ]; then
+      say "The connection broke off, the run goes on; followed again in $pause s"
+    else
+      again=$((again + 1))
+      say "Ended with $code; again in $pause s ($again of $retries)"
+    fi
     sleep "$pause"
   done
 }

@@ -95,6 +95,15 @@ start() {
   until [ -s "$state/pid" ]; do sleep 0.1; done
 }
 
+# The shell that waits for the program writes its status a moment after the end; where it died too, nobody does.
+wait_for_status() {
+  local _
+  for _ in 1 2 3 4 5 6 7 8 9 10; do
+    if [ -s "$state/status" ]; then return; fi
+    sleep 0.2
+  done
+}
+
 run() {
   share
   local from=1
@@ -106,10 +115,7 @@ run() {
     start "$@"
   fi
   tail -n "+$from" -s 0.2 -f --pid="$(process)" "$state/log"
-  for _ in 1 2 3 4 5 6 7 8 9 10; do
-    if [ -s "$state/status" ]; then break; fi
-    sleep 0.2
-  done
+  wait_for_status
   if [ -s "$state/status" ]; then return "$(cat "$state/status")"; fi
   return 75
 }
@@ -121,8 +127,8 @@ stop() {
   kill -TERM "$pid"
   say "Asked process $pid to end; it saves first"
   tail -s 0.2 -f /dev/null --pid="$pid"
-  until [ -s "$state/status" ]; do sleep 0.1; done
-  if [ "$(cat "$state/status")" = 143 ]; then printf '130\n' >"$state/status"; fi # asked for here, so it stays ended
+  wait_for_status
+  if [ "$(cat "$state/status" 2>/dev/null)" = 143 ]; then printf '130\n' >"$state/status"; fi # as asked: it stays ended
 }
 
 command=${1:-}

@@ -171,6 +171,16 @@ def test_retries_have_an_end(tmp_path):
     assert did(fakes).count("run") == 2
 
 
+def test_a_connection_that_breaks_off_is_no_end(tmp_path):
+    """The worker's process outlives its ssh, is followed again, and no try is counted."""
+    fakes = Fakes(tmp_path, workers=1, queued_resources=["ACTIVE"], attempts=[["sleep"], [0]])
+    done = resume(fakes, "--retries=0")
+    assert done.returncode == 0, done.stderr
+    assert "The connection broke off" in done.stderr
+    assert did(fakes).count("run") >= 2
+    assert sum("crs_jax.main" in call["args"] for call in fakes.calls("python")) == 1
+
+
 def test_a_question_that_fails_ends_it(tmp_path):
     """No right to ask, or no network: nothing is made or deleted for that."""
     fakes = Fakes(tmp_path)
