@@ -40,7 +40,7 @@ command=${1:-}
 case $command in
   create | install | run | resume | status | logs | stop | delete) shift ;;
   "" | -h | --help | help)
-    sed -n '2,/^set/{/^#/!d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"
+    sed -n '2,/^set/{/^#/!d;s/^# \{0,1\}//;p;}' "${BASH_SOURCE[0]}"
     exit 0
     ;;
   *) fail "$command: expected create, install, run, resume, status, logs, stop or delete; --help says more" ;;
@@ -123,7 +123,7 @@ describe() {
   local found what=$1
   if found=$(tpus "$what" describe "$name" "${at[@]}" --format="value($2)" 2>&1); then
     printf '%s\n' "${found##*$'\n'}"
-  elif [[ $found == *NOT_FOUND* || $found == *"not found"* ]]; then
+  elif [[ $found == *NOT_FOUND* ]]; then
     printf 'absent\n'
   else
     say "$found"
@@ -135,7 +135,10 @@ describe() {
 state() {
   local found
   found=$(describe queued-resources state.state) || return 1
-  if [ "$found" = ACTIVE ]; then found=$(describe tpu-vm state) || return 1; fi
+  if [ "$found" = ACTIVE ]; then
+    found=$(describe tpu-vm state) || return 1
+    if [ "$found" = absent ]; then found=TERMINATED; fi # the request is still there, and in the way of another
+  fi
   case $found in
     READY) printf 'ready\n' ;;
     absent) printf 'absent\n' ;;

@@ -181,6 +181,13 @@ def test_a_connection_that_breaks_off_is_no_end(tmp_path):
     assert sum("crs_jax.main" in call["args"] for call in fakes.calls("python")) == 1
 
 
+def test_a_slice_deleted_behind_its_request_is_made_again(tmp_path):
+    fakes = Fakes(tmp_path, workers=1, queued_resources=["ACTIVE"], tpu_vm=["NOT_FOUND", "READY"])
+    assert resume(fakes).returncode == 0
+    made = [each for each in did(fakes) if each in ("queued-resources delete", "queued-resources create")]
+    assert made == ["queued-resources delete", "queued-resources create"]
+
+
 def test_a_question_that_fails_ends_it(tmp_path):
     """No right to ask, or no network: nothing is made or deleted for that."""
     fakes = Fakes(tmp_path)
