@@ -65,6 +65,8 @@ def parse(argv: Sequence[str], values: flags.FlagValues) -> Command:
         raise InputError(f"unexpected argument {rest[1]!r}; every setting is a flag, such as --config.seed=1")
     config = values.config
     checks.validate(config)
+    if values.workdir and "://" in values.workdir:
+        raise InputError(f"--workdir={values.workdir}: a bucket has to be mounted; name the folder it is mounted at")
     workdir = pathlib.Path(values.workdir or pathlib.Path("runs") / run_name(source)).expanduser()
     try:
         in_the_way = workdir.exists() and not workdir.is_dir()
@@ -232,6 +234,8 @@ def _distributed(values: flags.FlagValues) -> dict[str, Any] | None:
     given = {name: value for name, value in given.items() if value is not None}
     if given and not values.distributed:
         raise InputError("--coordinator, --processes and --process: add --distributed, or leave them out")
+    if values.coordinator and not re.fullmatch(r".+:\d+", values.coordinator):
+        raise InputError(f"--coordinator={values.coordinator}: expected HOST:PORT of process 0")
     return given if values.distributed else None
 
 

@@ -50,9 +50,9 @@ def main(argv: Sequence[str] | None = None, values: flags.FlagValues | None = No
         command = command_line.parse(argv, values)
         workdir = command.workdir
         if command.distributed is not None:
-            import jax
+            from crs_jax.processes import join
 
-            jax.distributed.initialize(**command.distributed)
+            join(command.distributed)
         from crs_jax import pipeline
         from crs_jax.interruption import listening
 

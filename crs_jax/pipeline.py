@@ -33,7 +33,7 @@ from crs_jax.metrics import MetricsWriter, read_json, write_json, write_json_lin
 from crs_jax.models.attention import refuse_where_missing
 from crs_jax.models.heads import REWARDS, SIGNALS
 from crs_jax.prepare import made_from, prepare
-from crs_jax.processes import together
+from crs_jax.processes import refuse_unless_shared, together
 from crs_jax.progress import duration, mute, print_summary, print_table, say
 from crs_jax.report import write_report
 from crs_jax.sharding import make_mesh, place
@@ -77,6 +77,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
         raise InputError(f"--workdir={workdir}: cannot be made ({error.strerror}); choose another folder") from None
     precision = jax.default_matmul_precision(config.model.matmul)  # a GPU's or TPU's own has fewer bits than float32
     with together(), writing(workdir), claimed(workdir) if first else contextlib.nullcontext(), precision:
+        refuse_unless_shared(workdir)
         return _run(config, workdir)
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 import subprocess
 
 
 def commit() -> str:
-    """Commit of the source tree, `+` where it is changed; empty where it is none."""
+    """Commit of the source tree, `+` where it is changed; where it is none, what CRS_JAX_COMMIT says (a container)."""
     here = pathlib.Path(__file__).parent
     try:
         head = subprocess.run(
@@ -18,5 +19,5 @@ def commit() -> str:
             timeout=10, check=True,
         ).stdout.strip()  # fmt: skip
     except (OSError, subprocess.SubprocessError):
-        return ""
+        return os.environ.get("CRS_JAX_COMMIT", "")
     return head + ("+" if changed else "")

@@ -7,7 +7,8 @@
 #   launch/local.sh --helpfull                       every flag and setting
 #
 # Relative folders among the flags are taken from where you are. VENV=FOLDER puts the virtual environment elsewhere
-# than .venv, PYTHON=PROGRAM chooses the interpreter.
+# than .venv, PYTHON=PROGRAM chooses the interpreter, EXTRAS=cuda (or another extra of pyproject.toml, with commas
+# between several) installs for an accelerator; --help installs and runs nothing.
 set -euo pipefail
 
 # shellcheck source=launch/setup.sh

