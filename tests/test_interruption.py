@@ -55,8 +55,10 @@ def small_disks() -> bool:
 
 
 ON_A_FULL_DISK = """
-mount -t tmpfs -o size=$(($(du -sk {workdir} | cut -f1) + {more}))k tmpfs {disk}
-cp -a {workdir}/. {disk} && {run} > {log} 2>&1
+mount -t tmpfs -o size=400m tmpfs {disk}
+cp -a {workdir}/. {disk}
+mount -o remount,size=$(($(df -k --output=used {disk} | tail -1) + 48))k {disk}
+{run} > {log} 2>&1
 echo $? > {log}.status
 rm -r {workdir} && cp -a {disk} {workdir}
 """
@@ -85,7 +87,7 @@ def test_kills_signals_and_a_full_disk_change_nothing(expected, tmp_path):
         disk, log = tmp_path / "disk", tmp_path / "log"
         disk.mkdir()
         line = shlex.join(command(disk, **OFTEN))
-        script = ON_A_FULL_DISK.format(workdir=workdir, disk=disk, run=line, log=log, more=64)
+        script = ON_A_FULL_DISK.format(workdir=workdir, disk=disk, run=line, log=log)
         subprocess.run(["unshare", "-m", "sh", "-c", script], cwd=ROOT, env=environment(), timeout=600, check=True)
         assert int((tmp_path / "log.status").read_text()) == StorageError.status, log.read_text()
         assert "No space left on device; what was saved before in" in log.read_text().splitlines()[-1]

@@ -10,7 +10,8 @@ import time
 
 import pytest
 from launch_fakes import ROOT, Fakes
-from small_run import command, environment, outcome
+from small_run import command, environment, logged, outcome, run
+from two_processes import assert_close, left_alone, pair
 
 SCRIPT = "launch/slurm.sbatch"
 LEAST = {
@@ -19,6 +20,7 @@ LEAST = {
     "model.layers": 1,
     "simulator.train_dialogues": 24,
     "sft.row_tokens": 192,
+    "sft.epochs": 4,
 }
 
 
@@ -125,13 +127,18 @@ def submit(fakes, workdir, **changes):
     return fakes.run(SCRIPT, *flags, timeout=900, **fakes.slurm(SLURM_JOB_ID=str(job_number())), **python)
 
 
-def test_two_processes_find_each_other_and_train(tmp_path):
-    done = submit(Fakes(tmp_path / "fakes"), tmp_path / "run", **LEAST)
+def test_one_of_two_dies_and_two_that_find_each_other_go_on_as_one_process_would(tmp_path):
+    """The small form of tests/test_two_processes.py, supervised learning alone; begun without SLURM, ended under it."""
+    workdir, often = tmp_path / "two", {**LEAST, "log_every": 1, "save_minutes": 0.01}
+    left_alone(pair(workdir, **often), workdir, "sft")
+    done = submit(Fakes(tmp_path / "fakes"), workdir, **often)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 x cpu" in done.stdout
-    assert done.stdout.count("done in") == 1  # one run, not two
-    assert (tmp_path / "run" / "checkpoints" / "sft").is_dir()
-    assert not list((tmp_path / "run").glob(".shared-*"))
+    assert done.stdout.count("done in") == 1  # one run, not two, and the first alone speaks
+    assert not list(workdir.glob(".shared-*"))
+    alone = run(tmp_path / "one", **often)
+    assert alone.returncode == 0, alone.stdout + alone.stderr
+    assert_close(logged(workdir), logged(tmp_path / "one"))
 
 
 @pytest.mark.slow

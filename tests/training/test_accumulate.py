@@ -79,7 +79,10 @@ def ppo_step(world, config):
     return params, state.params, metrics
 
 
-@pytest.mark.parametrize(("stage", "make"), [("sft", sft_step), ("reward", reward_step), ("ppo", ppo_step)])
+@pytest.mark.parametrize(
+    ("stage", "make"),
+    [("sft", sft_step), ("reward", reward_step), pytest.param("ppo", ppo_step, marks=pytest.mark.slow)],
+)
 def test_micro_batches_make_the_same_step(world, tmp_path, stage, make):
     config = change(
         world.task.config, model__dropout=0.0, sft__rows=8, ppo__minibatches=1, ppo__epochs=1, ppo__act_entropy=0.1,

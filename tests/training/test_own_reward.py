@@ -81,6 +81,7 @@ def test_it_joins_the_weighted_sum_at_the_end_alone(world, tmp_path):
     np.testing.assert_allclose(scores, np.asarray(other) * 4 / 3, rtol=1e-4)  # three of four weights, scaled up
 
 
+@pytest.mark.slow
 def test_ppo_learns_it(world, tmp_path):
     """A reward for proposing nothing: acts become emptier, and the log has the mean of it."""
     task = own_task(

@@ -421,6 +421,7 @@ def test_a_second_turn_that_is_the_first_once_more_is_worth_no_more_than_none(wo
                 assert line[name] == pytest.approx(alone[name], rel=1e-3, abs=2e-5), name
 
 
+@pytest.mark.slow
 def test_two_turns_train_and_a_killed_stage_ends_with_the_same_bits(run, compiled, tmp_path, monkeypatch):
     whole = run(tmp_path / "whole")
     first, *_, last = lines(tmp_path / "whole")
