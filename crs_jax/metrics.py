@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crs_jax.errors import InputError
-from crs_jax.tensorboard import Board, markdown_table
+from crs_jax.tensorboard import Board
 
 if TYPE_CHECKING:
     from crs_jax.weights_and_biases import WandbRun
@@ -197,19 +197,18 @@ class MetricsWriter:
         if self._wandb is not None:
             self._wandb.write(stage, step, finite)
 
-    def table(self, stage: str, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Words and numbers in rows, for TensorBoard, a text `name/1`, `name/2`... a row, and W&B.
-
-        W&B has it, and a histogram, with the next `write` of the same stage and step.
-        """
+    def text(self, stage: str, step: int, name: str, markdown: str) -> None:
+        """A text for TensorBoard alone (`tensorboard.markdown` escapes what is to be shown as it is)."""
         if self._tensorboard:
-            for number, row in enumerate(rows, 1):
-                self._stage_board(stage).text(step, f"{name}/{number}", markdown_table(columns, row))
+            self._stage_board(stage).text(step, name, markdown)
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Words and numbers in rows for W&B alone, with the next `write`."""
         if self._wandb is not None:
             self._wandb.table(name, columns, rows)
 
     def histogram(self, stage: str, step: int, name: str, values: Any) -> None:
-        """A histogram of the finite values, any shape, for TensorBoard and W&B."""
+        """A histogram of the finite values, any shape, for TensorBoard, and W&B with the next `write`."""
         array = np.asarray(values, np.float64).ravel()
         array = array[np.isfinite(array)]
         if array.size and self._tensorboard:

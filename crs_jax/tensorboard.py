@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 _files = itertools.count()
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+\-.!|~>:])")
+_MARKDOWN = re.compile(r"([\\`*_\[\]|])")  # what means something within a line
 
 
 def markdown(text: str) -> str:
@@ -27,14 +27,16 @@ def markdown(text: str) -> str:
     return "<br>".join(_MARKDOWN.sub(r"\\\1", line) for line in plain.splitlines())
 
 
-def markdown_table(columns: Sequence[str], row: Sequence[Any]) -> str:
-    """One row as a table of names and values, in Markdown; numbers with their sign, None and NaN as a dash."""
-    lines = ["| | |", "| --- | --- |"]
-    for name, value in zip(columns, row, strict=True):
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A table in Markdown; numbers with their sign, None and what is not finite as a dash."""
+
+    def shown(value: Any) -> str:
         if isinstance(value, float):
             value = f"{value:+.3f}" if math.isfinite(value) else None
-        lines.append(f"| {markdown(name)} | {'–' if value is None else markdown(str(value))} |")
-    return "\n".join(lines)
+        return "–" if value is None else markdown(str(value))
+
+    lines = [list(head), ["---"] * len(head), *([shown(value) for value in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 class Board:

@@ -9,6 +9,7 @@ import numpy as np
 from crs_jax.metrics import MetricsWriter
 from crs_jax.models.heads import REWARDS
 from crs_jax.rl.reward import Normaliser
+from crs_jax.tensorboard import markdown, markdown_table
 from crs_jax.training.ppo_validation import Validated, Validation
 from crs_jax.training.task import Task
 
@@ -42,8 +43,16 @@ class Samples:
         for name, values in zip(names, [now.reward_I, now.kl_I, *now.signal_IS.T], strict=True):
             writer.histogram("ppo", number, f"replies/{name}", values)
         columns = [*PLACES, *(f"{name} {when}" for when in ("before", "now") for name in ("reply", *names))]
-        rows = [[*self._place(i), *self._reply(self._before, i), *self._reply(now, i)] for i in self._shown]
-        writer.table("ppo", number, "samples", columns, rows)
+        rows = []
+        for place, i in enumerate(self._shown, 1):
+            at, before, after = self._place(i), self._reply(self._before, i), self._reply(now, i)
+            compared = list(zip(["reply", *names], before, after, strict=True))
+            where = markdown(f"{at[0]}, message {at[1]}")
+            tables = [markdown_table(["dialogue", where], list(zip(PLACES[2:], at[2:], strict=True)))]
+            tables.append(markdown_table(["", "before PPO", f"after iteration {number}"], compared))
+            writer.text("ppo", number, f"samples/{place}", "\n\n".join(tables))
+            rows.append([*at, *before, *after])
+        writer.table("samples", columns, rows)
 
     def _place(self, i: int) -> list[str]:
         d, t = self.validation.where[i]
