@@ -40,7 +40,7 @@ from crs_jax.report import write_report
 from crs_jax.sharding import make_mesh, place
 from crs_jax.source_tree import commit
 from crs_jax.storage import claimed, writing
-from crs_jax.training.health import warnings
+from crs_jax.training.health import monitors, warnings
 from crs_jax.training.labels import label
 from crs_jax.training.ppo_stage import Aligned, Model, logged, run_ppo
 from crs_jax.training.reward import predict_replies, run_reward
@@ -161,7 +161,7 @@ def run_stages(task: Task, stages: tuple[str, ...], metrics: dict, seconds: dict
             result = function(task, writer, *(_have(i, need, stage) for need, i in inputs))
             if not known[stage]:
                 worked.append(stage)
-                for name in (*EVALUATED, *(HELD_OUT if stage != "ppo" else ()), "ppo", "health"):
+                for name in (*EVALUATED, *(HELD_OUT if stage != "ppo" else ()), "ppo", "health", "monitors"):
                     metrics.pop(name, None)
             seconds[stage] = done_meta(workdir, stage)["seconds"]
             return result
@@ -177,6 +177,7 @@ def run_stages(task: Task, stages: tuple[str, ...], metrics: dict, seconds: dict
         aligned: Aligned | None = model("ppo", run_ppo, ("sft", sft), ("reward", reward))
         if aligned is not None and "ppo" not in metrics:
             metrics["ppo"], metrics["health"] = last_ppo(workdir), warnings(logged(workdir))
+            metrics["monitors"] = {monitor.kind: monitor._asdict() for monitor in monitors(logged(workdir))}
         if "evaluate" in stages:
             if task.config.model.transfer:
                 models: dict[str, Model] = transferred(task)

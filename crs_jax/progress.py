@@ -188,8 +188,14 @@ def _wrapped(text: str) -> str:
     start = text.removesuffix(text.lstrip())
     entry = re.match(r" +\S+(?: \S+)* {2,}", text)  # of a summary: what goes on stands under the value
     hang = len(entry[0]) if entry and len(entry[0]) <= _console().width // 3 else len(start) + 2
-    whole = {"break_long_words": False, "break_on_hyphens": False, "replace_whitespace": False}
-    return textwrap.fill(text, _console().width, subsequent_indent=" " * hang, **whole)
+    return textwrap.fill(
+        text,
+        _console().width,
+        subsequent_indent=" " * hang,
+        break_long_words=False,
+        break_on_hyphens=False,
+        replace_whitespace=False,
+    )
 
 
 _blank = True  # the last plain line

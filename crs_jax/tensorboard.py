@@ -28,14 +28,15 @@ def markdown(text: str) -> str:
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A table in Markdown; numbers with their sign, None and what is not finite as a dash."""
+    """A table in Markdown that shows words as they are; numbers with their sign, None and NaN as a dash."""
 
     def shown(value: Any) -> str:
         if isinstance(value, float):
             value = f"{value:+.3f}" if math.isfinite(value) else None
         return "–" if value is None else markdown(str(value))
 
-    lines = [list(head), ["---"] * len(head), *([shown(value) for value in row] for row in rows)]
+    lines = [[shown(value) for value in row] for row in (head, *rows)]
+    lines.insert(1, ["---"] * len(head))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -56,8 +57,9 @@ class Board:
         if purge_step is not None:
             from tensorboardX.proto.event_pb2 import SessionLog
 
-            self._write(purge_step, file_version="brain.Event:2")
-            self._write(purge_step, session_log=SessionLog(status=SessionLog.SessionStatus.Value("START")))
+            start = SessionLog(status=SessionLog.SessionStatus.Value("START"))
+            for _ in range(2):  # TensorBoard takes the first of a folder for no restart
+                self._write(purge_step, session_log=start)
 
     def _write(self, step: int, **what) -> None:
         from tensorboardX.proto.event_pb2 import Event

@@ -51,7 +51,7 @@ def _or_input_error(asked: ConfigDict, wandb: Any, function: Any, **given: Any) 
         return function(**given)
     except wandb.Error as error:
         raise InputError(
-            f"--config.wandb.project={asked.wandb.project}: {' '.join(str(error).split())}; "
+            f"--config.wandb.project={asked.wandb.project}: {' '.join(str(error).split()).rstrip('.')}; "
             "log in with `wandb login`, or set WANDB_MODE=offline"
         ) from None
 

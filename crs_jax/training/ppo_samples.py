@@ -9,7 +9,7 @@ import numpy as np
 from crs_jax.metrics import MetricsWriter
 from crs_jax.models.heads import REWARDS
 from crs_jax.rl.reward import Normaliser
-from crs_jax.tensorboard import markdown, markdown_table
+from crs_jax.tensorboard import markdown_table
 from crs_jax.training.ppo_validation import Validated, Validation
 from crs_jax.training.task import Task
 
@@ -23,22 +23,24 @@ class Samples:
     Args:
       task: the run.
       validation: whose contexts they are.
-      params: of the policy before PPO.
+      params: of the policy before PPO; a resumed stage draws its replies again.
       normaliser: of its reward.
     """
 
     def __init__(self, task: Task, validation: Validation, params: Any, normaliser: Normaliser):
         self.task, self.validation = task, validation
-        if validation.count:
-            self._before = validation.first(params, normaliser)
-            size = len(self._before.reward_I)
-            self._shown = sorted({round(i) for i in np.linspace(0, size - 1, min(SHOWN, size))})
+        self._before: Validated | None = None
+        self._draw = lambda: validation.first(params, normaliser)
+        size = min(validation.count, task.config.evaluation.batch)
+        self._shown = sorted({round(i) for i in np.linspace(0, size - 1, min(SHOWN, size))})
 
     def write(self, writer: MetricsWriter, number: int) -> None:
         """Logs the replies of the last check, that after iteration `number`; nothing without contexts."""
         now = self.validation.last
         if now is None:
             return
+        if self._before is None:
+            self._before = now if number == 0 else self._draw()
         names = ["reward", "kl", *REWARDS[: now.signal_IS.shape[1]]]
         for name, values in zip(names, [now.reward_I, now.kl_I, *now.signal_IS.T], strict=True):
             writer.histogram("ppo", number, f"replies/{name}", values)
@@ -47,7 +49,7 @@ class Samples:
         for place, i in enumerate(self._shown, 1):
             at, before, after = self._place(i), self._reply(self._before, i), self._reply(now, i)
             compared = list(zip(["reply", *names], before, after, strict=True))
-            where = markdown(f"{at[0]}, message {at[1]}")
+            where = f"{at[0]}, message {at[1]}"
             tables = [markdown_table(["dialogue", where], list(zip(PLACES[2:], at[2:], strict=True)))]
             tables.append(markdown_table(["", "before PPO", f"after iteration {number}"], compared))
             writer.text("ppo", number, f"samples/{place}", "\n\n".join(tables))
