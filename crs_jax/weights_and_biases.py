@@ -33,7 +33,7 @@ def _wandb(config: ConfigDict) -> Any:
     except ImportError as error:
         raise InputError(
             f"--config.wandb.project={config.wandb.project}: the package wandb cannot be imported ({error}); "
-            "pip install 'crs-jax[wandb]', or leave the flag out"
+            "install the extra 'wandb' (`pip install wandb`), or leave the flag out"
         ) from None
     return wandb
 

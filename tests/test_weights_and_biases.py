@@ -138,7 +138,7 @@ def test_the_summary_holds_the_figures_of_the_run(tmp_path):
 
 def test_a_missing_package_is_one_line_that_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(InputError, match=r"--config\.wandb\.project=films: .*pip install 'crs-jax\[wandb\]'"):
+    with pytest.raises(InputError, match=r"--config\.wandb\.project=films: .* the extra 'wandb'"):
         refuse_where_missing(asked())
     refuse_where_missing(common.get_config())
 
