@@ -159,7 +159,7 @@ class Chart:
             "figcaption",
             tag("strong", self.title),
             tag("span", self.unit, class_="unit") if self.unit else "",
-            tag("div", *legend, class_="legend"),
+            tag("div", join(legend, " "), class_="legend"),
         )
         return tag("figure", caption, self._picture(), class_="chart")
 

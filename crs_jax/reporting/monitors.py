@@ -45,7 +45,7 @@ def monitors(run: Run) -> Html:
             tag(
                 "tr",
                 row_head(entry.get("measure", kind)),
-                tag("td", tag("b", "warning") if bad else "in bounds", class_="warning" if bad else None),
+                tag("td", tag("b", "warning") if bad else "in bounds", class_="state warning" if bad else "state"),
                 *(tag("td", cell, class_="n") for cell in cells),
                 tag("td", entry.get("bound", ""), class_="words"),
             )

@@ -67,9 +67,8 @@ def standing(run: Run) -> Html:
     heads = [head("", numeric=False), *(head(titles[i]) for i in shown)]
     heads.insert(2, head(f"from 0 to {number(end)}", numeric=False))
     words = note(
-        "Fresh targets, full catalogue: the share of items newly proposed by people that stand among a row's first "
-        "10 (HR@10), first (HR@1)... Small print: 95% interval by bootstrap over dialogues. Bold: the highest of this "
-        "run's rows.",
+        "Fresh targets, full catalogue. HR@10: the share of the items newly proposed by people that a row ranks among "
+        "its first 10. Small print: 95% interval by bootstrap over dialogues. Bold: the highest of this run's rows.",
         " Published rows were measured on the same corpus by others, with settings of their own."
         if run.table("published")
         else "",

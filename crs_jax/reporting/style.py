@@ -44,6 +44,7 @@ section { margin-top: 2.6rem; padding-top: 1.4rem; border-top: 1px solid var(--r
 .kicker, .label { color: var(--muted); font-size: .8125rem; margin: 0 0 .3em; }
 .note { color: var(--muted); font-size: .875rem; max-width: 46rem; }
 .warning, .warning b { color: var(--warn); }
+td.state { white-space: nowrap; }
 td.words { min-width: 11em; color: var(--muted); }
 .missing { color: var(--muted); font-style: italic; }
 .findings { margin: 0 0 1.2em; padding: 0; list-style: none; max-width: 52rem; }
