@@ -186,6 +186,10 @@ def get_config() -> ConfigDict:
     c.evaluation.samples = 50  # lines in samples.jsonl
     c.evaluation.temperature = 0.0  # of generated replies; 0: greedy
 
+    c.wandb = ConfigDict()  # Weights & Biases beside TensorBoard; needs the extra `wandb`; WANDB_MODE=offline works
+    c.wandb.project = ""  # where the run goes; empty: W&B is not used
+    c.wandb.entity = ""  # user or team; empty: the account's own
+
     c.mesh = ConfigDict()
     c.mesh.data = -1  # -1: all devices that the other axes leave
     c.mesh.fsdp = 1

@@ -16,7 +16,8 @@ from crs_jax.metrics import read_json, read_json_lines, write_json, write_json_l
 
 RECORD = "sweep.json"
 """Written into a run's workdir when it has ended well: its command, settings and seconds."""
-ELSEWHERE = ("data.cache_dir",)  # says where prepared data lies, not what they are
+# Where prepared data lie and who else is told, not what comes out.
+ELSEWHERE = ("data.cache_dir", "wandb.project", "wandb.entity")
 MODELS = ("reward", "sft")  # stages whose models are shared, the latest first
 
 

@@ -6,22 +6,24 @@ Every file is strictly valid JSON (RFC 8259), which has no NaN or infinity: a nu
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import math
 import operator
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from crs_jax.errors import InputError
+from crs_jax.tensorboard import Board
+
+if TYPE_CHECKING:
+    from crs_jax.weights_and_biases import WandbRun
 
 METRICS_LINES = "metrics.jsonl"
-_writers = itertools.count()
 
 
 def plain(value: Any) -> Any:
@@ -127,20 +129,24 @@ def read_json_lines(path: pathlib.Path) -> list[dict[str, Any]]:
 
 
 class MetricsWriter:
-    """Appends a run's figures to `metrics.jsonl` and to TensorBoard, a TensorBoard run for each stage.
+    """Appends a run's figures to `metrics.jsonl` and to TensorBoard, a TensorBoard run for each stage; to W&B if asked.
 
     Args:
       workdir: where `metrics.jsonl` and `tensorboard/` go.
       enabled: False on every process but the first: then nothing is written.
-      tensorboard: False writes `metrics.jsonl` alone.
+      tensorboard: False leaves TensorBoard out.
+      wandb: a run on Weights & Biases.
     """
 
-    def __init__(self, workdir: pathlib.Path, enabled: bool = True, tensorboard: bool = True):
+    def __init__(
+        self, workdir: pathlib.Path, enabled: bool = True, tensorboard: bool = True, wandb: WandbRun | None = None
+    ):
         self.workdir = pathlib.Path(workdir)
         self.path = self.workdir / METRICS_LINES
         self._board = self.workdir / "tensorboard"
         self._enabled, self._tensorboard = enabled, enabled and tensorboard
-        self._boards: dict[str, Any] = {}
+        self._wandb = wandb if enabled else None
+        self._boards: dict[str, Board] = {}
         self._file = None
         if enabled:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -157,16 +163,11 @@ class MetricsWriter:
             if data and not data.endswith(b"\n"):
                 os.truncate(self.path, data.rfind(b"\n") + 1)
 
-    def _stage_board(self, stage: str, purge_step: int | None = None):
+    def _stage_board(self, stage: str, purge_step: int | None = None) -> Board:
         if purge_step is not None and stage in self._boards:
             self._boards.pop(stage).close()
         if stage not in self._boards:
-            from tensorboardX import SummaryWriter
-
-            # The library names files by the second, so two writers of one stage would share a file.
-            suffix = f".{os.getpid()}.{next(_writers)}"
-            folder = str(self._board / stage)
-            self._boards[stage] = SummaryWriter(folder, purge_step=purge_step, filename_suffix=suffix, flush_secs=30)
+            self._boards[stage] = Board(self._board / stage, purge_step)
         return self._boards[stage]
 
     def write(self, stage: str, step: int, values: Mapping[str, Any]) -> None:
@@ -186,31 +187,44 @@ class MetricsWriter:
         if taken := {"stage", "step"} & set(numbers):
             raise ValueError(f"a metric cannot be named {sorted(taken)[0]!r}")
         assert self._file is not None, "write after close"
+        if self._wandb is not None:
+            self._wandb.open()
         self._file.write(to_json({"stage": stage, "step": step, **numbers}) + "\n")
         self._file.flush()
-        if self._tensorboard:
-            board = self._stage_board(stage)
-            for name, number in numbers.items():
-                if math.isfinite(number):
-                    board.add_scalar(name, number, step)
+        finite = {name: number for name, number in numbers.items() if math.isfinite(number)}
+        if self._tensorboard and finite:
+            self._stage_board(stage).scalars(step, finite)
+        if self._wandb is not None:
+            self._wandb.write(stage, step, finite)
 
-    def text(self, stage: str, step: int, name: str, text: str) -> None:
-        """A text for TensorBoard alone (samples, the config)."""
+    def text(self, stage: str, step: int, name: str, markdown: str) -> None:
+        """A text for TensorBoard alone (`tensorboard.markdown` escapes what is to be shown as it is)."""
         if self._tensorboard:
-            self._stage_board(stage).add_text(name, text, step)
+            self._stage_board(stage).text(step, name, markdown)
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Words and numbers in rows for W&B alone, with the next `write`."""
+        if self._wandb is not None:
+            self._wandb.table(name, columns, rows)
 
     def histogram(self, stage: str, step: int, name: str, values: Any) -> None:
-        """A histogram of the finite values, any shape, for TensorBoard alone."""
-        if self._tensorboard:
-            array = np.asarray(values, np.float64).ravel()
-            array = array[np.isfinite(array)]
-            if array.size:
-                self._stage_board(stage).add_histogram(name, array, step)
+        """A histogram of the finite values, any shape, for TensorBoard, and W&B with the next `write`."""
+        array = np.asarray(values, np.float64).ravel()
+        array = array[np.isfinite(array)]
+        if array.size and self._tensorboard:
+            self._stage_board(stage).histogram(step, name, array)
+        if array.size and self._wandb is not None:
+            self._wandb.histogram(name, array)
+
+    def summary(self, figures: Mapping[str, Any]) -> None:
+        """Figures of the whole run, as in `metrics.json`, for W&B's table of runs."""
+        if self._wandb is not None:
+            self._wandb.summary(figures)
 
     def drop_after(self, stage: str, step: int) -> None:
         """Forgets the stage's lines with a later step than `step` (-1: all), so that a resumed stage writes them once.
 
-        TensorBoard hides them too. Call it before the resumed stage logs anything.
+        TensorBoard hides them too; W&B keeps them, and is not sent them again. Call it before the resumed stage logs.
         """
         if not self._enabled:
             return
@@ -219,12 +233,14 @@ class MetricsWriter:
         records = read_json_lines(self.path)
         kept = [r for r in records if not (r.get("stage") == stage and _step(r) > step)]
         if len(kept) < len(records):
+            if self._wandb is not None:
+                self._wandb.before_drop(records)
             write_json_lines(self.path, kept)
             if self._tensorboard:
                 self._stage_board(stage, purge_step=step + 1)
         self._file = self._open()
 
-    def close(self) -> None:
+    def close(self, failed: bool = False) -> None:
         """Flushes and closes; safe to call twice."""
         if self._file is not None:
             self._file.close()
@@ -232,7 +248,9 @@ class MetricsWriter:
         for board in self._boards.values():
             board.close()
         self._boards.clear()
-        self._enabled = self._tensorboard = False
+        if self._wandb is not None:
+            self._wandb.close(failed)
+        self._enabled, self._tensorboard, self._wandb = False, False, None
 
     def __enter__(self) -> MetricsWriter:
         return self
@@ -240,7 +258,7 @@ class MetricsWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        self.close(failed=kind is not None)
 
 
 def _scalar(name: str, value: Any) -> float:

@@ -20,6 +20,7 @@ from jax.experimental.multihost_utils import sync_global_devices
 from ml_collections import ConfigDict
 
 from crs_jax import config as settings
+from crs_jax import weights_and_biases
 from crs_jax.checkpoint import digest, done_meta, flatten
 from crs_jax.compilation import keep_programs
 from crs_jax.errors import InputError
@@ -30,7 +31,7 @@ from crs_jax.evaluation.observed import by_place, signal_table
 from crs_jax.evaluation.signals import auc, calibration, correlation
 from crs_jax.evaluation.stage import run_evaluate
 from crs_jax.metrics import MetricsWriter, read_json, write_json, write_json_lines
-from crs_jax.models.attention import refuse_where_missing
+from crs_jax.models import attention
 from crs_jax.models.heads import REWARDS, SIGNALS
 from crs_jax.prepare import made_from, prepare
 from crs_jax.processes import refuse_unless_shared, together
@@ -39,7 +40,7 @@ from crs_jax.report import write_report
 from crs_jax.sharding import make_mesh, place
 from crs_jax.source_tree import commit
 from crs_jax.storage import claimed, writing
-from crs_jax.training.health import warnings
+from crs_jax.training.health import monitors, warnings
 from crs_jax.training.labels import label
 from crs_jax.training.ppo_stage import Aligned, Model, logged, run_ppo
 from crs_jax.training.reward import predict_replies, run_reward
@@ -90,7 +91,8 @@ def _run(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
         if (workdir / "checkpoints").is_dir():
             raise InputError(f"--workdir={workdir}: it holds models of its own; --config.model.transfer needs another")
     sizes = settings.derive(config, jax.device_count())
-    refuse_where_missing(config.model.attention)
+    attention.refuse_where_missing(config.model.attention)
+    weights_and_biases.refuse_where_missing(config)
     mesh = make_mesh(config)
     started, facts = time.monotonic(), run_facts(config)
     print_summary(
@@ -150,7 +152,8 @@ def run_stages(task: Task, stages: tuple[str, ...], metrics: dict, seconds: dict
     workdir = task.workdir
     known = {stage: done_meta(workdir, stage) for stage in ("sft", "reward", "ppo")}
     worked: list[str] = []
-    with MetricsWriter(workdir, enabled=first) as writer:
+    wandb = weights_and_biases.WandbRun(workdir, task.config) if first and task.config.wandb.project else None
+    with MetricsWriter(workdir, enabled=first, wandb=wandb) as writer:
 
         def model(stage: str, function: Callable, *inputs: Any) -> Any:
             later = settings.STAGES[settings.STAGES.index(stage) + 1 :]
@@ -159,7 +162,7 @@ def run_stages(task: Task, stages: tuple[str, ...], metrics: dict, seconds: dict
             result = function(task, writer, *(_have(i, need, stage) for need, i in inputs))
             if not known[stage]:
                 worked.append(stage)
-                for name in (*EVALUATED, *(HELD_OUT if stage != "ppo" else ()), "ppo", "health"):
+                for name in (*EVALUATED, *(HELD_OUT if stage != "ppo" else ()), "ppo", "health", "monitors"):
                     metrics.pop(name, None)
             seconds[stage] = done_meta(workdir, stage)["seconds"]
             return result
@@ -175,6 +178,7 @@ def run_stages(task: Task, stages: tuple[str, ...], metrics: dict, seconds: dict
         aligned: Aligned | None = model("ppo", run_ppo, ("sft", sft), ("reward", reward))
         if aligned is not None and "ppo" not in metrics:
             metrics["ppo"], metrics["health"] = last_ppo(workdir), warnings(logged(workdir))
+            metrics["monitors"] = {monitor.kind: monitor._asdict() for monitor in monitors(logged(workdir))}
         if "evaluate" in stages:
             if task.config.model.transfer:
                 models: dict[str, Model] = transferred(task)
@@ -203,6 +207,7 @@ def run_stages(task: Task, stages: tuple[str, ...], metrics: dict, seconds: dict
                 metrics["ppo"] |= {name: after[name]["value"] for name in ("reward", "kl", *REWARDS) if name in after}
                 metrics["ppo"] |= {"entropy": after["entropy"]}
             write_json_lines(workdir / "samples.jsonl", samples, enabled=first)
+            writer.summary(found)
     return worked
 
 
@@ -210,6 +215,7 @@ def evaluation_key(task: Task, models: dict[str, Model]) -> str:
     """Of what an evaluation depends on: settings, data, and the models' parameters."""
     free = ("stages", "log_every", "save_minutes", "data.cache_dir", "data.dir", "data.pipeline")
     flat = {name: value for name, value in flatten(task.config.to_dict()).items() if name not in free}
+    flat = {name: value for name, value in flat.items() if not name.startswith("wandb.")}
     data = made_from(task.config, task.corpus, task.tokenizer, SPLITS)
     key = [flat, data, {row: digest(params) for row, (_, params, _) in models.items()}]
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]

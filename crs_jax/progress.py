@@ -1,18 +1,23 @@
 """What a run shows while it works: progress with an ETA, tables, and the summary at start.
 
-On a terminal these are rich bars and tables; in a log file, plain lines of at most 80 columns.
+On a terminal, however narrow, these are rich bars and tables of its width; in a log file, plain lines of at most 80
+columns.
 """
 
 from __future__ import annotations
 
 import functools
+import re
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
 WIDTH = 80  # of plain output, columns
+BAR = 10  # of a bar on a terminal, columns
+BRIEF = 0.5  # seconds of work that leaves no line
 _muted = False
 
 
@@ -85,7 +90,7 @@ class Progress:
         self._enabled, self._every, self._clock = enabled and not _muted, every, clock
         self._values: dict[str, str] = {}
         self._task: Any = None
-        self._owner = False
+        self._owner = self._spoke = False
         self._started = self._printed = clock()
 
     def __enter__(self) -> Progress:
@@ -99,9 +104,13 @@ class Progress:
     ) -> None:
         if not self._enabled:
             return
+        brief = error is None and self._clock() - self._started < BRIEF
         if self._task is None:
-            self._print(final=True)
+            if self._spoke or not brief:
+                self._print(final=True)
         elif self._owner:
+            self._show(final=True)
+            Progress._live.live.transient = brief  # then it goes as it came
             live, Progress._live = Progress._live, None
             live.stop()
         else:
@@ -117,9 +126,8 @@ class Progress:
         for name, value in values.items():
             self._values[name] = _number(value)
         if self._task is not None:
-            shown = "  ".join(f"{name} {value}" for name, value in self._values.items())
-            Progress._live.update(self._task, completed=self.done, rate=self._rate_text(), shown=shown)
-        elif self._clock() - self._printed >= self._every:
+            self._show()
+        elif self._clock() - self._printed >= self._every and self.done != self.total:
             self._print(final=False)
 
     def _rate(self) -> float:
@@ -129,46 +137,77 @@ class Progress:
         rate = self._rate()
         if self.done == self._first:
             return ""
-        return f"{rate:.3g} {self.unit}/s" if rate >= 1 else f"{1 / rate:.3g} s each"
+        if rate < 1:
+            return f"{1 / rate:.3g} s each"
+        return f"{rate:,.0f} {self.unit}/s" if rate >= 100 else f"{rate:.3g} {self.unit}/s"
 
-    def line(self, final: bool = False) -> str:
-        """The plain line: count, time left (taken, at the end), rate, values; at most 80 columns."""
+    def line(self, final: bool = False, width: int = WIDTH) -> str:
+        """The plain line: count, time left (taken, at the end), rate, values; as much as fits in `width` columns.
+
+        Where the first two do not fit, the unit goes, then the end of the label.
+        """
         count = f"{self.done:,}" if self.total is None else f"{self.done:,}/{self.total:,}"
-        parts = [f"{self.label}: {count} {self.unit}"]
+        when = ""
         if final:
-            parts.append(f"in {duration(self._clock() - self._started)}")
+            when = f"  in {duration(self._clock() - self._started)}"
         elif self.total is not None and self.done > self._first:
-            parts.append(f"{duration(max(self.total - self.done, 0) / self._rate())} left")
-        if rate := self._rate_text():
-            parts.append(rate)
-        text = "  ".join(parts)
-        for name, value in self._values.items():
-            longer = f"{text}  {name} {value}"
-            if len(longer) > WIDTH:
+            when = f"  {duration(max(self.total - self.done, 0) / self._rate())} left"
+        text = f"{self.label}: {count} {self.unit}{when}"
+        if len(text) > width:
+            end = f": {count}{when}"
+            room = max(width - len(end), 2)
+            label = self.label if len(self.label) <= room else self.label[: room - 1] + "…"
+            text = label + end
+        for part in [self._rate_text(), *(f"{name} {value}" for name, value in self._values.items())]:
+            if part and len(text) + 2 + len(part) > width:
                 break
-            text = longer
-        return text[:WIDTH]
+            text += f"  {part}" if part else ""
+        return text[:width]
 
     def _print(self, final: bool) -> None:
-        self._printed = self._clock()
-        print(self.line(final), flush=True)
+        self._printed, self._spoke = self._clock(), True
+        _plain(self.line(final))
+
+    def _show(self, final: bool = False) -> None:
+        line = self.line(final, _console().width - BAR - 1)
+        Progress._live.update(self._task, completed=self.done, line=line)
 
     def _start_bar(self) -> None:
         from rich import progress
 
         if Progress._live is None:
             self._owner = True
-            Progress._live = progress.Progress(
-                progress.TextColumn("{task.description}", markup=False),
-                progress.BarColumn(bar_width=24),
-                progress.MofNCompleteColumn(),
-                progress.TimeRemainingColumn(elapsed_when_finished=True),
-                progress.TextColumn("{task.fields[rate]}", markup=False),
-                progress.TextColumn("{task.fields[shown]}", markup=False),
-                console=_console(),
-            )
+            columns = progress.BarColumn(bar_width=BAR), progress.TextColumn("{task.fields[line]}", markup=False)
+            Progress._live = progress.Progress(*columns, console=_console())
             Progress._live.start()
-        self._task = Progress._live.add_task(self.label, total=self.total, completed=self.done, rate="", shown="")
+        self._task = Progress._live.add_task(self.label, total=self.total, completed=self.done, line=self.label)
+
+
+def _wrapped(text: str) -> str:
+    """A line cut between words for the terminal, what goes on indented; a path stays whole, to be copied."""
+    start = text.removesuffix(text.lstrip())
+    entry = re.match(r" +\S+(?: \S+)* {2,}", text)  # of a summary: what goes on stands under the value
+    hang = len(entry[0]) if entry and len(entry[0]) <= _console().width // 3 else len(start) + 2
+    return textwrap.fill(
+        text,
+        _console().width,
+        subsequent_indent=" " * hang,
+        break_long_words=False,
+        break_on_hyphens=False,
+        replace_whitespace=False,
+    )
+
+
+_blank = True  # the last plain line
+
+
+def _plain(text: str) -> None:
+    """Prints lines of a log file; no two blank ones after each other."""
+    global _blank
+    if _blank:
+        text = text.removeprefix("\n")
+    print(text, flush=True)
+    _blank = text == "" or text.endswith("\n")
 
 
 def say(text: str, enabled: bool = True) -> None:
@@ -176,9 +215,9 @@ def say(text: str, enabled: bool = True) -> None:
     if not enabled or _muted:
         return
     if _on_terminal():
-        _console().print(text, markup=False, soft_wrap=True)
+        _console().print(_wrapped(text), markup=False, soft_wrap=True)
     else:
-        print(text, flush=True)
+        _plain(text)
 
 
 def table_lines(columns: Sequence[str], rows: Sequence[Sequence[Any]], width: int = WIDTH) -> Iterator[str]:
@@ -191,11 +230,13 @@ def table_lines(columns: Sequence[str], rows: Sequence[Sequence[Any]], width: in
         while end < len(columns) and (used + 2 + widths[end] <= width or end == start):
             used += 2 + widths[end]
             end += 1
+        first = max(widths[0] - max(used - width, 0), 4)
         for number, row in enumerate(cells):
-            text = [row[0].ljust(widths[0])] + [row[i].rjust(widths[i]) for i in range(start, end)]
+            name = row[0] if len(row[0]) <= first else row[0][: first - 1] + "…"
+            text = [name.ljust(first)] + [row[i].rjust(widths[i]) for i in range(start, end)]
             yield "  ".join(text).rstrip()
             if number == 0:
-                yield "-" * used
+                yield "-" * (used - widths[0] + first)
         if end >= len(columns):
             return
         yield ""
@@ -206,19 +247,11 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]
     """Prints a table; cells are strings as they shall appear, the first column names the rows."""
     if not enabled or _muted:
         return
-    if not _on_terminal():
-        print("\n".join(["", title, *table_lines(columns, rows), ""]), flush=True)
-        return
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title=Text(title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD)
-    for number, column in enumerate(columns):
-        table.add_column(Text(column), justify="left" if number == 0 else "right")
-    for row in rows:
-        table.add_row(*(Text(str(cell)) for cell in row))
-    _console().print(table)
+    if _on_terminal():
+        lines = [_wrapped(title), *table_lines(columns, rows, _console().width)]
+        _console().print("\n".join(["", *lines, ""]), markup=False, soft_wrap=True)
+    else:
+        _plain("\n".join(["", title, *table_lines(columns, rows), ""]))
 
 
 def print_summary(title: str, entries: Mapping[str, Any], enabled: bool = True) -> None:

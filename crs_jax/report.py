@@ -6,7 +6,7 @@ import pathlib
 import re
 
 from crs_jax.metrics import write_atomically
-from crs_jax.reporting import curves, overview, ranking, record, samples, scores
+from crs_jax.reporting import curves, overview, ranking, record, samples, scores, standing
 from crs_jax.reporting.document import document
 from crs_jax.reporting.html import Html, tag
 from crs_jax.reporting.workdir import Run
@@ -32,6 +32,7 @@ def write_report(workdir: pathlib.Path) -> pathlib.Path:
 def page(run: Run) -> Html:
     """The whole page."""
     sections = [
+        standing.standing(run),
         overview.headline(run),
         overview.simulator(run),
         ranking.ranking(run),

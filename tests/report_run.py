@@ -119,6 +119,12 @@ def full_metrics(rng: np.random.Generator) -> dict[str, Any]:
         "ppo": {"kl": 2.871, "entropy": 6.44, "reward": 0.259, "iterations": 100, "clip_fraction": 0.087},
         "optimum": {"share": {"value": 0.74, "low": 0.7, "high": 0.78}, "kl": 1.2, "beta": 0.41},
         "health": {"length": "replies went from 11 to 7 tokens, a factor beyond 1.5"},
+        "monitors": {
+            "kl": {"kind": "kl", "measure": "KL to the SFT policy, nats a reply", "before": 0.12, "now": 2.871,
+                   "bound": "above 10", "bad": False, "text": "KL is 2.9"},
+            "length": {"kind": "length", "measure": "Reply length, tokens", "before": 11.0, "now": 7.0,
+                       "bound": "a factor beyond 1.5, up or down", "bad": True, "text": "replies went from 11 to 7"},
+        },
         "liked": {"ppo over sft": {"auc": 0.541, "auc-low": 0.52, "auc-high": 0.56, "positives": 640, "n": 812}},
         "simulator": {"utility_sft": 0.5523, "utility_ppo": 0.6171, "difference": 0.0648, "low": 0.0511, "high": 0.0793,
                       "n": 812, "utility_random": 0.4211, "utility_best": 0.9304},
@@ -183,13 +189,15 @@ def _log(workdir: pathlib.Path, rng: np.random.Generator) -> None:
                 "reply_length": 12 + 1.3 * up + rng.normal(0, 0.3), "ended": 0.98, "items_per_reply": 1.1 + 0.2 * up,
                 "learning_rate": 1e-4, "tokens_per_second": 1800 + rng.normal(0, 30)})  # fmt: skip
             if step % 20 == 0:
-                words = {"bleu-4": 0.04 - 0.01 * up, "repetition": 0.02, "sentiment-reward": 0.5 + 0.3 * up}
+                words = {"bleu-4": 0.04 - 0.01 * up, "repetition": 0.02, "sentiment-reward": 0.5 + 0.3 * up,
+                         "kl": 2.9 * up, "reward": 0.3 * up}  # fmt: skip
                 writer.write("ppo", step, {f"validation/{name}": value for name, value in words.items()})
 
 
 def _samples(rng: np.random.Generator, count: int) -> list[dict[str, Any]]:
     def reply(words: str, items: list[str]) -> dict[str, Any]:
         return {"text": words, "items": items, "top": [str(t) for t in rng.permutation(TITLES)[:5]],
+                "chances": [0.314, 0.121, 0.05, 0.033, 0.0104],
                 "reward": rng.normal(0.1, 0.4), "engagement": rng.normal(0, 0.3), "relevance": rng.uniform(0.2, 0.6),
                 "sentiment": rng.normal(0, 0.1)}  # fmt: skip
 
@@ -239,6 +247,7 @@ def make_sft_run(workdir: pathlib.Path) -> dict[str, Any]:
         "by_length",
         "ppo",
         "health",
+        "monitors",
         "liked",
         "optimum",
         "simulator",

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import html.parser
 import json
 import math
 import pathlib
-import struct
+import sys
+import types
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +26,7 @@ from crs_jax.metrics import (
     write_json,
     write_json_lines,
 )
+from crs_jax.tensorboard import markdown_table
 
 
 def strict(text: str):
@@ -122,37 +126,74 @@ def test_other_processes_write_nothing(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def scalars(folder: pathlib.Path) -> list[tuple[str, int, float]]:
-    """Scalars in TensorBoard's event files, hidden ones left out, read record by record (length, crc, data, crc)."""
-    from tensorboardX.proto.event_pb2 import Event
+def board(folder: pathlib.Path):
+    """What TensorBoard itself reads in a folder; without TensorFlow, as where that is not installed."""
+    sys.modules.setdefault("tensorboard.compat.notf", types.ModuleType("notf"))
+    from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 
-    found: list[tuple[str, int, float]] = []
-    for path in sorted(folder.iterdir(), key=lambda p: int(p.name.rsplit(".", 1)[1])):
-        data, at = path.read_bytes(), 0
-        while at < len(data):
-            (size,) = struct.unpack_from("<Q", data, at)
-            event = Event.FromString(data[at + 12 : at + 12 + size])
-            at += 16 + size
-            if event.HasField("session_log"):
-                found = [entry for entry in found if entry[1] < event.step]
-            for value in event.summary.value:
-                if value.HasField("simple_value"):
-                    found.append((value.tag, event.step, value.simple_value))
-    return found
+    return EventAccumulator(str(folder)).Reload()
+
+
+def shown(folder: pathlib.Path, name: str) -> list[tuple[int, Any]]:
+    from tensorboard.util.tensor_util import make_ndarray
+
+    return [(event.step, make_ndarray(event.tensor_proto).tolist()) for event in board(folder).Tensors(name)]
 
 
 def test_tensorboard_has_the_scalars_of_each_stage_and_hides_what_a_resume_drops(tmp_path):
     with MetricsWriter(tmp_path) as writer:
         for step in range(4):
-            writer.write("sft", step, {"loss": step + 0.5, "bad": math.nan})
-        writer.text("sft", 3, "sample", "words")
-        writer.histogram("sft", 3, "ranks", np.asarray([1.0, 2.0, np.inf]))
+            writer.write("sft", step, {"loss": step + 0.5, "bad": math.nan, "validation/hr@10": 0.25})
+            writer.text("sft", step, "sample", f"words {step}")
+            writer.histogram("sft", step, "ranks", np.asarray([1.0, 2.0, np.inf, 4.0]))
         writer.write("ppo", 9, {"reward": 0.25})
+        # no queue and no timer: a reader has it before the writer is closed
+        assert [step for step, _ in shown(tmp_path / "tensorboard" / "sft", "loss")] == [0, 1, 2, 3]
     with MetricsWriter(tmp_path) as writer:
         writer.drop_after("sft", 1)
         writer.write("sft", 2, {"loss": 7.0})
-    assert scalars(tmp_path / "tensorboard" / "ppo") == [("reward", 9, 0.25)]
-    assert scalars(tmp_path / "tensorboard" / "sft") == [("loss", 0, 0.5), ("loss", 1, 1.5), ("loss", 2, 7.0)]
+        writer.histogram("sft", 2, "ranks", [3.0])
+    folder = tmp_path / "tensorboard" / "sft"
+    assert shown(tmp_path / "tensorboard" / "ppo", "reward") == [(9, 0.25)]
+    assert shown(folder, "loss") == [(0, 0.5), (1, 1.5), (2, 7.0)]
+    assert shown(folder, "validation/hr@10") == [(0, 0.25), (1, 0.25)]
+    assert "bad" not in board(folder).Tags()["tensors"]
+    assert shown(folder, "sample/text_summary") == [(0, [b"words 0"]), (1, [b"words 1"])]
+    counts = [(step, sum(count for *_, count in buckets)) for step, buckets in shown(folder, "ranks")]
+    assert counts == [(0, 3), (1, 3), (2, 1)]
+    with MetricsWriter(tmp_path) as writer:  # goes on where nothing is to be dropped
+        writer.drop_after("sft", 2)
+        writer.write("sft", 3, {"loss": 8.0})
+    assert shown(folder, "loss") == [(0, 0.5), (1, 1.5), (2, 7.0), (3, 8.0)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a *b* _c_ `d` [e](http://f) <b>g</b> &amp; ![h](i)", "1 | 2 || \\| 3", "\\* \\\\", "# x", "a\nb",
+     "<script>alert(1)</script>"],
+)  # fmt: skip
+def test_markdown_shows_a_text_as_it_is(text):
+    """By the parser that TensorBoard shows texts with."""
+    from tensorboard.plugin_util import markdown_to_safe_html
+
+    class Cells(html.parser.HTMLParser):
+        found: list[str] = []  # noqa: RUF012
+
+        def handle_starttag(self, tag, attrs):
+            assert tag in ("table", "thead", "tbody", "tr", "th", "td", "br")
+            if tag in ("td", "th"):
+                self.found.append("")
+            if tag == "br":
+                self.found[-1] += "\n"
+
+        def handle_data(self, data):
+            if data.strip("\n"):
+                self.found[-1] += data
+
+    cells = Cells()
+    cells.found = []
+    cells.feed(markdown_to_safe_html(markdown_table(["", text], [["x", 0.5], [text, None], ["y", math.nan]])))
+    assert cells.found == ["", text, "x", "+0.500", text, "–", "y", "–"]
 
 
 def test_json_takes_configs_arrays_and_dataclasses():

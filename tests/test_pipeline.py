@@ -3,6 +3,8 @@
 import json
 import pathlib
 import shutil
+import sys
+import types
 
 import jax
 import pytest
@@ -18,7 +20,9 @@ FILES = ("config.json", "metrics.json", "metrics.jsonl", "samples.jsonl", "repor
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    done = run(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_MODE", "offline")
+        done = run(folder, **{"wandb.project": "small"})
     assert done.returncode == 0, done.stdout + done.stderr
     assert str(folder / "report.html") in done.stdout
     return folder
@@ -89,23 +93,61 @@ def test_samples_hold_both_replies(workdir):
     for line in lines:
         assert line["context"]
         for row in ("sft", "ppo"):
-            assert len(line[row]["top"]) == 5
+            assert len(line[row]["top"]) == len(line[row]["chances"]) == 5
+            assert sorted(line[row]["chances"], reverse=True) == line[row]["chances"]
+            assert 5 / 24 < sum(line[row]["chances"]) < 1  # of 24 items the five likeliest
             assert {"text", "items", "reward", "greedy"} <= line[row].keys()
+
+
+def test_checks_leave_samples_and_histograms(workdir):
+    """In TensorBoard, by its own reader, a check a step; their mean is the figure that is logged beside them."""
+    sys.modules.setdefault("tensorboard.compat.notf", types.ModuleType("notf"))
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(workdir / "tensorboard" / "ppo"), {"histograms": 0, "tensors": 0}).Reload()
+    lines = [strict(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    for name in ("reward", "kl"):
+        means = {e.step: e.histogram_value.sum / e.histogram_value.num for e in board.Histograms(f"replies/{name}")}
+        logged = {x["step"]: x[f"validation/{name}"] for x in lines if f"validation/{name}" in x}
+        assert list(logged) == [0, 1, 2, 3]
+        assert means == pytest.approx(logged, abs=1e-5)
+    assert {"replies/engagement", "replies/relevance", "replies/sentiment"} <= set(board.Tags()["histograms"])
+    for place in range(1, 5):
+        texts = board.Tensors(f"samples/{place}/text_summary")
+        assert [event.step for event in texts] == [0, 1, 2, 3]
+        first, last = (event.tensor_proto.string_val[0].decode() for event in (texts[0], texts[-1]))
+        rows = [line.strip("| ").split(" | ") for line in last.splitlines()]
+        assert [row[0] for row in rows[:4]] == ["dialogue", "---", "context", "person"]
+        (names, rewards) = zip(*[(row[0], row[1:]) for row in rows[7:]], strict=True)
+        assert names == ("reply", "reward", "kl", "engagement", "relevance", "sentiment")
+        assert rewards[2][0] in ("+0.000", "-0.000")  # of SFT's own reply
+        before = [line.split(" | ")[1] for line in last.splitlines()[7:]]
+        assert before == [line.split(" | ")[1] for line in first.splitlines()[7:]]
+    assert len(list(workdir.glob("wandb/offline-run-*/files/media/table/ppo/samples_*.table.json"))) == 4
+
+
+def test_monitors_stand_beside_their_warnings(workdir):
+    metrics = strict((workdir / "metrics.json").read_text())
+    assert {"hr", "bleu", "sentiment"} >= metrics["monitors"].keys() >= {"hr", "bleu"}
+    assert {kind: m["text"] for kind, m in metrics["monitors"].items() if m["bad"]} == metrics["health"]
 
 
 def test_second_run_skips_what_is_done_and_another_config_is_refused(workdir):
     before = {name: (workdir / name).read_text() for name in FILES[:4]}
-    again = run(workdir)
+    again = run(workdir)  # without W&B: who else is told decides nothing
     assert again.returncode == 0, again.stderr
     for stage in ("sft", "reward", "ppo", "evaluate"):
         assert f"{stage}: done before" in again.stdout
-    assert {name: (workdir / name).read_text() for name in FILES[:4]} == before
+    after = {name: (workdir / name).read_text() for name in FILES[:4]}
+    assert after.pop("config.json") == before.pop("config.json").replace('"project": "small"', '"project": ""')
+    assert after == before
 
+    config = (workdir / "config.json").read_text()
     refused = run(workdir, **{"sft.learning_rate": 0.5})
     assert refused.returncode == 2
     assert "config.sft.learning_rate" in refused.stderr
     assert "Traceback" not in refused.stderr
-    assert (workdir / "config.json").read_text() == before["config.json"]
+    assert (workdir / "config.json").read_text() == config
 
 
 def test_a_stage_that_lacks_its_input_says_so(tmp_path):

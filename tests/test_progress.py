@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pty
+import re
+import struct
 import subprocess
 import sys
+import termios
 
 import pytest
 
-from crs_jax.progress import Progress, duration, print_summary, print_table, say
+from crs_jax.progress import Progress, duration, print_summary, print_table, say, table_lines
 
 
 class Clock:
@@ -29,7 +33,7 @@ def test_plain_lines_come_every_ten_seconds_and_at_the_end(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "Supervised fine-tuning: 20/100 steps  40 s left  2 steps/s  loss 1.9"
     assert lines[-1] == "Supervised fine-tuning: 100/100 steps  in 50 s  2 steps/s  loss 9.9"
-    assert len(lines) == 6
+    assert len(lines) == 5  # the end is said once
 
 
 def test_slow_units_and_resumed_work_count_right(capsys):
@@ -49,8 +53,33 @@ def test_a_line_fits_80_columns():
     assert 60 < len(progress.line()) <= 80
 
 
+@pytest.mark.parametrize("width", [30, 40, 60])
+def test_a_line_fits_a_narrow_terminal_and_says_how_far_and_how_long(width):
+    clock = Clock()
+    progress = Progress(420, "supervised fine-tuning", clock=clock)
+    clock.now += 91
+    progress.update(210, loss=2.5, other=1.0)
+    line = progress.line(width=width)
+    assert len(line) <= width
+    assert "210/420" in line
+    assert "1:31 min left" in line
+    assert line.startswith("supe")
+    assert ("steps" in line) is (width == 60)
+
+
+def test_what_took_no_time_leaves_no_line_in_a_log_file(capsys):
+    clock = Clock()
+    for seconds in (0.1, 0.9):
+        with Progress(3, f"{seconds}", clock=clock) as progress:
+            clock.now += seconds
+            progress.update(3)
+    with pytest.raises(KeyError), Progress(3, "failed", clock=clock):
+        raise KeyError
+    assert [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()] == ["0.9", "failed"]
+
+
 def test_nothing_is_shown_by_other_processes(capsys):
-    with Progress(3, "x", enabled=False) as progress:
+    with Progress(3, "x", enabled=False, clock=iter(range(99)).__next__) as progress:
         progress.update(3, loss=1.0)
     print_table("t", ["a"], [["b"]], enabled=False)
     print_summary("t", {"a": 1}, enabled=False)
@@ -91,6 +120,21 @@ def test_summary_prints_mappings_and_thousands(capsys):
     ]
 
 
+def test_tables_stand_one_blank_line_apart(capsys):
+    for _ in range(2):
+        print_table("T", ["a", "b"], [["1", "2"]])
+    assert "\n\n\n" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("width", [24, 40])
+def test_a_table_is_as_wide_as_it_may_be(width):
+    rows = [["within-window", "0.7500 (0.4", "1"], ["beyond-window", "0.25", "2"]]
+    lines = list(table_lines(["utterances before", "a measure", "n"], rows, width))
+    assert max(map(len, lines)) <= width
+    for cell in ("0.7500 (0.4", "0.25", "1", "2"):
+        assert any(line.split("  ")[-1].strip() == cell or cell in line for line in lines)
+
+
 SCRIPT = """
 from crs_jax.progress import Progress, print_table, say
 with Progress(4, "outer [red]") as outer:
@@ -100,12 +144,16 @@ with Progress(4, "outer [red]") as outer:
         outer.update(2, reward="+[1]")
     say("a [bold]line")
 print_table("T [x]", ["a [b]", "n"], [["row [c]", "1.5"]])
+say("warning: a line of many words that a narrow terminal has to cut somewhere between /one/path/that/stays/whole.html")
 """
 
 
-def test_bars_on_a_terminal():
+@pytest.mark.parametrize("width", [40, 100])
+def test_bars_on_a_terminal(width):
     main, other = pty.openpty()
-    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100", "PYTHONPATH": os.pathsep.join(sys.path)}
+    fcntl.ioctl(other, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
+    environment = {**os.environ, "TERM": "xterm", "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment.pop("COLUMNS", None)
     child = subprocess.Popen([sys.executable, "-c", SCRIPT], stdout=other, stderr=other, env=environment)
     os.close(other)
     out = b""
@@ -120,5 +168,8 @@ def test_bars_on_a_terminal():
     os.close(main)
     text = out.decode()
     assert child.wait(60) == 0, text
-    for words in ("outer [red]", "inner", "4/4", "+[1]", "a [bold]line", "row [c]", "1.5"):
+    for words in ("outer [red]", "inner", "4/4", "a [bold]line", "row [c]", "1.5", "/one/path/that/stays/whole.html"):
         assert words in text
+    assert ("+[1]" in text) is (width == 100)
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+    assert max(map(len, re.split(r"[\r\n]+", plain))) <= width

@@ -87,6 +87,7 @@ def page(run):
 def test_tags_are_balanced_and_every_section_is_there(page):
     expected = [
         "header",
+        "standing",
         "comparison",
         "utility",
         "ranking",
@@ -128,7 +129,8 @@ def test_hostile_text_is_shown_as_text(run, page):
 
 
 @pytest.mark.parametrize(
-    "where", ["dialogue_id", "turn", "role", "text", "items", "top", "device", "row", "config", "metric", "dataset"]
+    "where",
+    ["dialogue_id", "turn", "role", "text", "items", "top", "monitor", "device", "row", "config", "metric", "dataset"],
 )
 def test_every_place_that_shows_data_escapes_it(tmp_path, where):
     metrics = make_run(tmp_path, count=1)
@@ -140,6 +142,9 @@ def test_every_place_that_shows_data_escapes_it(tmp_path, where):
         sample["context"][0]["role"] = HOSTILE
     elif where == "text":
         sample["ppo"]["text"] = HOSTILE
+    elif where == "monitor":
+        metrics["monitors"] = {HOSTILE: {"measure": HOSTILE, "bound": HOSTILE, "before": 1.0, "bad": True}}
+        metrics["health"] = {HOSTILE: HOSTILE}
     elif where in ("items", "top"):
         sample["ppo"][where] = [HOSTILE]
     elif where == "device":
@@ -268,10 +273,17 @@ def test_the_other_tables_hold_their_figures(page):
     assert row(page, "ppo", "Share")[0][:1] == ["Share"]
     assert "0.601–0.661" in page.sections["reward-model"]
     assert row(page, "reward-model", "Available · Uptake")[0] == ["Available · Uptake", "1,711"]
-    assert row(page, "liked", "Ppo over sft")[0] == ["Ppo over sft", "0.541", "640", "812"]
-    assert "replies went from 11 to 7 tokens" in page.sections["ppo"]
+    assert row(page, "liked", "PPO over SFT")[0] == ["PPO over SFT", "0.541", "640", "812"]
+    assert row(page, "ppo", "KL to the SFT policy, nats a reply")[0][1:] == ["in bounds", "0.120", "2.871", "above 10"]
+    assert row(page, "ppo", "Reply length, tokens")[0][1:4] == ["warning", "11.00", "7.000"]
+    assert "1 warning: replies went from 11 to 7 tokens" in page.sections["header"]
     assert "Published: Kostric & Balog." in page.sections["ranking"]
-    assert row(page, "text", "SFT")[0][1:6] == ["0.031", "0.041", "0.172", "0.151", "14.27"]
+    for name, sft, ppo, human in (
+        ("BLEU-4", "0.031", "0.029", "–"),
+        ("Distinct-2", "0.172", "0.163", "0.431"),
+        ("Perplexity", "14.27", "15.92", "–"),
+    ):
+        assert row(page, "text", name)[0] == [name, sft, ppo, human]
     assert row(page, "ranking", "UniCRS (published)")[0] == ["UniCRS (published)", "0.048", "0.030"]
     assert row(page, "data", "Targets")[0] == ["Targets", "4,975"]
     assert row(page, "run", "SFT")[0][1:] == ["1,803", "30:03 min", "45%"]
@@ -294,6 +306,72 @@ def test_samples_stand_side_by_side_with_hits_marked(run, page):
     assert words.index("Human") < words.index("SFT", words.index("Human")) < words.index("Then try Nine Lanterns")
     assert '<li class="hit">Nine Lanterns (2004)</li>' in run[1]
     assert words.count("Dialogue 2000") == 6
+
+
+def test_every_row_stands_at_a_glance_with_its_interval(run, page):
+    metrics, text = run
+    heads = next(cells for cells in page.rows["standing"] if "HR@10" in cells)
+    assert heads == ["", "HR@10", heads[2], "HR@1", "HR@50", "MRR@10", "BLEU-4", "Mean reward", "True utility"]
+    for name in STRENGTH:
+        (cells,) = row(page, "standing", name_of(name))
+        figures = [metrics["ranking"][name]["fresh"]["full"][m] for m in ("hr@10", "hr@1", "hr@50", "mrr@10")]
+        assert [cells[1], *cells[3:6]] == [f"{figure['value']:.3f}" for figure in figures]
+        for figure in figures:
+            assert f"{figure['low']:.3f}–{figure['high']:.3f}" in page.sections["standing"]
+    assert row(page, "standing", "PPO")[0][6:] == ["0.029", "0.265", "0.617"]
+    assert row(page, "standing", "KBRD") == [["KBRD", "0.148", "", "0.017", "0.300", "–", "–", "–", "–"]]
+    assert text.index('id="standing"') < text.index('id="comparison"')
+
+
+def test_samples_show_chances_and_the_parts_of_each_reward(run, page):
+    words = page.sections["samples"]
+    for chance in ("31.4%", "12.1%", "5.0%", "3.3%", "1.0%"):
+        assert words.count(chance) == 12  # of two policies in six samples
+    assert len(row(page, "samples", "Engagement")) == len(row(page, "samples", "Reward")) == 12
+    assert row(page, "samples", "Relevance")[0] == ["Relevance", "–"]  # of a reply without an item
+
+
+@pytest.mark.parametrize(
+    ("chances", "shown"), [("high", 0), ([0.5], 1), ([None, 0.5], 1), ([True, "x", 0.25] * 9, 1), (None, 0)]
+)
+def test_odd_chances_do_not_break_the_page(tmp_path, chances, shown):
+    make_run(tmp_path, count=1)
+    sample = {"sft": {"text": "x", "top": list("ABCDE"), "chances": chances}}
+    write_json_lines(tmp_path / "samples.jsonl", [sample])
+    assert Page(write_report(tmp_path).read_text()).sections["samples"].count("%") == shown
+
+
+def test_the_budget_of_kl_is_drawn(tmp_path):
+    """As dashed lines at the controllers' targets; without these where the monitors' bound is near."""
+    make_run(tmp_path, count=1)
+    config = json.loads((tmp_path / "config.json").read_text())
+    lines = (tmp_path / "metrics.jsonl").read_text()
+
+    def guides() -> list[str]:
+        text = write_report(tmp_path).read_text()
+        assert "Reward by KL spent" in text
+        return re.findall(r"<span>dashed: ([^<]*) <b>([^<]*)</b>", text)
+
+    assert guides() == []
+    config["ppo"] |= {"act_kl_target": 1.5, "word_kl_target": 0.5}
+    write_json(tmp_path / "config.json", config)
+    assert guides() == [("target of acts", "1.500"), ("target of words", "0.500")]
+    config["ppo"] |= {"act_kl_target": 0.0, "word_kl_target": 0.0}
+    write_json(tmp_path / "config.json", config)
+    (tmp_path / "metrics.jsonl").write_text(lines + '{"stage": "ppo", "step": 100, "kl": 7.5}\n')
+    assert guides() == [("warned of", "10.00")]
+
+
+def test_a_guide_is_where_its_height_says():
+    """y from 0 to 10 and air over 152 units, 8 from the top: a guide at 10 above the line's 5."""
+    chart = Chart("KL", "nats", "iteration", [Line("kl", [(0, 0.0), (1, 5.0)])], [("budget", 10.0)]).figure()
+    (y,) = re.findall(r'y1="([\d.]+)" y2="\1" class="guide"', chart)
+    assert float(y) == pytest.approx(8 + 152 * (1 - 10 / 10.5), abs=0.06)
+
+
+def test_many_samples_fold_behind_the_first(tmp_path):
+    make_run(tmp_path, count=14)
+    assert "4 more dialogues" in Page(write_report(tmp_path).read_text()).sections["samples"]
 
 
 def test_a_sample_without_a_reply_shows_its_ranking(tmp_path):
@@ -345,7 +423,7 @@ def test_a_run_with_nothing_but_a_config_makes_a_page(tmp_path):
     write_json(tmp_path / "config.json", {})
     write_json(tmp_path / "metrics.json", {})
     page = Page(write_report(tmp_path).read_text())
-    for section in ("comparison", "ranking", "text", "curves", "samples", "data"):
+    for section in ("standing", "comparison", "ranking", "text", "curves", "samples", "data"):
         assert re.search("No |Neither", page.sections[section])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from scipy.special import softmax
 
 from crs_jax.evaluation.policies import Judged, ranking_scores
 from crs_jax.models.heads import REWARDS
@@ -24,14 +25,16 @@ def sample_lines(
     """One record a context, as `samples.jsonl` holds it.
 
     Where replies were judged, `text` is the sampled reply that the rewards are of (at `config.ppo.temperature`) and
-    `greedy` the one of the text metrics; elsewhere `text` is the greedy one.
+    `greedy` the one of the text metrics; elsewhere `text` is the greedy one. `chances` are the probabilities of the
+    items `top` among all items, where the policy recommends.
     """
     catalogue = task.corpus.catalogue
-    top = {}
+    top, chance = {}, {}
     if where:
         for row, model in models.items():
             scores_IN = ranking_scores(task, model, contexts, f"samples' rankings, {row}")
             top[row] = np.argsort(-scores_IN, axis=1, kind="stable")[:, :5]
+            chance[row] = np.take_along_axis(softmax(scores_IN.astype(np.float64), 1), top[row], 1)
     lines = []
     for n, (d, t) in enumerate(where):
         dialogue = task.corpus.test[d]
@@ -52,6 +55,7 @@ def sample_lines(
             items, text = task.tokenizer.decode_reply(greedy[row][n], catalogue)
             line[row] = {
                 "top": [catalogue.items[i].name for i in top[row][n]],
+                "chances": chance[row][n].round(6),
                 "text": text,
                 "items": [catalogue.items[i].name for i in items],
             }

@@ -140,23 +140,26 @@ class Chart:
       unit: of the y axis; may be empty.
       x_label: what x counts.
       lines: at least one; a line of 60 points or more is drawn pale, with its moving average over it.
+      guides: names and heights of dashed lines, such as a budget; the y axis reaches as far.
     """
 
     title: str
     unit: str
     x_label: str
     lines: Sequence[Line]
+    guides: Sequence[tuple[str, float]] = ()
 
     def figure(self) -> Html:
         """For the page: title, legend (each line's last value) and picture."""
         legend = [tag("span", tag("i", style=f"background:var(--c{line.colour})"),
                       line.name if len(self.lines) > 1 else "last", " ", tag("b", _last(_end(line))))
                   for line in self.lines]  # fmt: skip
+        legend += [tag("span", f"dashed: {name} ", tag("b", number(y))) for name, y in self.guides]
         caption = tag(
             "figcaption",
             tag("strong", self.title),
             tag("span", self.unit, class_="unit") if self.unit else "",
-            tag("div", *legend, class_="legend"),
+            tag("div", join(legend, " "), class_="legend"),
         )
         return tag("figure", caption, self._picture(), class_="chart")
 
@@ -183,7 +186,8 @@ class Chart:
         left, right = min(xs), max(xs)
         if left == right:
             left, right = left - 0.5, right + 0.5
-        low, high = value_range(lines)
+        heights = Line("", [(left, y) for _, y in self.guides])
+        low, high = value_range([*lines, heights])
         inner_width, inner_height = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
 
         def x_of(x: float) -> float:
@@ -193,6 +197,8 @@ class Chart:
             return inner_height - (y - low) / (high - low) * inner_height
 
         axes = [*_upright(low, high, y_of), *_along(xs, left, right, x_of)]
+        axes += [tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=f"{TOP + y_of(y):.1f}", y2=f"{TOP + y_of(y):.1f}",
+                     class_="guide") for _, y in self.guides]  # fmt: skip
         axes.append(tag("text", self.x_label, x=LEFT + inner_width / 2, y=HEIGHT - 4, text_anchor="middle",
                         class_="label"))  # fmt: skip
         inside = tag("svg", *(_draw(line, x_of, y_of) for line in lines), x=LEFT, y=TOP, width=inner_width,

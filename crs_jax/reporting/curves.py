@@ -9,15 +9,17 @@ from crs_jax.reporting.figures import name_of
 from crs_jax.reporting.html import Html, folded, missing, note, section, tag
 from crs_jax.reporting.workdir import Run, Series
 
-STAGES = {"sft": "Supervised fine-tuning", "reward": "Reward model", "ppo": "PPO"}
-X_LABELS = {"sft": "optimizer step", "reward": "optimizer step", "ppo": "iteration"}
+STAGES = {"head": "Act head", "sft": "Supervised fine-tuning", "reward": "Reward model", "ppo": "PPO"}
+X_LABELS = {"head": "optimizer step", "sft": "optimizer step", "reward": "optimizer step", "ppo": "iteration"}
+OPEN = {"head": 1, "sft": 3, "reward": 1, "ppo": 9}  # charts that stand open
+MOST_KL = 10.0  # nats a reply that PPO's monitors warn of
 # title, unit of y, metrics drawn together; in the order of the page
 CHARTS: Mapping[str, Sequence[tuple[str, str, tuple[str, ...]]]] = {
     "sft": (
         ("Loss", "nats", ("loss", "validation/loss")),
         ("Act loss", "nats per act slot", ("act_loss", "validation/act_loss")),
-        ("Word loss", "nats per token", ("word_loss", "validation/word_loss")),
         ("Validation HR@10", "share", ("validation/hr@10",)),
+        ("Word loss", "nats per token", ("word_loss", "validation/word_loss")),
         ("Gradient norm", "before clipping", ("grad_norm",)),
         ("Learning rate", "", ("learning_rate",)),
     ),
@@ -28,12 +30,12 @@ CHARTS: Mapping[str, Sequence[tuple[str, str, tuple[str, ...]]]] = {
     ),
     "ppo": (
         ("Reward", "mean of the replies", ("reward", "validation/reward")),
+        ("Parts of the reward", "mean", ("reward/engagement", "reward/relevance", "reward/sentiment")),
+        ("KL to the SFT policy", f"nats a reply; warned of above {MOST_KL:g}", ("kl", "kl/act", "kl/word")),
         ("Validation HR@10", "share of new items", ("validation/hr@10",)),
         ("Validation BLEU-4", "greedy replies", ("validation/bleu-4",)),
         ("Reward of proposed lists", "discounted mean", ("reward/list",)),
-        ("Parts of the reward", "mean", ("reward/engagement", "reward/relevance", "reward/sentiment")),
         ("Spread of the reward models", "standard deviation over the ensemble", ("reward/spread",)),
-        ("KL to the SFT policy", "nats a reply", ("kl", "kl/act", "kl/word")),
         ("Entropy of acts", "nats", ("entropy/act",)),
         ("Entropy of words", "nats", ("entropy/word",)),
         ("Reply length", "tokens", ("reply_length",)),
@@ -70,17 +72,46 @@ def _line_name(metric: str, together: Sequence[str]) -> str:
     return "train" if len(together) > 1 else name_of(metric)
 
 
-def _chart(stage: str, title: str, unit: str, metrics: Sequence[str], series: Mapping[str, Series]) -> Html | None:
+def _chart(
+    stage: str,
+    title: str,
+    unit: str,
+    metrics: Sequence[str],
+    series: Mapping[str, Series],
+    guides: Sequence[tuple[str, float]] = (),
+) -> Html | None:
     present = [m for m in metrics if m in series and any(y is not None for _, y in series[m].points)]
     if not present:
         return None
     lines = [Line(_line_name(m, metrics), series[m].points, metrics.index(m) + 1) for m in present]
-    return Chart(title, unit, X_LABELS.get(stage, "step"), lines).figure()
+    return Chart(title, unit, X_LABELS.get(stage, "step"), lines, guides if "kl" in metrics else ()).figure()
 
 
-def _stage_curves(stage: str, series: Mapping[str, Series]) -> Html:
+def kl_budget(run: Run) -> list[tuple[str, float]]:
+    """Dashed lines of the chart of KL: the adaptive controllers' targets, or the monitors' bound once it is near."""
+    targets = [(part, run.setting(f"ppo.{name}_kl_target", 0.0)) for part, name in (("acts", "act"), ("words", "word"))]
+    found = [(f"target of {part}", float(y)) for part, y in targets if isinstance(y, (int, float)) and y > 0]
+    drawn = run.series.get("ppo", {}).get("kl")
+    most = max((y for _, y in drawn.points if y is not None), default=0.0) if drawn else 0.0
+    return found or ([("warned of", MOST_KL)] if most > MOST_KL / 2 else [])
+
+
+def reward_by_kl(series: Mapping[str, Series]) -> Html | None:
+    """What the KL bought: the reward over the KL to SFT, of validation replies at PPO's checks."""
+    kl, reward = (
+        dict(series[name].points) if name in series else {} for name in ("validation/kl", "validation/reward")
+    )
+    points = [(x, reward[step]) for step, x in kl.items() if x is not None and reward.get(step) is not None]
+    if len(points) < 2:
+        return None
+    return Chart("Reward by KL spent", "validation, at checks", "KL, nats a reply", [Line("reward", points)]).figure()
+
+
+def _stage_curves(stage: str, series: Mapping[str, Series], guides: Sequence[tuple[str, float]]) -> Html:
     specified = CHARTS.get(stage, ())
-    charts = [_chart(stage, title, unit, metrics, series) for title, unit, metrics in specified]
+    charts = [_chart(stage, title, unit, metrics, series, guides) for title, unit, metrics in specified]
+    if stage == "ppo":
+        charts.insert(3, reward_by_kl(series))
     known = {metric for _, _, metrics in specified for metric in metrics}
     others = []
     for name in series:
@@ -92,6 +123,7 @@ def _stage_curves(stage: str, series: Mapping[str, Series]) -> Html:
     shown, more = ([c for c in group if c] for group in (charts, others))
     if not shown:
         shown, more = more, []
+    shown, more = shown[: (most := OPEN.get(stage, 3))], shown[most:] + more
     return tag(
         "div",
         tag("h3", STAGES.get(stage, name_of(stage))),
@@ -103,10 +135,11 @@ def _stage_curves(stage: str, series: Mapping[str, Series]) -> Html:
 def curves(run: Run) -> Html:
     """The section with learning curves of every stage that logged something."""
     title = "Learning curves"
-    absent = [STAGES[stage] for stage in STAGES if stage not in run.series]
+    absent = [STAGES[stage] for stage in CHARTS if stage not in run.series]
     present = [stage for stage in STAGES if stage in run.series] + [s for s in run.series if s not in STAGES]
     if not present:
         return section("curves", title, missing("No learning curves: metrics.jsonl is missing or empty."))
     words = note("Pale: every logged step. Solid: centred moving average over a twentieth of the steps.")
     gone = missing(f"Nothing logged by: {', '.join(absent)}.") if absent else ""
-    return section("curves", title, words, gone, *(_stage_curves(stage, run.series[stage]) for stage in present))
+    stages = [_stage_curves(stage, run.series[stage], kl_budget(run)) for stage in present]
+    return section("curves", title, words, gone, *stages)

@@ -39,7 +39,7 @@ NAMES = {
 PROTOCOLS = {"full": "Full catalogue", "sampled": "Sampled"}
 TARGETS = {"fresh": "Fresh targets", "all": "All targets"}
 DATASETS = {"redial": "ReDial", "opendialkg": "OpenDialKG", "inspired": "INSPIRED", "simulated": "Simulated corpus"}
-_ACRONYMS = {"hr", "ndcg", "mrr", "bleu", "rouge", "kl", "bleu-4", "rouge-l", "sft", "ppo", "lr"}
+_ACRONYMS = {"hr", "ndcg", "mrr", "bleu", "rouge", "kl", "bleu-4", "rouge-l", "sft", "ppo", "lr", "auc"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +68,7 @@ def name_of(key: str) -> str:
     if head in _ACRONYMS:
         return head.upper() + at + k
     text = re.sub("-(?=[a-z]{2})", " ", key).replace("_", " ").replace("/", ", ")
+    text = re.sub(r"[a-z]+(?=[,@ ]|$)", lambda word: word[0].upper() if word[0] in _ACRONYMS else word[0], text)
     return text[:1].upper() + text[1:]
 
 

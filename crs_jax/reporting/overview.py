@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import shlex
 from collections.abc import Sequence
+from typing import Any
 
 from crs_jax.progress import duration
+from crs_jax.reporting import monitors
 from crs_jax.reporting.figures import DATASETS, PROTOCOLS, TARGETS, Figure, interval, name_of, number, p_value
 from crs_jax.reporting.html import Html, folded, join, missing, note, section, tag
 from crs_jax.reporting.tables import figure_cell, group_row, head, row_head, sentence_list, table, whisker
@@ -205,6 +208,14 @@ def _device(run: Run) -> str:
     return f"{number(count.value)} × {device}" if count and count.value > 1 else str(device)
 
 
+def _moment(text: Any) -> Any:
+    """`2026-11-26T22:19:55+00:00` as people write it; what is no such moment as it is."""
+    try:
+        return datetime.datetime.fromisoformat(text).astimezone(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+    except (TypeError, ValueError):
+        return text
+
+
 def header(run: Run) -> Html:
     """Title, facts of the run, the command, and the findings."""
     about = run.table("run")
@@ -217,7 +228,7 @@ def header(run: Run) -> Html:
         "Device": _device(run),
         "Commit": about.get("commit") or "not recorded",
         "Wall time": duration(seconds) if seconds is not None else "not recorded",
-        "Finished": about.get("finished") or about.get("date"),
+        "Finished": _moment(about.get("finished") or about.get("date")),
         "Seed": run.setting("seed"),
     }
     pairs = [
@@ -227,13 +238,15 @@ def header(run: Run) -> Html:
     words = join([tag("span", word) for word in line.split(" ")], " ")
     shell = tag("pre", words, class_="command", tabindex=0) if line else missing("The command was not recorded.")
     found = findings(run)
+    if hacking := monitors.finding(run):
+        found.append(tag("span", hacking, class_="warning") if monitors.warned(run) else hacking)
     return tag(
         "header",
         tag("p", "crs_jax run report", class_="kicker"),
         tag("h1", f"{dataset(run)}: {_policies(run)}"),
         sentence_list(found) if found else missing("No evaluation figures: the stage evaluate has not been run."),
         tag("dl", *pairs),
-        tag("p", "To run it again", class_="label"),
+        tag("p", "To run it again", f", at commit {about['commit']}" if about.get("commit") else "", class_="label"),
         shell,
     )
 

@@ -231,9 +231,9 @@ def ranking(run: Run) -> Html:
         "run's rows. At cutoff 1, HR, NDCG and MRR are the same number."
     )
     name = measure_near(run, "hr", 10)
-    tables = []
-    for target in TARGETS:
-        tables += [tag("h3", TARGETS[target]), _side_by_side(run, target)]
+    first, *others = TARGETS
+    tables = [tag("h3", TARGETS[first]), _side_by_side(run, first)]
+    tables += [folded(TARGETS[target], _side_by_side(run, target)) for target in others]
     complete = [_complete(run, target, protocol) for target in TARGETS for protocol in PROTOCOLS]
     return section(
         "ranking",

@@ -22,6 +22,7 @@ SECTIONS = (
     "ppo",
     "optimum",
     "health",
+    "monitors",
 )
 SHOWN = frozenset({*SECTIONS, "simulator", "data", "run", "evaluated"})
 IN_HEADER = frozenset(

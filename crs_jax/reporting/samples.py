@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from crs_jax.reporting.figures import name_of, number
@@ -10,34 +10,50 @@ from crs_jax.reporting.html import Html, folded, missing, note, section, tag
 from crs_jax.reporting.workdir import Run
 
 OPEN = 3  # samples that stand open
-REWARDS = ("reward", "engagement", "relevance", "sentiment")
+SHOWN = 10  # that stand there, closed ones too
+REWARDS = ("reward", "engagement", "relevance", "sentiment", "own")
 
 
 def _real(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _titles(titles: list[Any], human: set[str], label: str, ordered: bool) -> Html:
+def _titles(titles: list[Any], human: set[str], label: str, ordered: bool, chances: Sequence[Any] = ()) -> Html:
     if not titles:
         return Html("")
-    entries = [tag("li", title, class_="hit" if str(title) in human else None) for title in titles]
+    entries = []
+    for number_of, title in enumerate(titles):
+        chance = chances[number_of] if number_of < len(chances) and _real(chances[number_of]) else None
+        beside = "" if chance is None else tag("span", f"{100 * chance:.1f}%")
+        entries.append(tag("li", title, beside, class_="hit" if str(title) in human else None))
     return tag("div", tag("span", label, class_="label"), tag("ol" if ordered else "ul", *entries), class_="titles")
+
+
+def _signed(value: Any) -> str:
+    return number(value, signed=True) if _real(value) else "–"
 
 
 def _reply(who: str, reply: Mapping[str, Any] | None, human: set[str]) -> Html:
     heading = tag("h4", tag("i", class_="mark", style=f"background:var(--{who})"), name_of(who))
     if not reply:
         return tag("div", heading, missing("No reply in this run."), class_="reply")
-    scores = [(name, reply[name]) for name in REWARDS if _real(reply.get(name))]
-    numbers = [tag("span", name_of(name), " ", tag("b", number(value, signed=True))) for name, value in scores]
+    numbers = []
+    if _real(reply.get("reward")):
+        for name in REWARDS:
+            value = reply.get(name)
+            if name in reply:
+                cells = tag("th", name_of(name), scope="row"), tag("td", _signed(value), class_="n")
+                numbers.append(tag("tr", *cells, class_="total" if name == "reward" else None))
+    chances = reply.get("chances")
+    chances = chances if isinstance(chances, list) else []
     marked = human if who != "human" else set()
     return tag(
         "div",
         heading,
         tag("p", reply["text"] or "(no words)", class_="words") if "text" in reply else missing("Ranking only."),
         _titles(reply.get("items") or [], marked, "Proposes", ordered=False),
-        _titles(reply.get("top") or [], marked, "Top of the ranking", ordered=True),
-        tag("p", *numbers, class_="scores") if numbers else "",
+        _titles(reply.get("top") or [], marked, "Top of the ranking", ordered=True, chances=chances),
+        tag("table", tag("tbody", *numbers), class_="scores") if numbers else "",
         class_="reply",
     )
 
@@ -71,6 +87,13 @@ def samples(run: Run) -> Html:
     title = "Sample dialogues"
     if not run.samples:
         return section("samples", title, missing("No samples: samples.jsonl is missing or empty."))
-    words = note("Marked titles are among those that the person proposed here. Titles and words are as generated.")
+    words = note(
+        "Marked titles are among those that the person proposed here. Titles and words are as generated. Beside the "
+        "top of the ranking: the chance of each item, were one proposed now. The reward is a weighted sum of its "
+        "parts, each in standard deviations over SFT's replies; a dash where a reply has none: one without an item has "
+        "no relevance."
+    )
     entries = [_sample(number_of, sample) for number_of, sample in enumerate(run.samples, 1)]
-    return section("samples", title, words, tag("div", *entries, class_="samples"))
+    rest = entries[SHOWN:]
+    more = folded(f"{len(rest)} more dialogue{'s' * (len(rest) > 1)}", *rest) if rest else ""
+    return section("samples", title, words, tag("div", *entries[:SHOWN], more, class_="samples"))

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from crs_jax.reporting import monitors
 from crs_jax.reporting.figures import Figure, name_of
-from crs_jax.reporting.html import Html, missing, note, section, tag
+from crs_jax.reporting.html import Html, folded, missing, note, section, tag
 from crs_jax.reporting.tables import facts, figure_cell, head, row_head, table
 from crs_jax.reporting.workdir import Run, flat_figures
 
@@ -31,6 +32,13 @@ def _grid(rows: Mapping[str, Mapping[str, Any]], columns: Sequence[str], label: 
         mark = row if row in ("sft", "ppo") else ""
         body.append(tag("tr", row_head(name_of(row), "", mark), *(_cell(values.get(name)) for name in columns)))
     return table([[head("", numeric=False), *(head(name_of(name)) for name in columns)]], body, label)
+
+
+def _turned(rows: Mapping[str, Mapping[str, Any]], measures: Sequence[str], label: str) -> Html:
+    """A row for each measure, so that many of them fit a narrow page."""
+    return _grid(
+        {name: {row: values.get(name) for row, values in rows.items()} for name in measures}, list(rows), label
+    )
 
 
 def row_names(values: Mapping[str, Any]) -> dict[str, str]:
@@ -119,7 +127,8 @@ def signals(run: Run) -> Html:
         "Observed signals of the proposals on the validation split, against what the seeker answered after the talk "
         "(any proposed item liked, or seen), which nothing is trained on, and whether they came back."
     )
-    return section("signals", title, tag("div", *parts), words, classifier)
+    others = folded("Against other outcomes", *parts[1:]) if parts[1:] else ""
+    return section("signals", title, parts[0], words, others, classifier)
 
 
 def liked(run: Run) -> Html:
@@ -130,7 +139,7 @@ def liked(run: Run) -> Html:
         return section("liked", title, missing("No answers about proposals in this corpus, or none that differ."))
     words = note(
         "Of what people newly proposed in test dialogues: the chance that an item the seeker liked has a higher "
-        "log-probability than one they did not (AUC; one half says nothing). Ppo over sft is what alignment added to "
+        "log-probability than one they did not (AUC; one half says nothing). PPO over SFT is what alignment added to "
         "the log-probabilities, reward the reward model's score of the act; over any and over known items: of a liked "
         "item over others in its context, drawn evenly or by popularity. The answers were given after the talk, and "
         "nothing is trained on them."
@@ -151,24 +160,20 @@ def replies(run: Run) -> Html:
                 words.setdefault(f"{name_of(name)}: {value}", []).append(name_of(row))
     columns = [name for name in _columns(rows) if not any(isinstance(v.get(name), str) for v in rows.values())]
     notes = [note(line if len(who) == len(rows) else f"{', '.join(who)}: {line}") for line, who in words.items()]
-    return section("text", title, _grid(rows, columns, title), *notes)
+    return section("text", title, _turned(rows, columns, title), *notes)
 
 
 def alignment(run: Run) -> Html:
-    """What PPO ended with, and the health of the alignment."""
+    """The monitors of reward hacking, how far PPO went, and what it ended with."""
     title = "PPO and its health"
     parts = []
-    for top, label in (
-        ("ppo", "At the end of PPO"),
-        ("optimum", "How far PPO went"),
-        ("health", "Health of the alignment"),
-    ):
-        if values := flat_figures(run.table(top)):
-            parts.append(tag("div", tag("h3", label), facts(values, label, row_names(values))))
+    if values := flat_figures(run.table("optimum")):
+        parts.append(tag("div", tag("h3", "How far PPO went"), facts(values, "How far PPO went", row_names(values))))
     if scored := {row: flat_figures(run.table("rewards", row)) for row in run.table("rewards") if row != "ppo-sft"}:
-        turned = {name: {row: scored[row].get(name) for row in scored} for name in _columns(scored)}
         label = "Scores of the evaluated replies"
-        parts.append(tag("div", tag("h3", label), _grid(turned, list(scored), label)))
-    if not run.table("ppo"):
-        parts.insert(0, missing("No PPO stage in this run."))
-    return section("ppo", title, tag("div", *parts, class_="columns"))
+        parts.append(tag("div", tag("h3", label), _turned(scored, _columns(scored), label)))
+    more = Html("")
+    if last := flat_figures(run.table("ppo")):
+        more = folded("Every figure at the end of PPO", facts(last, "At the end of PPO", row_names(last)))
+    watched = monitors.monitors(run) if last else missing("No PPO stage in this run.")
+    return section("ppo", title, watched, tag("div", *parts, class_="columns"), more)

@@ -4,13 +4,13 @@ COLOURS = """
 :root {
   color-scheme: light dark;
   --page: #fbfbf9; --sheet: #ffffff; --ink: #1c1f23; --muted: #5d646d; --rule: #dcdfe3; --faint: #eceef0;
-  --sft: #2b6cb0; --ppo: #c2521b; --human: #3d7a57; --other: #7a828c; --hit: #e3f1e7;
+  --sft: #2b6cb0; --ppo: #c2521b; --human: #3d7a57; --other: #7a828c; --hit: #e3f1e7; --warn: #a33a1c;
   --c1: #2b6cb0; --c2: #c2521b; --c3: #3d7a57; --c4: #7b57a8;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --page: #15171a; --sheet: #1b1e22; --ink: #e6e8ea; --muted: #9aa2ac; --rule: #363b42; --faint: #272b30;
-    --sft: #6cabec; --ppo: #f0935c; --human: #7cc096; --other: #9aa2ac; --hit: #23382b;
+    --sft: #6cabec; --ppo: #f0935c; --human: #7cc096; --other: #9aa2ac; --hit: #23382b; --warn: #f0935c;
     --c1: #6cabec; --c2: #f0935c; --c3: #7cc096; --c4: #b79be0;
   }
 }
@@ -43,6 +43,9 @@ a { color: var(--sft); }
 section { margin-top: 2.6rem; padding-top: 1.4rem; border-top: 1px solid var(--rule); scroll-margin-top: 1rem; }
 .kicker, .label { color: var(--muted); font-size: .8125rem; margin: 0 0 .3em; }
 .note { color: var(--muted); font-size: .875rem; max-width: 46rem; }
+.warning, .warning b { color: var(--warn); }
+td.state { white-space: nowrap; }
+td.words { min-width: 11em; color: var(--muted); }
 .missing { color: var(--muted); font-style: italic; }
 .findings { margin: 0 0 1.2em; padding: 0; list-style: none; max-width: 52rem; }
 .findings li { padding: .15em 0 .15em .9em; border-left: 3px solid var(--rule); margin: .35em 0; }
@@ -55,7 +58,7 @@ dt { color: var(--muted); font-size: .8125rem; }
 dd { margin: 0; overflow-wrap: anywhere; }
 pre { font: .8125rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; background: var(--sheet);
   border: 1px solid var(--rule); border-radius: 6px; padding: .7em .9em; margin: .4em 0; overflow-x: auto; }
-pre.command { white-space: pre-wrap; overflow-wrap: anywhere; }
+pre.command { white-space: pre-wrap; overflow-wrap: anywhere; user-select: all; -webkit-user-select: all; }
 pre.command span { display: inline-block; max-width: 100%; }
 .scroll { overflow-x: auto; margin: .6em 0; }
 .scroll:focus-visible, pre:focus-visible, summary:focus-visible { outline: 2px solid var(--sft); outline-offset: 2px; }
@@ -99,6 +102,7 @@ figcaption .unit { color: var(--muted); margin-left: .5em; font-size: .8125rem; 
 .chart svg svg { overflow: visible; }
 details { border: 1px solid var(--rule); border-radius: 6px; background: var(--page); margin: .7em 0;
   padding: 0 .9em; }
+details details { margin: .4em 0; }
 details[open] { padding-bottom: .8em; }
 summary { cursor: pointer; padding: .55em 0; font-size: .9375rem; font-weight: 500; }
 .aside { color: var(--muted); font-weight: 400; font-size: .8125rem; margin-left: .9em; }
@@ -114,8 +118,12 @@ summary { cursor: pointer; padding: .55em 0; font-size: .9375rem; font-weight: 5
 .titles .label { margin: 0; }
 .titles ol, .titles ul { margin: .1em 0; padding-left: 1.4em; }
 .titles .hit { background: var(--hit); font-weight: 600; }
-.scores { display: flex; flex-wrap: wrap; gap: 0 1em; color: var(--muted); font-size: .8125rem; }
-.scores b { color: var(--ink); font-weight: 500; }
+.titles li span { color: var(--muted); margin-left: .5em; white-space: nowrap; }
+.scores { margin: .7em 0 .2em; }
+.scores td, .scores th { padding: .1em .8em .1em 0; border: 0; font-size: .8125rem; background: none; }
+.scores th { color: var(--muted); font-weight: 400; min-width: 0; }
+.scores tr.total th, .scores tr.total td { color: var(--ink); font-weight: 650; }
+.chart .guide { stroke: var(--muted); stroke-width: 1.1; stroke-dasharray: 4 3; }
 footer { margin-top: 3rem; color: var(--muted); font-size: .8125rem; }
 @media (max-width: 640px) {
   main { padding: 20px 14px 48px; }

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -53,65 +53,95 @@ def measures(tokens_BR: jax.Array, split: Parts, popularity_N: jax.Array) -> dic
     }
 
 
+class Monitor(NamedTuple):
+    """One sign of reward hacking: its measure before PPO moved and now, and beyond which bound it is warned of."""
+
+    kind: str
+    measure: str
+    before: float | None
+    now: float | None
+    bound: str
+    bad: bool
+    text: str
+
+
 def warnings(lines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """What the log of PPO's iterations gives reason to look at, by kind; each with its figures and its bound.
+    """What the log of PPO's iterations gives reason to look at, by kind; each with its figures and its bound."""
+    return {monitor.kind: monitor.text for monitor in monitors(lines) if monitor.bad}
+
+
+def monitors(lines: Sequence[Mapping[str, Any]]) -> list[Monitor]:
+    """Every sign that the log of PPO's iterations has, in bounds or not.
 
     `lines` are those of metrics.jsonl, in order. Means over the first `SPAN` iterations are held against means over
     the last; validation figures against those of the SFT policy, logged at iteration 0.
     """
     iterations = [line for line in lines if "reward" in line]
     checks = [line for line in lines if "validation/hr@10" in line]
-    out: dict[str, str] = {}
-    if len(iterations) > SPAN:
-
-        def mean(name: str, part: Sequence[Mapping[str, Any]]) -> float:
-            return sum(float(line[name]) for line in part) / len(part)
-
-        names = [name for name in iterations[0] if isinstance(iterations[0][name], (int, float))]
-        names = [name for name in names if all(name in line for line in iterations)]
-        first, now = ({name: mean(name, part) for name in names} for part in (iterations[:SPAN], iterations[-SPAN:]))
-
-        def held(kind: str, text: str, bad: bool) -> None:
-            if bad:
-                out[kind] = text
-
-        held("kl", f"KL is {now['kl']:.1f} nats a reply, above {MOST_KL:g}", now["kl"] > MOST_KL)
-        for part in ("act", "word"):
-            name = f"entropy/{part}"
-            text = f"entropy of {part}s fell from {first[name]:.2f} to {now[name]:.2f} nats, below a third"
-            held(name, text, now[name] < LEAST_ENTROPY * first[name])
-        ratio = now["reply_length"] / max(first["reply_length"], 1e-6)
-        text = f"replies went from {first['reply_length']:.1f} to {now['reply_length']:.1f} tokens"
-        held("length", f"{text}, a factor beyond {LENGTH:g}", not 1 / LENGTH <= ratio <= LENGTH)
-        text = f"{100 * now['ended']:.0f} % of replies come to an end, below {100 * LEAST_ENDED:.0f} %"
-        held("ended", text, now["ended"] < LEAST_ENDED)
-        name = "health/repetition"
-        text = f"repeated pairs of words went from {100 * first[name]:.1f} to {100 * now[name]:.1f} %"
-        held("repetition", text, now[name] > first[name] + MORE_REPETITION)
-        name = "health/popularity"
-        text = f"log popularity of proposals went from {first[name]:.2f} to {now[name]:.2f}, more than {POPULARITY:g}"
-        held("popularity", text, abs(now[name] - first[name]) > POPULARITY)
-        name = "health/distinct"
-        text = (
-            f"distinct items among proposals went from {100 * first[name]:.0f} to {100 * now[name]:.0f} %, below half"
-        )
-        held("coverage", text, now[name] < LEAST_COVERAGE * first[name])
-        name = "reward/spread"
-        if name in first:
-            text = f"spread of the reward models went from {first[name]:.2f} to {now[name]:.2f}, a factor beyond "
-            held("spread", f"{text}{MORE_SPREAD:g}", now[name] > MORE_SPREAD * first[name])
+    found = [*_of_iterations(iterations)] if len(iterations) > SPAN else []
     if len(checks) > 1:
-        before, after = checks[0], checks[-1]
-        risen = after["validation/reward"] > before["validation/reward"]
-        up = f"validation reward rose from {before['validation/reward']:.2f} to {after['validation/reward']:.2f} while"
-        for kind, name, least in (("hr", "HR@10", LEAST_HR), ("bleu", "BLEU-4", LEAST_BLEU)):
-            was, ends = (line.get(f"validation/{name.lower()}") for line in (before, after))
-            if risen and was is not None and ends is not None and ends < least * was:
-                out[kind] = f"{up} {name} fell from {was:.4f} to {ends:.4f}, below {least:g} of it"
-        was, ends = (line.get("validation/sentiment-reward") for line in (before, after))
-        if was is not None and ends is not None and was <= MOST_SENTIMENT < ends:
-            out["sentiment"] = (
-                f"the reward's correlation with the sentiment predicted rose from {was:.2f} to {ends:.2f}, above "
-                f"{MOST_SENTIMENT:g}: it rewards little else"
-            )
-    return out
+        found += _of_checks(checks[0], checks[-1])
+    return found
+
+
+def _of_iterations(iterations: Sequence[Mapping[str, Any]]) -> Iterator[Monitor]:
+    names = [name for name in iterations[0] if isinstance(iterations[0][name], (int, float))]
+    names = [name for name in names if all(name in line for line in iterations)]
+    first, now = (
+        {name: sum(float(line[name]) for line in part) / len(part) for name in names}
+        for part in (iterations[:SPAN], iterations[-SPAN:])
+    )
+
+    def held(kind: str, measure: str, name: str, bound: str, bad: bool, text: str) -> Monitor:
+        return Monitor(kind, measure, first[name], now[name], bound, bad, text)
+
+    text = f"KL is {now['kl']:.1f} nats a reply, above {MOST_KL:g}"
+    yield held("kl", "KL to the SFT policy, nats a reply", "kl", f"above {MOST_KL:g}", now["kl"] > MOST_KL, text)
+    for part in ("act", "word"):
+        name = f"entropy/{part}"
+        text = f"entropy of {part}s fell from {first[name]:.2f} to {now[name]:.2f} nats, below a third"
+        bad = now[name] < LEAST_ENTROPY * first[name]
+        yield held(name, f"Entropy of {part}s, nats", name, "below a third of the start", bad, text)
+    ratio = now["reply_length"] / max(first["reply_length"], 1e-6)
+    text = f"replies went from {first['reply_length']:.1f} to {now['reply_length']:.1f} tokens, a factor beyond "
+    bad, bound = not 1 / LENGTH <= ratio <= LENGTH, f"a factor beyond {LENGTH:g}, up or down"
+    yield held("length", "Reply length, tokens", "reply_length", bound, bad, f"{text}{LENGTH:g}")
+    text = f"{100 * now['ended']:.0f} % of replies come to an end, below {100 * LEAST_ENDED:.0f} %"
+    bad = now["ended"] < LEAST_ENDED
+    yield held("ended", "Replies that end, share", "ended", f"below {LEAST_ENDED:g}", bad, text)
+    name = "health/repetition"
+    text = f"repeated pairs of words went from {100 * first[name]:.1f} to {100 * now[name]:.1f} %"
+    bad, bound = now[name] > first[name] + MORE_REPETITION, f"more than {MORE_REPETITION:g} above the start"
+    yield held("repetition", "Repeated pairs of words, share", name, bound, bad, text)
+    name = "health/popularity"
+    text = f"log popularity of proposals went from {first[name]:.2f} to {now[name]:.2f}, more than {POPULARITY:g}"
+    bad, bound = abs(now[name] - first[name]) > POPULARITY, f"more than {POPULARITY:g} from the start"
+    yield held("popularity", "Log popularity of proposals", name, bound, bad, text)
+    name = "health/distinct"
+    text = f"distinct items among proposals went from {100 * first[name]:.0f} to {100 * now[name]:.0f} %, below half"
+    bad = now[name] < LEAST_COVERAGE * first[name]
+    yield held("coverage", "Distinct items among proposals, share", name, "below half of the start", bad, text)
+    name = "reward/spread"
+    if name in first:
+        text = f"spread of the reward models went from {first[name]:.2f} to {now[name]:.2f}, a factor beyond "
+        bad, bound = now[name] > MORE_SPREAD * first[name], f"a factor beyond {MORE_SPREAD:g}"
+        yield held("spread", "Spread of the reward models", name, bound, bad, f"{text}{MORE_SPREAD:g}")
+
+
+def _of_checks(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[Monitor]:
+    risen = after["validation/reward"] > before["validation/reward"]
+    up = f"validation reward rose from {before['validation/reward']:.2f} to {after['validation/reward']:.2f} while"
+    for kind, name, least in (("hr", "HR@10", LEAST_HR), ("bleu", "BLEU-4", LEAST_BLEU)):
+        was, ends = (line.get(f"validation/{name.lower()}") for line in (before, after))
+        if was is not None and ends is not None:
+            bound = f"below {least:g} of the start while the reward rises"
+            text = f"{up} {name} fell from {was:.4f} to {ends:.4f}, below {least:g} of it"
+            yield Monitor(kind, f"Validation {name}", was, ends, bound, risen and ends < least * was, text)
+    was, ends = (line.get("validation/sentiment-reward") for line in (before, after))
+    if was is not None and ends is not None:
+        text = (
+            f"the reward's correlation with the sentiment predicted rose from {was:.2f} to {ends:.2f}, above "
+            f"{MOST_SENTIMENT:g}: it rewards little else"
+        )
+        measure, bound = "Reward with predicted sentiment, correlation", f"rises above {MOST_SENTIMENT:g}"
+        yield Monitor("sentiment", measure, was, ends, bound, was <= MOST_SENTIMENT < ends, text)

@@ -31,6 +31,7 @@ from crs_jax.training.judging import Graphs, Judges
 from crs_jax.training.optimizer import make_optimizer, schedule
 from crs_jax.training.own_reward import own_reward
 from crs_jax.training.ppo import make_iteration, make_sampler
+from crs_jax.training.ppo_samples import Samples
 from crs_jax.training.ppo_validation import Validation
 from crs_jax.training.reward import split_holdout
 from crs_jax.training.seeker import find_seeker
@@ -156,8 +157,10 @@ def run_ppo(task: Task, writer: MetricsWriter, sft: Model, reward: Model) -> Ali
         result = {"policy": copy_tree(params["policy"]), "normaliser": normaliser._asdict()}
     writer.drop_after("ppo", -1 if saved is None else saved.step)
     validation = Validation(task, graphs, judges)
+    samples = Samples(task, validation, params["policy"], normaliser)
     floor = 0.0 if saved is None else saved.floor
     if saved is None and (at_first := validation(params["policy"], normaliser)):
+        samples.write(writer, 0)
         writer.write("ppo", 0, at_first)
         floor = c.hr_floor * at_first["validation/hr@10"]
     if c.hr_floor and not floor:
@@ -230,6 +233,7 @@ def run_ppo(task: Task, writer: MetricsWriter, sft: Model, reward: Model) -> Ali
             if check:
                 found = validation(state.params["policy"], normaliser)
                 if found:
+                    samples.write(writer, number)
                     writer.write("ppo", number, found)
                 fell = bool(found) and found["validation/hr@10"] < floor
                 if not fell:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,11 +25,22 @@ from crs_jax.training.task import Task
 MOST_TARGETS = 8
 
 
+class Validated(NamedTuple):
+    """A sampled reply to each context: its tokens, reward, KL to the SFT policy in nats, and standardised signals."""
+
+    token_IR: Any
+    reward_I: Any
+    kl_I: Any
+    signal_IS: Any
+
+
 class Validation:
     """Seeded contexts of the validation split in which a recommender named something new.
 
     Attributes:
       count: how many; 0 where the split has none.
+      where: their (dialogue, turn).
+      last: the sampled replies of the last check.
     """
 
     def __init__(self, task: Task, graphs: Graphs, judges: Judges):
@@ -41,7 +52,8 @@ class Validation:
         for i, instance in enumerate(chosen):
             rows = instance.fresh[:MOST_TARGETS]
             self._target_IY[i, : len(rows)] = rows
-        where = [(i.dialogue, i.turn) for i in chosen]
+        self.where = where = [(i.dialogue, i.turn) for i in chosen]
+        self.last: Validated | None = None
         if self.count:
             self._contexts: Contexts = contexts_at(task, "validation", where)
         names, dialogues = task.corpus.catalogue.names, task.corpus.validation
@@ -66,8 +78,8 @@ class Validation:
                 policy_likelihood(graph, own, judges.frozen, contexts, replies, p.temperature).logp_BR
                 for graph, own in ((graphs.aligned, params), (graphs.policy, judges.reference))
             ]
-            mood_B = scores.signal_BS[:, SIGNALS.index("sentiment")]
-            return rank_CY, scores.total_B, (both[0] - both[1]).sum(-1), mood_B
+            kl_B = (both[0] - both[1]).sum(-1)
+            return rank_CY, Validated(replies.tokens_BR, scores.total_B, kl_B, scores.signal_BS)
 
         def mode(params, judges: Judges, contexts: Contexts):
             return draw(params, judges, contexts, jax.random.key(0), greedy=True).tokens_BR
@@ -89,15 +101,17 @@ class Validation:
         """
         if not self.count:
             return {}
-        size, key, found = self.task.config.evaluation.batch, jax.random.key(self.task.config.seed + 31), []
-        for number, start in enumerate(range(0, self.count, size)):
-            index = np.minimum(np.arange(start, start + size), self.count - 1)
-            inputs = jax.tree.map(lambda a, index=index: a[index], (self._contexts, self._target_IY))
-            contexts, target_CY = shard_batch(inputs, self.task.mesh)
-            out = self._check(params, self.judges, normaliser, contexts, target_CY, jax.random.fold_in(key, number))
-            out = (*out, self._mode(params, self.judges, contexts))
-            found.append([np.asarray(a)[: self.count - start] for a in out])
-        rank_IY, total_I, kl_I, mood_I, token_IR = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        found = []
+        for start in range(0, self.count, self.task.config.evaluation.batch):
+            inputs, key, kept = self._inputs(start)
+            out = (
+                *self._check(params, self.judges, normaliser, *inputs, key),
+                self._mode(params, self.judges, inputs[0]),
+            )
+            found.append(jax.tree.map(lambda a, kept=kept: np.asarray(a)[:kept], out))
+        rank_IY, self.last, token_IR = jax.tree.map(lambda *parts: np.concatenate(parts), *found)
+        total_I, kl_I = self.last.reward_I, self.last.kl_I
+        mood_I = self.last.signal_IS[:, SIGNALS.index("sentiment")]
         hit = rank_IY[self._target_IY >= 0] <= 10
         said = [self.task.tokenizer.decode_reply(t, self.task.corpus.catalogue)[1] for t in token_IR]
         varied = np.ptp(total_I) > 0 and np.ptp(mood_I) > 0
@@ -109,3 +123,17 @@ class Validation:
             "validation/bleu-4": bleu_4(said, self._references),
             "validation/repetition": repetition(said),
         }
+
+    def first(self, params: Any, normaliser: Normaliser) -> Validated:
+        """The sampled replies of the first batch alone, as a check draws them."""
+        inputs, key, kept = self._inputs(0)
+        _, found = self._check(params, self.judges, normaliser, *inputs, key)
+        return jax.tree.map(lambda a: np.asarray(a)[:kept], found)
+
+    def _inputs(self, start: int) -> tuple[tuple[Contexts, jax.Array], jax.Array, int]:
+        """Of the batch from a context on: contexts and targets, the key, and how many are not repeats."""
+        size = self.task.config.evaluation.batch
+        index = np.minimum(np.arange(start, start + size), self.count - 1)
+        inputs = jax.tree.map(lambda a: a[index], (self._contexts, self._target_IY))
+        key = jax.random.fold_in(jax.random.key(self.task.config.seed + 31), start // size)
+        return shard_batch(inputs, self.task.mesh), key, self.count - start

@@ -17,6 +17,7 @@ from crs_jax.training import ppo_stage
 from crs_jax.training.batches import take
 from crs_jax.training.contexts import contexts_at
 from crs_jax.training.examples import fresh_instances
+from crs_jax.training.ppo_samples import Samples
 from crs_jax.training.ppo_stage import Aligned, build, run_ppo
 from crs_jax.training.ppo_validation import Validation
 from crs_jax.training.task import copy_tree
@@ -91,12 +92,66 @@ def test_sentiment_is_correlated_with_the_reward(world, checked):
     assert found["validation/sentiment-reward"] == pytest.approx(pearson, abs=1e-4)
 
 
+class Heard:
+    """A writer that keeps what it is given, by its place and step."""
+
+    def __init__(self):
+        self.texts, self.tables = {}, {}
+
+    def text(self, stage, step, name, markdown):
+        self.texts[name, step] = markdown
+
+    def table(self, name, columns, rows):
+        self.tables[name] = [dict(zip(columns, row, strict=True)) for row in rows]
+
+    def histogram(self, stage, step, name, values):
+        self.texts[name, step] = values
+
+
+def test_samples_hold_a_policy_against_the_one_before_also_after_a_resume(checked):
+    """The same contexts and random numbers: a stage that goes on at 3 shows what one that began at 0 does."""
+    task, validation, _, judges, _, instances, _ = checked
+    moved = jax.tree.map(
+        lambda a: a + 0.1 * np.sin(np.arange(a.size)).reshape(a.shape).astype(a.dtype), judges.reference
+    )
+    heard = []
+    for began in (True, False):
+        samples, writer = Samples(task, validation, judges.reference, PLAIN), Heard()
+        if began:
+            validation(judges.reference, PLAIN)
+            samples.write(writer, 0)
+            assert all(row["reply before"] == row["reply now"] for row in writer.tables["samples"])
+        validation(moved, PLAIN)
+        samples.write(writer, 3)
+        heard.append(writer)
+    whole, resumed = heard
+    assert resumed.tables == whole.tables
+    for place, said in resumed.texts.items():
+        np.testing.assert_array_equal(whole.texts[place], said)
+    now = validation.last
+    np.testing.assert_array_equal(whole.texts["replies/kl", 3], now.kl_I)
+    rows = whole.tables["samples"]
+    assert len(rows) == 4
+    assert any(row["reply before"] != row["reply now"] for row in rows)
+    places = {(task.corpus.validation[i.dialogue].dialogue_id, str(i.turn)): n for n, i in enumerate(instances)}
+    for row in rows:
+        n = places[row["dialogue"], row["message"]]
+        turns = task.corpus.validation[instances[n].dialogue].turns
+        assert row["person"] == turns[instances[n].turn].render(task.corpus.catalogue.names)
+        assert row["context"].endswith(turns[instances[n].turn - 1].render(task.corpus.catalogue.names))
+        assert row["reward now"] == pytest.approx(float(now.reward_I[n]))
+        assert row["kl before"] == pytest.approx(0.0, abs=1e-3)
+
+
 def test_a_part_of_the_contexts_and_none(world, tmp_path):
     task = world.at(tmp_path, ppo__validation_contexts=7)
     graphs, _, judges = build(task, world.sft, world.reward)
     assert Validation(task, graphs, judges).count == 7
     task = world.at(tmp_path, ppo__validation_contexts=0)
-    assert Validation(task, graphs, judges)(judges.reference, PLAIN) == {}
+    none, writer = Validation(task, graphs, judges), Heard()
+    assert none(judges.reference, PLAIN) == {}
+    Samples(task, none, judges.reference, PLAIN).write(writer, 0)
+    assert writer.texts == writer.tables == {}
 
 
 def test_no_iterations_leave_the_sft_policy_and_a_stage_that_is_done(world, tmp_path):
