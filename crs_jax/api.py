@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from crs_jax import flags as command_line
 from crs_jax import pipeline
 from crs_jax.checkpoint import done_meta
+from crs_jax.data.catalogue import Catalogue
 from crs_jax.data.dialogue import RECOMMENDER, SEEKER, Dialogue, Turn
 from crs_jax.data.messages import Message, read_dialogue
 from crs_jax.errors import InputError
@@ -110,8 +111,17 @@ class Run:
         self._known: tuple[tuple[Turn, ...], Contexts] | None = None
 
     def __repr__(self) -> str:
-        items = len(self._loaded.task.corpus.catalogue)
-        return f"Run({str(self.workdir)!r}, model={self.model!r}, dataset={self.config.data.dataset!r}, items={items})"
+        what = f"model={self.model!r}, dataset={self.config.data.dataset!r}, items={len(self.catalogue)}"
+        return f"Run({str(self.workdir)!r}, {what})"
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """What it can propose.
+
+        >>> len(crs_jax.load(workdir).catalogue) > 0
+        True
+        """
+        return self._loaded.task.corpus.catalogue
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -162,7 +172,7 @@ class Run:
         turns = self._turns(dialogue)
         scores_N = self._scores(turns)
         named = {item for turn in turns for item in turn.items} if fresh else set[str]()
-        catalogue = self._loaded.task.corpus.catalogue
+        catalogue = self.catalogue
         order = [row for row in np.argsort(-scores_N, kind="stable") if catalogue.items[row].item_id not in named]
         return self._recommendations(order[:top], scores_N)
 
@@ -190,7 +200,7 @@ class Run:
         if not 0 <= temperature < float("inf"):
             raise InputError(f"temperature={temperature}: take a number of at least 0")
         turns = self._turns(dialogue)
-        task, catalogue = self._loaded.task, self._loaded.task.corpus.catalogue
+        task, catalogue = self._loaded.task, self.catalogue
         with self._loaded.precision():
             tokens_BR, mask_BR = generate(task, self._policy, self._contexts(turns), temperature, seed, "")
         tokens = tuple(tokens_BR[0][mask_BR[0]].tolist())
@@ -231,6 +241,18 @@ class Run:
         assert engagement is not None and sentiment is not None  # noqa: PT018  heads give numbers
         return Score(engagement, relevance, sentiment, float(judged.reward_B[0]), *own)
 
+    def message(self, role: str, text: str) -> Turn:
+        """A message as a record: its words, and the items whose titles stand in them.
+
+        >>> run = crs_jax.load(workdir)
+        >>> run.message("user", "Hello!").items
+        ()
+
+        Raises:
+          InputError: it has no words, or the role is none.
+        """
+        return self._turns([(role, text)])[0]
+
     def warm_up(self) -> None:
         """Compiles all that the other methods run, so that none of their calls waits for it.
 
@@ -264,7 +286,7 @@ class Run:
     def _recommendations(self, rows: Sequence[int], scores_N: np.ndarray) -> list[Recommendation]:
         share_N = np.exp(scores_N.astype(np.float64) - scores_N.max())
         share_N /= share_N.sum()
-        items = self._loaded.task.corpus.catalogue.items
+        items = self.catalogue.items
         return [
             Recommendation(
                 items[row].item_id, items[row].title, items[row].year, items[row].genres,

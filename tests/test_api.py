@@ -67,8 +67,8 @@ def test_docstrings_run(finished_run, tmp_path, monkeypatch):
     names = {"crs_jax": crs_jax, "workdir": tmp_path / "run", "overrides": small_run.SMALL}
     found = doctest.DocTestFinder().find(api, extraglobs=names)
     examples = {test.name.removeprefix("crs_jax.api.") for test in found if test.examples}
-    assert examples == {"load", "train", "Run.models", "Run.using", "Run.recommend", "Run.reply", "Run.score",
-                        "Run.warm_up"}  # fmt: skip
+    methods = ("catalogue", "message", "models", "using", "recommend", "reply", "score", "warm_up")
+    assert examples == {"load", "train", *(f"Run.{name}" for name in methods)}
     runner = doctest.DocTestRunner()
     for test in found:
         runner.run(test)
