@@ -8,6 +8,7 @@ import dataclasses
 import doctest
 import json
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -56,7 +57,7 @@ def test_import_is_light():
     code = "import crs_jax, sys; crs_jax.__doc__; print([m for m in ('jax', 'flax', 'numpy') if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
-    assert set(crs_jax.__all__) <= set(dir(api)) | {"InputError"}
+    assert all(getattr(crs_jax, name).__name__ == name for name in crs_jax.__all__)
     with pytest.raises(AttributeError, match="nothing_such"):
         crs_jax.nothing_such  # noqa: B018
 
@@ -73,6 +74,12 @@ def test_docstrings_run(finished_run, tmp_path, monkeypatch):
     for test in found:
         runner.run(test)
     assert runner.summarize().failed == 0
+
+
+def test_the_readmes_example_runs(finished_run, capsys):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    exec(compile(code.replace("runs/quickstart", str(finished_run)), "README.md", "exec"), {})
+    assert len(capsys.readouterr().out.splitlines()) >= 2
 
 
 def test_loading_and_talking_change_nothing_in_the_folder(finished_run):

@@ -6,10 +6,11 @@ import dataclasses
 import time
 from collections.abc import Iterator, Mapping
 
-from crs_jax.api import Reply, Run, Score
+from crs_jax.api import Run
 from crs_jax.chat.feedback import FeedbackWriter
 from crs_jax.data.dialogue import SEEKER, Turn
 from crs_jax.errors import InputError
+from crs_jax.proposals import Reply, Score
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,8 +9,8 @@ import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 
-from crs_jax.api import Recommendation
 from crs_jax.chat.conversation import Answer, Conversation, Talker, signals, signed
+from crs_jax.proposals import Recommendation
 
 HELP = """/reset            a new talk
 /temperature 0.5  of the replies from now on; 0 takes the likeliest

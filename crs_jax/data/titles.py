@@ -5,7 +5,7 @@ for annotated ones (`mentions.py`): without case, accents, punctuation, kind of 
 wins. With the year behind it, `Alien (1979)` or `alien 1979`, it is that item. Without, it must be the title of one
 item alone, and no way of talking: a title that stands in small letters in the training dialogues, where it is no
 mention ('get out', 'big'), has to be capitalised, and a single word of that kind, or of three letters, not by the
-beginning of a sentence alone; a number has to stand alone or in quotes.
+beginning of a sentence alone; a number has to be the whole message or in quotes.
 """
 
 from __future__ import annotations
@@ -92,6 +92,8 @@ class Titles:
             of_year = [row for row in rows if self.catalogue.items[row].year == int(year[1])]
             if of_year:
                 return _Found(start, year.end(), of_year[0])
+        if words not in self._full and words in self._phrases:  # 'Comedy' is hardly 'The Comedy'
+            return None
         rows = self._full.get(words) or rows
         years = {self.catalogue.items[row].year for row in rows}
         alike = len(years) == 1 or (len(years) == 2 and None in years)
@@ -105,7 +107,7 @@ class Titles:
         if not short and words not in self._phrases:
             return True
         quoted = text[start - 1 : start] in ('"', "“", "*") and text[end : end + 1] in ('"', "”", "*")
-        alone = not re.search(r"\w", text[:start] + text[end:])
+        alone = words not in self._phrases and not re.search(r"\w", text[:start] + text[end:])  # 'Yes' is an answer
         written = [word for word in re.findall(r"\w[\w'’]*", text[start:end]) if word.lower() not in _SMALL]
         capital = bool(written) and all(word[0].isupper() or word[0].isdigit() for word in written)
         if len(words) > 1:

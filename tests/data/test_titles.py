@@ -10,10 +10,11 @@ ITEMS = [
     ("Alien", 1979), ("Aladdin", 1992), ("Aladdin", 2019), ("The Matrix", 1999), ("Big", 1988), ("It", 2017),
     ("Get Out", 2017), ("Blade Runner", 1982), ("Blade Runner 2049", 2017), ("Amélie", 2001), ("300", 2006),
     ("WALL·E", 2008), ("Ocean's Eleven", 2001), ("Mr. & Mrs. Smith", 2005), ("Up", None), ("Frozen", 2010),
-    ("Frozen", 2010), ("Alien: Resurrection", 1997), ("Se7en", None), ("Rocky II", 1979),
+    ("Frozen", 2010), ("Alien: Resurrection", 1997), ("Se7en", None), ("Rocky II", 1979), ("The Comedy", 2012),
 ]  # fmt: skip
 CATALOGUE = Catalogue(tuple(Item(str(n), title, year) for n, (title, year) in enumerate(ITEMS)))
-TALK = Dialogue("d", tuple(Turn(SEEKER, text) for text in ["a big one", "get out of here", "so big", "let me get out"]))
+SPOKEN = ("a big one", "get out of here", "so big", "let me get out", "a comedy", "comedy")
+TALK = Dialogue("d", tuple(Turn(SEEKER, text) for text in SPOKEN))
 TITLES = Titles(CATALOGUE, [TALK])
 
 
@@ -37,7 +38,11 @@ def names(text: str) -> list[str]:
         ("blade runner", ["Blade Runner (1982)"]),
         ("something big", []),
         ("Big is what I want", []),
-        ("Big", ["Big (1988)"]),
+        ("Big", []),
+        ("Up", ["Up"]),
+        ("300", ["300 (2006)"]),
+        ("A Comedy would be nice", []),
+        ("I saw The Comedy", ["The Comedy (2012)"]),
         ("I saw Big yesterday", ["Big (1988)"]),
         ('I saw "big" yesterday', ["Big (1988)"]),
         ("big (1988)", ["Big (1988)"]),
