@@ -82,24 +82,30 @@ class Talker:
             said = self.first.message(SEEKER, text)
         except InputError:  # nothing but signs that no text may hold
             return False
-        talk.user.append(said)
-        talk.words.append(said.render(self.first.catalogue.names))
-        if self.log is not None:
+        if self.log is not None:  # what cannot be logged is not heard either
             talk.logged_as = talk.logged_as or self.log.new_dialogue()
             self.log.write(talk.logged_as, self.first.model, said, self.first.catalogue, now)
+        talk.user.append(said)
+        talk.words.append(said.render(self.first.catalogue.names))
         return True
 
     def answer(self, talk: Conversation, temperature: float) -> Iterator[tuple[str, Answer]]:
-        """The reply of each model in turn, taken up in the talk."""
-        for model, run in self.runs.items():
-            started, turns, number = time.monotonic(), talk.turns(model), len(talk.user)
-            reply = run.reply(turns, temperature, self.seed * 1_000_003 + number, self.top)
-            score = run.score(turns, reply) if "ppo" in run.models else None
-            found = Answer(reply, score, time.monotonic() - started)
-            talk.answers.setdefault(model, []).append(found)
-            if self.log is not None:
-                self.log.write(talk.logged_as, model, reply.turn, run.catalogue, time.time())
-            yield model, found
+        """The reply of each model in turn, taken up in the talk; a message that not all answer leaves no trace."""
+        number = len(talk.user)
+        try:
+            for model, run in self.runs.items():
+                started, turns = time.monotonic(), talk.turns(model)
+                reply = run.reply(turns, temperature, self.seed * 1_000_003 + number, self.top)
+                score = run.score(turns, reply) if "ppo" in run.models else None
+                if self.log is not None:
+                    self.log.write(talk.logged_as, model, reply.turn, run.catalogue, time.time())
+                found = Answer(reply, score, time.monotonic() - started)
+                talk.answers.setdefault(model, []).append(found)
+                yield model, found
+        finally:
+            if any(len(talk.answers.get(model, [])) < number for model in self.runs):
+                del talk.user[number - 1 :], talk.words[number - 1 :]
+                talk.answers = {model: answers[: number - 1] for model, answers in talk.answers.items()}
 
 
 def signals(score: Score) -> dict[str, float | None]:

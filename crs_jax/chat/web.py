@@ -103,12 +103,15 @@ def build(talker: Talker, temperature: float) -> Any:
         return [str(html) for html in (*columns, *(page.items(talk, model) for model in talker.runs))]
 
     def respond(text: str, heat: float, talk: Conversation) -> Iterator[tuple[Any, ...]]:
-        if not talker.hear(talk, text[:LONGEST]):
-            yield "", talk, *shown(talk)
-            return
-        yield "", talk, *shown(talk, waiting=True)
-        for _ in talker.answer(talk, heat):
+        try:
+            if not talker.hear(talk, text[:LONGEST]):
+                yield "", talk, *shown(talk)
+                return
             yield "", talk, *shown(talk, waiting=True)
+            for _ in talker.answer(talk, heat):
+                yield "", talk, *shown(talk, waiting=True)
+        except OSError as error:  # of the log
+            raise gradio.Error(f"What you said could not be kept ({error.strerror}), so it was not answered.") from None
 
     def anew() -> tuple[Any, ...]:
         return "", Conversation(), *shown(Conversation())

@@ -256,6 +256,25 @@ def test_two_talks_are_kept_apart(run):
     assert [turn.role for turn in other.turns("sft")] == [SEEKER]
 
 
+def test_a_message_that_could_not_be_answered_by_all_leaves_no_trace(run, monkeypatch):
+    """So that what comes next is answered to what was said before it."""
+    talker, talk = Talker({name: run.using(name) for name in ("sft", "ppo")}), Conversation()
+    talker.hear(talk, "first")
+    dict(talker.answer(talk, 1.0))
+    before = {name: talk.turns(name) for name in talker.runs}
+    talker.hear(talk, "second")
+    answering = talker.answer(talk, 1.0)
+    assert next(answering)[0] == "sft"
+    answering.close()  # as when the page is closed
+    assert {name: talk.turns(name) for name in talker.runs} == before
+    talker.hear(talk, "third")
+    monkeypatch.setattr(talker.runs["ppo"], "score", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        dict(talker.answer(talk, 1.0))
+    assert {name: talk.turns(name) for name in talker.runs} == before
+    assert len(talk.words) == 1
+
+
 def test_every_hostile_reply_is_text(run):
     """Also what a model says, and what a catalogue holds."""
     talker = Talker({"sft": run.using("sft")})
