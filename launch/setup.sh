@@ -83,3 +83,29 @@ install() {
   if [ -n "$extras" ]; then printf '%s\n' "$key" >"$venv/.installed-core"; fi
   say "Installed in $((SECONDS - start)) s"
 }
+
+# install_browser: Chromium with its driver, for the tests of the chat's page, where root can have it from Debian.
+# Elsewhere these tests skip and say what is missing; in CI (env CI set) they fail.
+install_browser() {
+  if { command -v chromium || command -v google-chrome; } >/dev/null && command -v chromedriver >/dev/null; then
+    return
+  fi
+  if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null ||
+    ! grep_id debian "${OS_RELEASE:-/etc/os-release}"; then
+    return
+  fi
+  say "Installing Chromium and its driver from Debian's packages, for the tests of the chat's page"
+  DEBIAN_FRONTEND=noninteractive apt-get update -qq >&2 &&
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium chromium-driver >&2 ||
+    say "note: they could not be installed; the tests that need them will say so"
+}
+
+# grep_id NAME FILE: whether an os-release file is that system's.
+grep_id() {
+  local line
+  [ -r "$2" ] || return 1
+  while IFS= read -r line; do
+    if [ "$line" = "ID=$1" ]; then return; fi
+  done <"$2"
+  return 1
+}

@@ -12,6 +12,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
 install test
+install_browser
 
 cd "$root"
 export PYTHONPATH="$root/tests${PYTHONPATH:+:$PYTHONPATH}"

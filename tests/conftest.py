@@ -1,5 +1,6 @@
 """Fixtures of all tests."""
 
+import fcntl
 import functools
 import os
 import pathlib
@@ -67,3 +68,21 @@ def data_dir() -> pathlib.Path:
             pytest.fail(reason)
         pytest.skip(reason)
     return folder
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory) -> pathlib.Path:
+    """Workdir of one small finished run of all stages, the same for all tests and workers; it is only read."""
+    import small_run
+
+    shared = tmp_path_factory.getbasetemp()
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        shared = shared.parent
+    workdir, done = shared / "finished-run", shared / "finished-run.done"
+    with open(shared / "finished-run.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the first to come makes it
+        if not done.exists():
+            made = small_run.run(workdir)
+            assert made.returncode == 0, made.stdout + made.stderr
+            done.touch()
+    return workdir

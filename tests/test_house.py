@@ -13,6 +13,9 @@ ROOMS = {
     "main": 5,
     "pipeline": 4,
     "prepare": 4,
+    "api": 4,
+    "loading": 4,
+    "__init__": 4,
     "training": 3,
     "evaluation": 3,
     "rl": 2,
@@ -21,6 +24,9 @@ ROOMS = {
     "signals": 1,
 }
 """main -> pipeline -> training/evaluation -> rl -> models/data/signals: a room imports its own height or lower.
+
+The Python API stands beside the pipeline: it trains by it, and does with a finished run what the evaluation does;
+`crs_jax/__init__.py` names it.
 
 What is not listed (errors, config, metrics, sharding, ...) serves them all: any room may import it, and it may import
 no room above models/data/signals, unless it is a program of its own.

@@ -56,7 +56,14 @@ def test_one_pin_for_each_package_that_meets_what_the_project_asks(version):
     assert len(pinned) == len(pins)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    asked = project["dependencies"] + extras["embed"] + extras["tftext"] + extras["roberta"] + extras["test"]
+    asked = (
+        project["dependencies"]
+        + extras["embed"]
+        + extras["tftext"]
+        + extras["roberta"]
+        + extras["chat"]
+        + extras["test"]
+    )
     for requirement in map(Requirement, asked):
         if requirement.name != project["name"]:
             assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)]), requirement
@@ -66,7 +73,7 @@ def test_one_pin_for_each_package_that_meets_what_the_project_asks(version):
 def test_core_is_light():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     names = {canonicalize_name(Requirement(text).name) for text in project["dependencies"]}
-    assert not names & {"torch", "tensorflow", "tensorflow-text", "sentence-transformers"}
+    assert not names & {"torch", "tensorflow", "tensorflow-text", "sentence-transformers", "gradio", "selenium"}
     assert project["requires-python"] == ">=3.11"
 
 
@@ -94,6 +101,34 @@ def test_never_clears_a_folder_that_is_no_environment(tmp_path):
     assert done.returncode != 0
     assert "no virtual environment" in done.stderr
     assert kept.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("system", "there", "asked"),
+    [
+        ("debian", (), "apt-get update -qq\napt-get install -y -qq --no-install-recommends chromium chromium-driver\n"),
+        ("debian", ("chromium", "chromedriver"), ""),
+        ("fedora", (), ""),
+    ],
+)
+def test_the_browser_of_the_pages_tests_comes_where_it_can(tmp_path, system, there, asked):
+    """With stand-ins for root, its package manager and the system's name."""
+    for tool in ("bash", "dirname", "cat", "ls", "env"):
+        os.symlink(shutil.which(tool), tmp_path / tool)
+    for name, does in (
+        ("id", "echo 0"),
+        ("apt-get", f'echo "apt-get $*" >> {tmp_path}/asked'),
+        *((n, ":") for n in there),
+    ):
+        (tmp_path / name).write_text(f"#!{shutil.which('bash')}\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "os-release").write_text(f"ID={system}\n")
+    (tmp_path / "asked").touch()
+    line = f"source {ROOT}/launch/setup.sh; OS_RELEASE={tmp_path}/os-release; install_browser"
+    environment = {"PATH": str(tmp_path)}
+    done = subprocess.run([shutil.which("bash"), "-euc", line], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "asked").read_text() == asked
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import difflib
 import re
 import unicodedata
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from crs_jax.data.dialogue import MENTION
 
@@ -18,11 +19,24 @@ _NUMBERS = {
     )
     for word in words.split()
 }
-_ARTICLES = ("the", "a", "an")
-_SHORT = 3  # letters: titles like 'It' or 'Up' are words first
+ARTICLES = ("the", "a", "an")
+SHORT = 3  # letters: titles like 'It' or 'Up' are words first
 CLOSE = 0.87  # similarity of a misspelt title, by difflib's ratio of the joined words
 
 Span = tuple[int, int]
+
+
+class Token(NamedTuple):
+    """A word without case, accents, apostrophes and kind of numeral, and where in the text it stands."""
+
+    word: str
+    start: int
+    end: int
+
+
+def normal_tokens(text: str) -> list[Token]:
+    """The words of a text, punctuation left out."""
+    return [Token(_normal(m.group()), m.start(), m.end()) for m in _TOKEN.finditer(text)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,9 +81,9 @@ def _spans(text: str, candidate: Candidate) -> list[Span]:
     spans = [span for surface in surfaces for span in _exact(text, surface)]
     if spans or not candidate.annotated:
         return spans
-    tokens = [(_normal(m.group()), m.start(), m.end()) for m in _TOKEN.finditer(text)]
-    titles = [[_normal(t) for t in _TOKEN.findall(s)] for s in surfaces]
-    titles += [t[1:] for t in titles if len(t) > 1 and t[0] in _ARTICLES and len("".join(t[1:])) > _SHORT]
+    tokens = normal_tokens(text)
+    titles = [[token.word for token in normal_tokens(s)] for s in surfaces]
+    titles += [t[1:] for t in titles if len(t) > 1 and t[0] in ARTICLES and len("".join(t[1:])) > SHORT]
     spans = [_widen(text, span) for title in titles for span in _loose(text, tokens, title)]
     if spans:
         return spans
@@ -80,7 +94,7 @@ def _spans(text: str, candidate: Candidate) -> list[Span]:
 def _exact(text: str, surface: str) -> list[Span]:
     before = r"(?<!\w)" if surface[0].isalnum() else ""
     after = r"(?!\w)" if surface[-1].isalnum() else ""
-    if len(surface) <= _SHORT:
+    if len(surface) <= SHORT:
         after += r"(?!['’]\w)"
     return [m.span() for m in re.finditer(before + re.escape(surface) + after, text)]
 
@@ -93,19 +107,19 @@ def _normal(token: str) -> str:
     return _NUMBERS.get(letters, letters)
 
 
-def _loose(text: str, tokens: list[tuple[str, int, int]], title: list[str]) -> list[Span]:
+def _loose(text: str, tokens: list[Token], title: list[str]) -> list[Span]:
     """Runs of tokens that equal the title's; a short one must be capitalised in the text."""
     words, n = [t[0] for t in tokens], len(title)
     spans = []
     for i in range(len(tokens) - n + 1):
         if words[i : i + n] == title:
             start, end = tokens[i][1], tokens[i + n - 1][2]
-            if len("".join(title)) > _SHORT or any(c.isupper() for c in text[start:end]):
+            if len("".join(title)) > SHORT or any(c.isupper() for c in text[start:end]):
                 spans.append((start, end))
     return spans
 
 
-def _close(tokens: list[tuple[str, int, int]], title: list[str]) -> tuple[float, Span]:
+def _close(tokens: list[Token], title: list[str]) -> tuple[float, Span]:
     """The run of tokens most like the title when both are joined; digits must agree. (0, ...) for short titles."""
     wanted = "".join(title)
     best = (0.0, (0, 0))

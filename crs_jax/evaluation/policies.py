@@ -54,8 +54,10 @@ class Judged(NamedTuple):
 
 
 def batches(count: int, size: int, label: str) -> Iterator[tuple[np.ndarray, int]]:
-    """(`size` row numbers, how many of them are real): the last batch repeats the last row. Shows progress."""
-    with Progress(count, label, "contexts") as progress:
+    """(`size` row numbers, how many of them are real): the last batch repeats the last row. Shows progress where there
+    is a label.
+    """
+    with Progress(count, label, "contexts", enabled=bool(label)) as progress:
         for start in range(0, count, size):
             index = np.arange(start, start + size)
             real = min(size, count - start)
@@ -91,8 +93,8 @@ def _likelihood(graphdef: Any, mesh: Mesh):
 
 
 @functools.cache
-def _generator(graphdef: Any, mesh: Mesh, reply_tokens: int, temperature: float):
-    def run(params, frozen, contexts, key):
+def _generator(graphdef: Any, mesh: Mesh, reply_tokens: int, greedy: bool):
+    def run(params, frozen, contexts, key, temperature):
         policy = nnx.merge(graphdef, params, frozen)
         replies = sample(
             policy,
@@ -102,8 +104,8 @@ def _generator(graphdef: Any, mesh: Mesh, reply_tokens: int, temperature: float)
             group=1,
             evidence=contexts.evidence,
             reply_tokens=reply_tokens,
-            temperature=temperature or 1.0,
-            greedy=temperature == 0,
+            temperature=temperature,
+            greedy=greedy,
         )
         return replies.tokens_BR, replies.mask_BR
 
@@ -156,10 +158,11 @@ def generate(
 ) -> tuple[np.ndarray, np.ndarray]:
     """One reply a context, tokens `[B, R]` and mask; the mode of each step at temperature 0."""
     graphdef, params, frozen = model
-    run, key = _generator(graphdef, task.mesh, task.config.data.reply_tokens, temperature), jax.random.key(seed)
+    run, key = _generator(graphdef, task.mesh, task.config.data.reply_tokens, temperature == 0), jax.random.key(seed)
+    divisor = jnp.float32(temperature or 1.0)  # an argument, so that one program serves all temperatures
     return run_batched(
         task,
-        lambda number, c: run(params, frozen, c, jax.random.fold_in(key, number)),
+        lambda number, c: run(params, frozen, c, jax.random.fold_in(key, number), divisor),
         len(contexts.prompt_CP),
         contexts,
         label,

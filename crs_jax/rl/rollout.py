@@ -105,7 +105,7 @@ def sample(
     group: int,
     reply_tokens: int,
     evidence: Evidence | None = None,
-    temperature: float = 1.0,
+    temperature: float | jax.Array = 1.0,
     block: int = 8,
     greedy: bool = False,
     proposed: jax.Array | None = None,

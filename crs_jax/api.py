@@ -1,0 +1,291 @@
+"""The Python API: a finished run that recommends, replies and scores replies, and training from a config.
+
+A dialogue is what was said so far, oldest first: a list of (role, text) pairs, of the dicts with `role` and `content`
+that chat software uses, or of `Turn` records. Roles are `seeker` or `user`, and `recommender` or `assistant`. Titles in
+a text are linked to the catalogue (`data/titles.py`); nothing else in it has a meaning beyond its words.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict
+
+from crs_jax import flags as command_line
+from crs_jax import pipeline
+from crs_jax.checkpoint import done_meta
+from crs_jax.data.catalogue import Catalogue
+from crs_jax.data.dialogue import RECOMMENDER, SEEKER, Dialogue, Turn
+from crs_jax.data.messages import Message, read_dialogue
+from crs_jax.errors import InputError
+from crs_jax.evaluation.policies import generate, judge_replies, ranking_scores
+from crs_jax.loading import MODELS, NO_ID, Loaded, load_run
+from crs_jax.proposals import Recommendation, Reply, Score
+from crs_jax.training.contexts import Contexts, contexts_at
+from crs_jax.training.ppo_stage import Model
+from crs_jax.training.replies import reply_arrays
+
+
+class Run:
+    """A finished run, with one of its policies at work. Made by `load` and `train`.
+
+    Attributes:
+      model: ppo or sft.
+      workdir: the run's folder.
+      config: its settings.
+    """
+
+    def __init__(self, loaded: Loaded, model: str) -> None:
+        self._loaded, self.model = loaded, model
+        self.workdir, self.config = loaded.workdir, loaded.task.config
+        self._known: tuple[tuple[Turn, ...], Contexts] | None = None
+
+    def __repr__(self) -> str:
+        what = f"model={self.model!r}, dataset={self.config.data.dataset!r}, items={len(self.catalogue)}"
+        return f"Run({str(self.workdir)!r}, {what})"
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """What it can propose.
+
+        >>> len(crs_jax.load(workdir).catalogue) > 0
+        True
+        """
+        return self._loaded.task.corpus.catalogue
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The policies that the run has.
+
+        >>> crs_jax.load(workdir).models
+        ('ppo', 'sft')
+        """
+        return tuple(name for name in MODELS if name in self._loaded.models)
+
+    def using(self, model: str) -> Run:
+        """The same run with another of its policies; nothing is loaded a second time.
+
+        >>> run = crs_jax.load(workdir)
+        >>> run.using("sft").model
+        'sft'
+
+        Raises:
+          InputError: the run has no such policy.
+        """
+        if model not in MODELS:
+            raise InputError(f"model={model!r}: take {' or '.join(MODELS)}")
+        if model not in self._loaded.models:
+            raise InputError(
+                f"--workdir={self.workdir}: it holds no finished stages reward and ppo, so no model {model!r}; take "
+                "model='sft', or run these stages"
+            )
+        return Run(self._loaded, model)
+
+    def recommend(self, dialogue: Sequence[Message], top: int = 5, fresh: bool = True) -> list[Recommendation]:
+        """The likeliest items to propose next, best first.
+
+        >>> run = crs_jax.load(workdir)
+        >>> items = run.recommend([("seeker", "Hi! Something light and funny, please.")], top=3)
+        >>> len(items), items[0].probability >= items[1].probability
+        (3, True)
+
+        Args:
+          dialogue: what was said so far.
+          top: how many.
+          fresh: leave out what was named in the dialogue.
+
+        Raises:
+          InputError: the dialogue is empty or has another shape, or `top` is below 1.
+        """
+        if top < 1:
+            raise InputError(f"top={top}: take at least 1")
+        turns = self._turns(dialogue)
+        scores_N = self._scores(turns)
+        named = {item for turn in turns for item in turn.items} if fresh else set[str]()
+        catalogue = self.catalogue
+        order = [row for row in np.argsort(-scores_N, kind="stable") if catalogue.items[row].item_id not in named]
+        return self._recommendations(order[:top], scores_N)
+
+    def reply(
+        self, dialogue: Sequence[Message], temperature: float = 1.0, seed: int = 0, top: int = 5, fresh: bool = True
+    ) -> Reply:
+        """What the recommender says next.
+
+        >>> run = crs_jax.load(workdir)
+        >>> talk = [{"role": "user", "content": "Hi! Something light and funny, please."}]
+        >>> reply = run.reply(talk, temperature=0.7, seed=1)
+        >>> len(reply.top), reply == run.reply(talk, temperature=0.7, seed=1)
+        (5, True)
+        >>> talk += [reply.turn, ("seeker", "I have seen that one.")]
+
+        Args:
+          dialogue: what was said so far.
+          temperature: divides the logits; 0 takes the likeliest at each step.
+          seed: of the sampling; the same seed gives the same reply.
+          top, fresh: of `Reply.top`, as for `recommend`.
+
+        Raises:
+          InputError: as `recommend`; or the temperature is below 0.
+        """
+        if not 0 <= temperature < float("inf"):
+            raise InputError(f"temperature={temperature}: take a number of at least 0")
+        turns = self._turns(dialogue)
+        task, catalogue = self._loaded.task, self.catalogue
+        with self._loaded.precision():
+            tokens_BR, mask_BR = generate(task, self._policy, self._contexts(turns), temperature, seed, "")
+        tokens = tuple(tokens_BR[0][mask_BR[0]].tolist())
+        turn = task.tokenizer.decode_turn([task.tokenizer.recommender, task.tokenizer.rec, *tokens], catalogue)
+        proposed = task.tokenizer.decode_reply(tokens, catalogue)[0]
+        items = tuple(self._recommendations(proposed, self._scores(turns)))
+        return Reply(turn.render(catalogue.names), items, tuple(self.recommend(turns, top, fresh)), turn, tokens)
+
+    def score(self, dialogue: Sequence[Message], reply: str | Turn | Reply) -> Score:
+        """What the run's reward model foretells of a reply, anybody's, to a dialogue.
+
+        >>> run = crs_jax.load(workdir)
+        >>> score = run.score([("seeker", "Something light and funny?")], "What do you like best?")
+        >>> score.relevance is None, -5 <= score.reward <= 5
+        (True, True)
+
+        Raises:
+          InputError: the run has no reward model, or none that PPO has put to scale; or as `recommend`.
+        """
+        aligned = self._loaded.aligned
+        if aligned is None:
+            raise InputError(
+                f"--workdir={self.workdir}: it holds no finished stages reward and ppo, which score replies"
+            )
+        turns, task = self._turns(dialogue), self._loaded.task
+        if isinstance(reply, Reply):
+            R = task.config.data.reply_tokens
+            tokens_BR, mask_BR = np.full((1, R), task.tokenizer.pad, np.int32), np.zeros((1, R), bool)
+            tokens_BR[0, : len(reply.tokens)], mask_BR[0, : len(reply.tokens)] = reply.tokens, True
+        else:
+            said = reply if isinstance(reply, Turn) else self._loaded.titles.turn(RECOMMENDER, reply)
+            both = self._loaded.about(Dialogue(NO_ID, (*turns, said)))
+            tokens_BR, mask_BR = reply_arrays(both, "test", [(0, len(turns))])
+        with self._loaded.precision():
+            judged = judge_replies(task, aligned, self._policy, self._contexts(turns), tokens_BR, mask_BR, "")
+        found = [float(value) if np.isfinite(value) else None for value in judged.signal_BS[0]]
+        engagement, relevance, sentiment, *own = found
+        assert engagement is not None and sentiment is not None  # noqa: PT018  heads give numbers
+        return Score(engagement, relevance, sentiment, float(judged.reward_B[0]), *own)
+
+    def message(self, role: str, text: str) -> Turn:
+        """A message as a record: its words, and the items whose titles stand in them.
+
+        >>> run = crs_jax.load(workdir)
+        >>> run.message("user", "Hello!").items
+        ()
+
+        Raises:
+          InputError: it has no words, or the role is none.
+        """
+        return self._turns([(role, text)])[0]
+
+    def warm_up(self) -> None:
+        """Compiles all that the other methods run, so that none of their calls waits for it.
+
+        >>> crs_jax.load(workdir).warm_up()
+        """
+        dialogue = [(SEEKER, "Hello!")]
+        for temperature in (0.0, 1.0):
+            reply = self.reply(dialogue, temperature)
+        if self._loaded.aligned is not None:
+            self.score(dialogue, reply)
+
+    @property
+    def _policy(self) -> Model:
+        return self._loaded.models[self.model]
+
+    def _turns(self, dialogue: Sequence[Message]) -> tuple[Turn, ...]:
+        return read_dialogue(dialogue, self._loaded.titles)
+
+    def _contexts(self, turns: tuple[Turn, ...]) -> Contexts:
+        """The context at the end of the turns, one row."""
+        known = self._known
+        if known is None or known[0] != turns:
+            about = self._loaded.about(Dialogue(NO_ID, turns))
+            self._known = known = turns, contexts_at(about, "test", [(0, len(turns))])
+        return known[1]
+
+    def _scores(self, turns: tuple[Turn, ...]) -> np.ndarray:
+        with self._loaded.precision():
+            return ranking_scores(self._loaded.task, self._policy, self._contexts(turns), "")[0]
+
+    def _recommendations(self, rows: Sequence[int], scores_N: np.ndarray) -> list[Recommendation]:
+        share_N = np.exp(scores_N.astype(np.float64) - scores_N.max())
+        share_N /= share_N.sum()
+        items = self.catalogue.items
+        return [
+            Recommendation(
+                items[row].item_id, items[row].title, items[row].year, items[row].genres,
+                float(share_N[row]), float(scores_N[row]),
+            )
+            for row in rows
+        ]  # fmt: skip
+
+
+def load(workdir: str | pathlib.Path, model: str = "ppo", data_dir: str = "") -> Run:
+    """A finished run from its folder. It is left as it is, and a run may go on in it.
+
+    >>> import crs_jax
+    >>> crs_jax.load(workdir, model="sft").model
+    'sft'
+
+    Args:
+      workdir: what `--workdir` was.
+      model: ppo, or sft, the policy before it.
+      data_dir: where the corpus' files are, if not where they were.
+
+    Raises:
+      InputError: the folder is no finished run, or lacks the model; says what is missing.
+    """
+    return Run(load_run(pathlib.Path(workdir), data_dir), "sft").using(model)
+
+
+def train(
+    config: str | pathlib.Path | ConfigDict, workdir: str | pathlib.Path, overrides: Mapping[str, Any] | None = None
+) -> Run:
+    """Runs a config's stages as `python -m crs_jax.main` does, and loads what came out; what is done is skipped.
+
+    >>> run = crs_jax.train("configs/quickstart.py", workdir, overrides)  # doctest: +ELLIPSIS
+    crs_jax, simulated...
+    >>> run.models
+    ('ppo', 'sft')
+
+    Args:
+      config: a file, with a variant after a colon (`configs/redial_ppo.py:scratch`), or a config.
+      workdir: where the run leaves everything.
+      overrides: settings by name, such as `{"ppo.iterations": 20, "seed": 1}`.
+
+    Returns:
+      The run with its last policy: ppo, or sft where the stages end before.
+
+    Raises:
+      InputError: a setting or the data cannot be used; names it.
+    """
+    source = config
+    if isinstance(config, ConfigDict):
+        chosen = config.copy_and_resolve_references()
+    else:
+        chosen = command_line.load_config(str(config))
+    if overrides:
+        chosen = _changed(chosen, str(source) if not isinstance(source, ConfigDict) else "", overrides)
+    pipeline.run(chosen, pathlib.Path(workdir))
+    return load(workdir, "ppo" if done_meta(pathlib.Path(workdir).expanduser(), "ppo") else "sft")
+
+
+def _changed(config: ConfigDict, source: str, overrides: Mapping[str, Any]) -> ConfigDict:
+    if source:  # as the command line, with all that it says of a name or a value
+        line = ["train", f"--config={source}", *(f"--config.{name}={value}" for name, value in overrides.items())]
+        return command_line.parse(line, flags.FlagValues()).config
+    try:
+        config.update_from_flattened_dict(dict(overrides))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"overrides: {' '.join(str(error).split())}") from None
+    return config

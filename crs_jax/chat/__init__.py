@@ -1,0 +1,1 @@
+"""Talking with a finished run: in a terminal, or on a page in the browser."""

@@ -1,0 +1,95 @@
+"""Talks with a finished run.
+
+  python -m crs_jax.chat --workdir=runs/quickstart                  # in the terminal
+  python -m crs_jax.chat --workdir=runs/quickstart --model=both     # before and after PPO, side by side
+  python -m crs_jax.chat --workdir=runs/quickstart --web            # a page in the browser; needs the extra `chat`
+  echo "Something funny?" | python -m crs_jax.chat --workdir=runs/quickstart --seed=3
+
+  --workdir      a run that has ended
+  --model        ppo, sft or both, each of which goes on from its own replies. Default: ppo; of the page both
+  --temperature  of replies; 0 takes the likeliest of each step. Default: 1
+  --top          how many likeliest items are shown beside a reply. Default: 5
+  --seed         of the sampling. Default: 0
+  --log          FILE.jsonl that what people say, what is replied and when is added to; nothing is kept without it
+  --data_dir     where the run's corpus is, if not where it was
+  --web          a page instead of the terminal
+  --host         address the page is served at. Default: 127.0.0.1, which this machine alone can reach
+  --port         its port; 0 takes a free one. Default: 7860
+
+/reset begins a new talk, /quit ends, /help says what else there is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import sys
+import time
+from collections.abc import Sequence
+
+from crs_jax.chat.parser import Parser, run_program
+
+FLAGS: tuple[tuple[str, type, object], ...] = (
+    ("workdir", str, ""), ("model", str, ""), ("temperature", float, 1.0), ("top", int, 5), ("seed", int, 0),
+    ("log", str, ""), ("data_dir", str, ""), ("host", str, "127.0.0.1"), ("port", int, 7860),
+)  # fmt: skip
+"""Name, kind and default of the flags with a value."""
+
+
+def options(argv: Sequence[str]) -> argparse.Namespace:
+    """The flags; `InputError` for what cannot be used."""
+    parser = Parser(prog="python -m crs_jax.chat", description=__doc__, usage=argparse.SUPPRESS,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    for name, kind, default in FLAGS:
+        parser.add_argument(f"--{name}", type=kind, default=default, help=argparse.SUPPRESS)
+    parser.add_argument("--web", action="store_true", help=argparse.SUPPRESS)
+    given = parser.parse_args(argv)
+    if not given.workdir:
+        parser.error("--workdir is missing: name a run that has ended, such as --workdir=runs/quickstart")
+    if given.model not in ("", "ppo", "sft", "both"):
+        parser.error(f"--model={given.model}: take ppo, sft or both")
+    if not 0 <= given.temperature < float("inf"):
+        parser.error(f"--temperature={given.temperature}: take a number of at least 0")
+    for name, least in (("top", 1), ("seed", 0), ("port", 0)):
+        if getattr(given, name) < least:
+            parser.error(f"--{name}={getattr(given, name)}: take at least {least}")
+    if not given.model:
+        given.model = "both" if given.web and not given.log else "ppo"
+    return given
+
+
+def main(argv: Sequence[str]) -> None:
+    """Loads the run, compiles, and talks."""
+    given = options(argv)
+    if given.web:
+        from crs_jax.chat.web import require_gradio
+
+        require_gradio()
+    from crs_jax.api import load
+    from crs_jax.chat.conversation import Talker
+    from crs_jax.chat.feedback import FeedbackWriter
+
+    started = time.monotonic()
+    names = ("sft", "ppo") if given.model == "both" else (given.model,)
+    run = load(given.workdir, names[-1], given.data_dir)
+    runs = {name: run.using(name) for name in names}
+    log = FeedbackWriter(pathlib.Path(given.log), run.catalogue) if given.log else None
+    talker = Talker(runs, given.top, given.seed, log)
+    print(f"{run.config.data.dataset}, {len(run.catalogue):,} items, {' and '.join(names)}: compiling ...", flush=True)
+    for each in runs.values():
+        each.warm_up()
+    print(f"ready in {time.monotonic() - started:.1f} s", flush=True)
+    if log is not None:
+        print(f"what is said and when is written to {log.path}", flush=True)
+    if given.web:
+        from crs_jax.chat.web import serve
+
+        serve(talker, given.host, given.port, given.temperature)
+    else:
+        from crs_jax.chat.terminal import talk
+
+        talk(talker, given.temperature)
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(main))

@@ -1,0 +1,95 @@
+"""Adds logged talks to the dialogues that a run was trained on, as a folder to train on.
+
+  python -m crs_jax.chat.collect --log=talks.jsonl --workdir=runs/redial --out=data/with_talks
+  python -m crs_jax.main --config=configs/redial_ppo.py:scratch --config.data.dir=data/with_talks
+
+  --log       what `python -m crs_jax.chat --log` wrote; several files with commas between them
+  --workdir   the run that was talked with
+  --out       the folder to make: ReDial's files, the talks behind the training dialogues
+  --data_dir  where the run's corpus is, if not where it was
+
+The times of the messages come along, so that engagement's dwell knows how long people stayed with a reply.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import shutil
+import sys
+from collections.abc import Sequence
+
+from ml_collections import ConfigDict
+
+from crs_jax.chat.feedback import read_feedback
+from crs_jax.chat.parser import Parser, run_program
+from crs_jax.data import redial
+from crs_jax.data.corpus import LOADERS
+from crs_jax.errors import InputError
+from crs_jax.metrics import read_json
+
+
+def corpus_folder(workdir: pathlib.Path, data_dir: str = "") -> pathlib.Path:
+    """Where the files of a run's corpus are; `InputError` where they are not ReDial's."""
+    config = ConfigDict(read_json(workdir / "config.json"))
+    if LOADERS.get(config.data.dataset) is not redial:
+        raise InputError(f"--workdir={workdir}: talks join a corpus in ReDial's format; this is {config.data.dataset}")
+    given = data_dir or config.data.dir or ("" if config.data.hub else str(workdir / "data"))
+    if not given:
+        raise InputError(f"--workdir={workdir}: its corpus came from the hub; give ReDial's files by --data_dir=FOLDER")
+    folder = pathlib.Path(given).expanduser()
+    if not folder.is_dir():
+        raise InputError(f"--workdir={workdir}: its corpus was in {folder}, which is gone; give --data_dir=FOLDER")
+    redial.files(folder, config.data)
+    return folder
+
+
+def collect(logs: Sequence[pathlib.Path], folder: pathlib.Path, out: pathlib.Path) -> tuple[int, int]:
+    """Writes `out`; returns how many talks and how many of their messages were added.
+
+    Raises:
+      InputError: a log or the folder cannot be read, no talk is in the logs, or `out` is not empty.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"--out={out}: is there already; name a new folder")
+    talks = []
+    for path in logs:
+        found, broken = read_feedback(path)
+        talks += found
+        for number in broken:
+            print(f"note: {path}, line {number} breaks off and is left out")
+    if not talks:
+        raise InputError(f"--log={','.join(map(str, logs))}: no talk is in it")
+    part = out.with_name(out.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    for path in redial.files(folder, None):
+        shutil.copyfile(path, part / path.name)
+    train = (part / redial.TRAIN).read_bytes()
+    with open(part / redial.TRAIN, "ab") as file:
+        file.write(b"" if not train or train.endswith(b"\n") else b"\n")
+        for talk in talks:
+            file.write((json.dumps(talk) + "\n").encode())
+    if out.exists():
+        out.rmdir()
+    part.rename(out)
+    return len(talks), sum(len(talk["messages"]) for talk in talks)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Reads the flags and does it."""
+    parser = Parser(prog="python -m crs_jax.chat.collect", description=__doc__,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    for name in ("log", "workdir", "out"):
+        parser.add_argument(f"--{name}", required=True, help=argparse.SUPPRESS)
+    parser.add_argument("--data_dir", default="", help=argparse.SUPPRESS)
+    given = parser.parse_args(argv)
+    folder = corpus_folder(pathlib.Path(given.workdir).expanduser(), given.data_dir)
+    out = pathlib.Path(given.out).expanduser()
+    talks, messages = collect([pathlib.Path(path) for path in given.log.split(",")], folder, out)
+    print(f"{out}: {talks} talks with {messages} messages stand behind the training dialogues of {folder}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(main))

@@ -1,0 +1,120 @@
+"""The talk in a terminal: scripted through pipes, and what it prints."""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+import crs_jax
+from crs_jax.chat import terminal
+from crs_jax.chat.__main__ import main, options
+from crs_jax.chat.conversation import Conversation, Talker
+from crs_jax.chat.parser import run_program
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def run(finished_run) -> crs_jax.Run:
+    return crs_jax.load(finished_run)
+
+
+def script(*lines: str, finished_run, flags: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
+    line = [sys.executable, "-m", "crs_jax.chat", f"--workdir={finished_run}", *flags]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(line, input="\n".join(lines), cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+def test_a_scripted_talk(run, finished_run, tmp_path):
+    """Replies are those of the API with the same seed; commands work; the end of the input ends it."""
+    top = run.recommend([("user", "Hi!")], top=2)
+    lines = ("Hi!", "", f"I saw {top[0].title}", "/top 2", "/reset", "Hi!", "/what", "/temperature 0", "Hi\x1b[31m")
+    done = script(*lines, finished_run=finished_run, flags=("--seed=4", "--model=ppo"))
+    assert (done.returncode, done.stderr) == (0, "")
+    out = done.stdout
+    assert "compiling" in out.splitlines()[0]
+    assert out.splitlines()[1].startswith("ready in ")
+    expected = run.reply([("user", "Hi!")], seed=4 * 1_000_003 + 1)
+    assert words(out).count(words(f"ppo> {terminal.plain(expected.text)}")) == 2  # and again after /reset
+    first, second = out.split("you> Hi!")[1:]
+    assert top[0].title in first.split("you> I saw")[0]
+    assert f"{top[0].probability:.1%}" in first
+    assert terminal.HELP in second
+    assert all(f"{name} " in first for name in ("engagement", "relevance", "sentiment", "reward"))
+    assert len(re.findall(r" [0-9.]+%$", second.split("you>")[0], re.MULTILINE)) == 2
+    assert "\x1b" not in out
+
+
+def words(text: str) -> str:
+    return "".join(text.split())
+
+
+def test_both_side_by_side_and_one_below_the_other(run):
+    talker, talk = Talker({name: run.using(name) for name in ("sft", "ppo")}), Conversation()
+    talker.hear(talk, "Hello, something funny?")
+    answers = dict(talker.answer(talk, 1.0))
+    wide, narrow = terminal.beside(answers, 100), terminal.beside(answers, 40)
+    assert wide[0].startswith("sft> ")
+    assert "ppo> " in wide[0]
+    assert not any("sft> " in line and "ppo> " in line for line in narrow)
+    for width, lines in ((100, wide), (40, narrow)):
+        assert max(map(len, lines)) <= width
+        for name, answer in answers.items():
+            shown = words("".join(lines))
+            assert answer.score is not None
+            assert f"{answer.score.engagement:+.2f}" in shown
+            assert all(words(f"{item.probability:.1%}") in shown for item in answer.reply.top), name
+    one = terminal.beside({"sft": answers["sft"]}, 80)
+    assert all(item.title in "\n".join(one) for item in answers["sft"].reply.top)
+    assert max(map(len, one)) <= 80
+
+
+def test_the_two_policies_go_on_from_their_own_replies(run):
+    talker, talk = Talker({name: run.using(name) for name in ("sft", "ppo")}), Conversation()
+    for text in ("Hello", "more"):
+        talker.hear(talk, text)
+        dict(talker.answer(talk, 1.0))
+    for name in ("sft", "ppo"):
+        own = [answer.reply.turn for answer in talk.answers[name]]
+        assert talk.turns(name)[1::2] == own
+        assert own[1] == run.using(name).reply(talk.turns(name)[:3], seed=2).turn
+
+
+def test_nothing_steers_the_terminal():
+    assert terminal.plain("a\x1b[2J\x07b\u202ec\n d\x9b") == "a\ufffd[2J\ufffdb\ufffdc d\ufffd"
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ((), "--workdir is missing"),
+        (("--workdir=x", "--model=gpt"), "--model=gpt"),
+        (("--workdir=x", "--temperature=-1"), "--temperature=-1.0"),
+        (("--workdir=x", "--temperature=warm"), "invalid float value: 'warm'"),
+        (("--workdir=x", "--top=0"), "--top=0"),
+        (("--workdir=x", "--wed"), "--wed"),
+    ],
+)
+def test_flags_that_cannot_be_used_are_named(flags, said):
+    with pytest.raises(crs_jax.InputError, match=re.escape(said)):
+        options(flags)
+
+
+def test_errors_are_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["chat", f"--workdir={tmp_path / 'nothing'}"])
+    assert run_program(main) == 2
+    assert re.fullmatch(r"error: --workdir=.*: there is no such folder; .*\n", capsys.readouterr().err)
+
+
+def test_two_models_are_not_logged(run, tmp_path):
+    from crs_jax.chat.feedback import FeedbackWriter
+
+    writer = FeedbackWriter(tmp_path / "talks.jsonl", run.catalogue)
+    with pytest.raises(crs_jax.InputError, match="label of neither"):
+        Talker({name: run.using(name) for name in ("sft", "ppo")}, log=writer)
+    assert options(["--workdir=x", "--web"]).model == "both"
+    assert options(["--workdir=x", "--web", "--log=t.jsonl"]).model == "ppo"
+    assert options(["--workdir=x"]).host == "127.0.0.1"
