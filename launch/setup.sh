@@ -95,9 +95,10 @@ install_browser() {
     return
   fi
   say "Installing Chromium and its driver from Debian's packages, for the tests of the chat's page"
-  DEBIAN_FRONTEND=noninteractive apt-get update -qq >&2 &&
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium chromium-driver >&2 ||
+  if ! { DEBIAN_FRONTEND=noninteractive apt-get update -qq >&2 &&
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium chromium-driver >&2; }; then
     say "note: they could not be installed; the tests that need them will say so"
+  fi
 }
 
 # grep_id NAME FILE: whether an os-release file is that system's.
