@@ -82,7 +82,7 @@ def finished_run(tmp_path_factory) -> pathlib.Path:
     with open(shared / "finished-run.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the first to come makes it
         if not done.exists():
-            made = small_run.run(workdir)
+            made = small_run.run(workdir, **small_run.FINISHED)
             assert made.returncode == 0, made.stdout + made.stderr
             done.touch()
     return workdir

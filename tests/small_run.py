@@ -38,6 +38,8 @@ SMALL = {
     "evaluation.samples": 3,
     "evaluation.batch": 8,
 }
+FINISHED = {"log_every": 1, "ppo.iterations": 6, "sft.epochs": 2}
+"""What the fixture `finished_run` has besides."""
 TIMES = ("seconds", "tokens_per_second")
 SIGNAL_STATUS = {signal.SIGTERM: 143, signal.SIGINT: 130}
 

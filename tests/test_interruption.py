@@ -10,12 +10,23 @@ import subprocess
 import time
 
 import pytest
-from small_run import ROOT, SIGNAL_STATUS, assert_same, command, environment, logged, outcome, run, saving, start
+from small_run import (
+    FINISHED,
+    ROOT,
+    SIGNAL_STATUS,
+    assert_same,
+    command,
+    environment,
+    logged,
+    outcome,
+    run,
+    saving,
+    start,
+)
 
 from crs_jax.errors import StorageError
 
-SLOWLY = {"log_every": 1, "ppo.iterations": 6, "sft.epochs": 2}
-OFTEN = {**SLOWLY, "save_minutes": 0.01}
+OFTEN = {**FINISHED, "save_minutes": 0.01}
 
 
 def when(process, workdir, stage: str, step: int) -> None:
@@ -28,11 +39,8 @@ def when(process, workdir, stage: str, step: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def expected(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("whole")
-    done = run(folder, **SLOWLY)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return outcome(folder)
+def expected(finished_run):
+    return outcome(finished_run)
 
 
 def caught_saving(process, workdir, stage: str) -> None:
@@ -102,7 +110,7 @@ def test_kills_signals_and_a_full_disk_change_nothing(expected, tmp_path):
 def test_a_run_that_is_asked_to_end_saves_and_goes_on(expected, tmp_path):
     """In the middle of an epoch of SFT by SIGTERM, in PPO by SIGINT: nothing that was logged is done again."""
     for stage, step, number in (("sft", 3, signal.SIGTERM), ("reward", 2, signal.SIGTERM), ("ppo", 2, signal.SIGINT)):
-        process = start(tmp_path, **SLOWLY)
+        process = start(tmp_path, **FINISHED)
         when(process, tmp_path, stage, step)
         process.send_signal(number)
         said, _ = process.communicate(timeout=120)
@@ -112,14 +120,14 @@ def test_a_run_that_is_asked_to_end_saves_and_goes_on(expected, tmp_path):
         assert "Traceback" not in said
         last = max(line["step"] for line in logged(tmp_path) if line["stage"] == stage)
         assert last_saved(tmp_path, stage) == last
-    done = run(tmp_path, **SLOWLY)
+    done = run(tmp_path, **FINISHED)
     assert done.returncode == 0, done.stdout + done.stderr
     assert_same(outcome(tmp_path), expected)
 
 
 @pytest.mark.slow
 def test_a_second_signal_ends_at_once(expected, tmp_path):
-    process = start(tmp_path, **SLOWLY)
+    process = start(tmp_path, **FINISHED)
     when(process, tmp_path, "sft", 1)
     process.send_signal(signal.SIGTERM)
     process.send_signal(signal.SIGINT)
@@ -158,7 +166,7 @@ def test_a_full_disk_and_a_closed_one_lose_nothing(expected, tmp_path):
         pytest.skip("no right to mount a small disk here")
     disk = tmp_path / "disk"
     disk.mkdir()
-    line = shlex.join(command(disk / "run", **SLOWLY))
+    line = shlex.join(command(disk / "run", **FINISHED))
     script = SCRIPT.format(disk=disk, logs=tmp_path, run=line)
     done = subprocess.run(["unshare", "-m", "sh", "-c", script], cwd=ROOT, env=environment(), timeout=600)
     assert done.returncode == 0
