@@ -94,7 +94,7 @@ class Talker:
         for model, run in self.runs.items():
             started, turns, number = time.monotonic(), talk.turns(model), len(talk.user)
             reply = run.reply(turns, temperature, self.seed * 1_000_003 + number, self.top)
-            score = run.score(turns, reply) if "ppo" in run.models else None
+            score = run.score(turns, reply) if run.can_score else None
             found = Answer(reply, score, time.monotonic() - started)
             talk.answers.setdefault(model, []).append(found)
             if self.log is not None:
