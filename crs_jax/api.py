@@ -25,13 +25,17 @@ from crs_jax.errors import InputError
 from crs_jax.evaluation.policies import generate, judge_replies, ranking_scores
 from crs_jax.loading import MODELS, NO_ID, Loaded, load_run
 from crs_jax.proposals import Recommendation, Reply, Score
+from crs_jax.sharing import shared_model
+from crs_jax.sharing.card import model_card
+from crs_jax.sharing.folder import read, write
 from crs_jax.training.contexts import Contexts, contexts_at
 from crs_jax.training.ppo_stage import Model
 from crs_jax.training.replies import reply_arrays
 
 
 class Run:
-    """A finished run, with one of its policies at work. Made by `load` and `train`.
+    """A finished run, with one of its policies at work. Made by `load` and `train`; from an exported folder it has that
+    policy alone, and no reward model.
 
     Attributes:
       model: ppo or sft.
@@ -66,6 +70,15 @@ class Run:
         """
         return tuple(name for name in MODELS if name in self._loaded.models)
 
+    @property
+    def can_score(self) -> bool:
+        """Whether it has a reward model, as `score` needs.
+
+        >>> crs_jax.load(workdir).can_score
+        True
+        """
+        return self._loaded.aligned is not None
+
     def using(self, model: str) -> Run:
         """The same run with another of its policies; nothing is loaded a second time.
 
@@ -78,6 +91,8 @@ class Run:
         """
         if model not in MODELS:
             raise InputError(f"model={model!r}: take {' or '.join(MODELS)}")
+        if model not in self._loaded.models and self._loaded.shared:
+            raise InputError(f"{self.workdir}: of the run's policies it holds {self.models[0]} alone")
         if model not in self._loaded.models:
             raise InputError(
                 f"--workdir={self.workdir}: it holds no finished stages reward and ppo, so no model {model!r}; take "
@@ -155,6 +170,8 @@ class Run:
           InputError: the run has no reward model, or none that PPO has put to scale; or as `recommend`.
         """
         aligned = self._loaded.aligned
+        if self._loaded.shared:
+            raise InputError(f"{self.workdir}: it holds no reward model, which scores replies; the run does")
         if aligned is None:
             raise InputError(
                 f"--workdir={self.workdir}: it holds no finished stages reward and ppo, which score replies"
@@ -195,8 +212,31 @@ class Run:
         dialogue = [(SEEKER, "Hello!")]
         for temperature in (0.0, 1.0):
             reply = self.reply(dialogue, temperature)
-        if self._loaded.aligned is not None:
+        if self.can_score:
             self.score(dialogue, reply)
+
+    def export(self, folder: str | pathlib.Path, licence: str = "", overwrite: bool = False) -> None:
+        """Writes the policy in use as a Hugging Face folder, with its items and a model card (`sharing/folder.py`).
+
+        `load` gives it back, equal in every bit, without the run and its corpus.
+
+        >>> run = crs_jax.load(workdir)
+        >>> run.export(workdir / "shared")
+        >>> crs_jax.load(workdir / "shared").recommend([("user", "Hi!")]) == run.recommend([("user", "Hi!")])
+        True
+
+        Args:
+          folder: where; it appears when it is whole.
+          licence: of weights and item table, as the hub names it; by default that of the corpus.
+          overwrite: replaces a folder that was exported before.
+
+        Raises:
+          InputError: the place is taken, or the run is an exported folder itself.
+        """
+        if self._loaded.shared:
+            raise InputError(f"{self.workdir}: is an exported folder already; copy it, or name the run it came from")
+        folder = pathlib.Path(folder).expanduser()
+        write(self._loaded, self.model, folder, model_card(self.workdir, self.model, licence), overwrite)
 
     @property
     def _policy(self) -> Model:
@@ -230,22 +270,27 @@ class Run:
         ]  # fmt: skip
 
 
-def load(workdir: str | pathlib.Path, model: str = "ppo", data_dir: str = "") -> Run:
-    """A finished run from its folder. It is left as it is, and a run may go on in it.
+def load(workdir: str | pathlib.Path, model: str = "", data_dir: str = "") -> Run:
+    """A finished run from its folder, or one policy from a folder that `python -m crs_jax.export` wrote.
+
+    The folder is left as it is, and a run may go on in it.
 
     >>> import crs_jax
     >>> crs_jax.load(workdir, model="sft").model
     'sft'
 
     Args:
-      workdir: what `--workdir` was.
-      model: ppo, or sft, the policy before it.
+      workdir: what `--workdir` was, or the exported folder.
+      model: ppo, or sft, the policy before it; by default ppo, and of an exported folder the one it holds.
       data_dir: where the corpus' files are, if not where they were.
 
     Raises:
       InputError: the folder is no finished run, or lacks the model; says what is missing.
     """
-    return Run(load_run(pathlib.Path(workdir), data_dir), "sft").using(model)
+    folder = pathlib.Path(workdir).expanduser()
+    if own := shared_model(folder):
+        return Run(read(folder), own).using(model or own)
+    return Run(load_run(folder, data_dir), "sft").using(model or "ppo")
 
 
 def train(

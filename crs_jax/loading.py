@@ -49,6 +49,7 @@ class Loaded:
       models: `sft` and, where the run has it, `ppo`.
       aligned: what scores replies, with `ppo`; None without.
       titles: of its catalogue, for typed text.
+      shared: a folder of `crs_jax.export` with one policy alone, not the run itself.
     """
 
     workdir: pathlib.Path
@@ -56,6 +57,7 @@ class Loaded:
     models: dict[str, Model]
     aligned: Aligned | None
     titles: Titles
+    shared: bool = False
 
     def about(self, dialogue: Dialogue) -> Task:
         """The task with that dialogue as its test split."""
@@ -106,10 +108,20 @@ def _config(workdir: pathlib.Path) -> ConfigDict:
             f"--workdir={workdir}: this run measured the models of {config.model.transfer} and holds none of its own; "
             "give that folder"
         )
+    return adapted(config)
+
+
+def adapted(config: ConfigDict) -> ConfigDict:
+    """A run's settings, changed in place to what serves one dialogue at a time on this machine."""
     if config.model.attention == "cudnn" and jax.default_backend() != "gpu":
         config.model.attention = "xla"  # the same numbers, to rounding
     config.evaluation.batch = 1  # the functions of evaluation/policies.py take one context at a time here
     return config
+
+
+def one_device() -> jax.sharding.Mesh:
+    """A mesh of the first device alone."""
+    return jax.make_mesh((1, 1, 1), AXES, axis_types=(AxisType.Auto,) * 3, devices=jax.devices()[:1])
 
 
 def _task(config: ConfigDict, workdir: pathlib.Path) -> Task:
@@ -133,7 +145,7 @@ def _task(config: ConfigDict, workdir: pathlib.Path) -> Task:
     return Task(
         config=config,
         workdir=workdir,
-        mesh=jax.make_mesh((1, 1, 1), AXES, axis_types=(AxisType.Auto,) * 3, devices=jax.devices()[:1]),
+        mesh=one_device(),
         corpus=corpus,
         tokenizer=tokenizer,
         encoded={"train": tokenizer.encode_dialogues(first, corpus.catalogue, config.data.act_items)},

@@ -18,7 +18,7 @@ LOCK = ".lock"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM)
 BROKEN = (errno.EIO, errno.ESTALE)
-_CODE = re.compile(r"os_error_code='(\d+)'")
+_CODE = re.compile(r"os(?:_error_code='| error )(\d+)")
 _FILE = re.compile(r'Failed writing: "([^"]+)"')
 
 
@@ -60,7 +60,9 @@ def claimed(workdir: pathlib.Path) -> Iterator[None]:
 
 
 def trouble(error: BaseException) -> tuple[int, str] | None:
-    """Number and file of an error of the operating system's storage, also of one that orbax reports as a text."""
+    """Number and file of an error of the operating system's storage, also of one that orbax or safetensors reports as
+    a text.
+    """
     if isinstance(error, OSError) and error.errno in (*FULL, *CLOSED, *BROKEN):
         return error.errno, str(error.filename or "")
     found = _CODE.search(str(error))

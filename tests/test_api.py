@@ -68,7 +68,18 @@ def test_docstrings_run(finished_run, tmp_path, monkeypatch):
     names = {"crs_jax": crs_jax, "workdir": tmp_path / "run", "overrides": small_run.SMALL}
     found = doctest.DocTestFinder().find(api, extraglobs=names)
     examples = {test.name.removeprefix("crs_jax.api.") for test in found if test.examples}
-    methods = ("catalogue", "message", "models", "using", "recommend", "reply", "score", "warm_up")
+    methods = (
+        "can_score",
+        "catalogue",
+        "export",
+        "message",
+        "models",
+        "using",
+        "recommend",
+        "reply",
+        "score",
+        "warm_up",
+    )
     assert examples == {"load", "train", *(f"Run.{name}" for name in methods)}
     runner = doctest.DocTestRunner()
     for test in found:

@@ -15,6 +15,7 @@ ROOMS = {
     "prepare": 4,
     "api": 4,
     "loading": 4,
+    "sharing": 4,
     "__init__": 4,
     "training": 3,
     "evaluation": 3,
@@ -26,13 +27,14 @@ ROOMS = {
 """main -> pipeline -> training/evaluation -> rl -> models/data/signals: a room imports its own height or lower.
 
 The Python API stands beside the pipeline: it trains by it, and does with a finished run what the evaluation does;
-`crs_jax/__init__.py` names it.
+`sharing/` writes a loaded run as a folder of its own and reads it; `crs_jax/__init__.py` names what the API has.
 
 What is not listed (errors, config, metrics, sharding, ...) serves them all: any room may import it, and it may import
 no room above models/data/signals, unless it is a program of its own.
 """
 PROGRAMS = (
     "chat",
+    "export",
     "benchmark",
     "sweep",
 )  # run by `python -m`, imported by nobody; they may import what the pipeline may

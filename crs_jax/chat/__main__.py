@@ -5,7 +5,7 @@
   python -m crs_jax.chat --workdir=runs/quickstart --web            # a page in the browser; needs the extra `chat`
   echo "Something funny?" | python -m crs_jax.chat --workdir=runs/quickstart --seed=3
 
-  --workdir      a run that has ended
+  --workdir      a run that has ended, or a folder that `python -m crs_jax.export` made of one
   --model        ppo, sft or both, each of which goes on from its own replies. Default: ppo; of the page both
   --temperature  of replies; 0 takes the likeliest of each step. Default: 1
   --top          how many likeliest items are shown beside a reply. Default: 5
@@ -27,7 +27,8 @@ import sys
 import time
 from collections.abc import Sequence
 
-from crs_jax.chat.parser import Parser, run_program
+from crs_jax.program import Parser, run_program
+from crs_jax.sharing import shared_model
 
 FLAGS: tuple[tuple[str, type, object], ...] = (
     ("workdir", str, ""), ("model", str, ""), ("temperature", float, 1.0), ("top", int, 5), ("seed", int, 0),
@@ -54,7 +55,8 @@ def options(argv: Sequence[str]) -> argparse.Namespace:
         if getattr(given, name) < least:
             parser.error(f"--{name}={getattr(given, name)}: take at least {least}")
     if not given.model:
-        given.model = "both" if given.web and not given.log else "ppo"
+        own = shared_model(pathlib.Path(given.workdir).expanduser())
+        given.model = own or ("both" if given.web and not given.log else "ppo")
     return given
 
 

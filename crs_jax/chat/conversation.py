@@ -96,7 +96,7 @@ class Talker:
             for model, run in self.runs.items():
                 started, turns = time.monotonic(), talk.turns(model)
                 reply = run.reply(turns, temperature, self.seed * 1_000_003 + number, self.top)
-                score = run.score(turns, reply) if "ppo" in run.models else None
+                score = run.score(turns, reply) if run.can_score else None
                 if self.log is not None:
                     self.log.write(talk.logged_as, model, reply.turn, run.catalogue, time.time())
                 found = Answer(reply, score, time.monotonic() - started)

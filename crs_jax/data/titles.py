@@ -40,9 +40,10 @@ class Titles:
     Args:
       catalogue: what can be named.
       spoken: the training dialogues, whose words tell titles from ways of talking.
+      phrases: titles that are ways of talking besides, as another one's `phrases` has them.
     """
 
-    def __init__(self, catalogue: Catalogue, spoken: Iterable[Dialogue] = ()) -> None:
+    def __init__(self, catalogue: Catalogue, spoken: Iterable[Dialogue] = (), phrases: Iterable[Words] = ()) -> None:
         self.catalogue = catalogue
         self._full: dict[Words, list[int]] = {}
         self._bare: dict[Words, list[int]] = {}
@@ -54,7 +55,7 @@ class Titles:
             if words[0] in ARTICLES and len("".join(words[1:])) > SHORT:
                 self._bare.setdefault(words[1:], []).append(row)
         self._longest = max(map(len, self._full), default=0)
-        self._phrases = self._ways_of_talking(spoken)
+        self.phrases = frozenset(self._ways_of_talking(spoken).union(map(tuple, phrases)))
 
     def turn(self, role: str, text: str, seconds: float | None = None) -> Turn:
         """The turn that a typed text is; `@123`, `<|end|>` and the like in it are words as any others."""
@@ -92,7 +93,7 @@ class Titles:
             of_year = [row for row in rows if self.catalogue.items[row].year == int(year[1])]
             if of_year:
                 return _Found(start, year.end(), of_year[0])
-        if words not in self._full and words in self._phrases:  # 'Comedy' is hardly 'The Comedy'
+        if words not in self._full and words in self.phrases:  # 'Comedy' is hardly 'The Comedy'
             return None
         rows = self._full.get(words) or rows
         years = {self.catalogue.items[row].year for row in rows}
@@ -104,10 +105,10 @@ class Titles:
     def _is_meant(self, text: str, words: Words, start: int, end: int) -> bool:
         """Whether a title without a year is one: no way of talking, or written as a title."""
         short = len("".join(words)) <= SHORT
-        if not short and words not in self._phrases:
+        if not short and words not in self.phrases:
             return True
         quoted = text[start - 1 : start] in ('"', "“", "*") and text[end : end + 1] in ('"', "”", "*")
-        alone = words not in self._phrases and not re.search(r"\w", text[:start] + text[end:])  # 'Yes' is an answer
+        alone = words not in self.phrases and not re.search(r"\w", text[:start] + text[end:])  # 'Yes' is an answer
         written = [word for word in re.findall(r"\w[\w'’]*", text[start:end]) if word.lower() not in _SMALL]
         capital = bool(written) and all(word[0].isupper() or word[0].isdigit() for word in written)
         if len(words) > 1:

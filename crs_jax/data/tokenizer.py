@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 CONTROLS = ("<|pad|>", "<|seeker|>", "<|recommender|>", "<|rec|>", "<|say|>", "<|end|>")
+WORDS = "bpe.json"
 
 
 class Spoken(NamedTuple):
@@ -97,22 +98,22 @@ class DialogueTokenizer:
         """The same words and controls before another catalogue."""
         return DialogueTokenizer(self._bpe, num_items)
 
-    def save(self, folder: pathlib.Path) -> None:
-        """Writes bpe.json (the `tokenizers` format) and dialogue_tokenizer.json."""
+    def save(self, folder: pathlib.Path, words: str = WORDS) -> None:
+        """Writes dialogue_tokenizer.json and, in the `tokenizers` format, the file `words`."""
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "bpe.json").write_text(self._bpe.to_str(), encoding="utf-8")
+        (folder / words).write_text(self._bpe.to_str(), encoding="utf-8")
         facts = {"num_words": self.num_words, "num_items": self.num_items, "controls": CONTROLS}
         (folder / "dialogue_tokenizer.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
-    def load(cls, folder: pathlib.Path) -> DialogueTokenizer:
+    def load(cls, folder: pathlib.Path, words: str = WORDS) -> DialogueTokenizer:
         """Reads what `save` wrote."""
         from tokenizers import Tokenizer
 
         path = folder / "dialogue_tokenizer.json"
         try:
             facts = json.loads(path.read_text(encoding="utf-8"))
-            tokenizer = cls(Tokenizer.from_str((folder / "bpe.json").read_text(encoding="utf-8")), facts["num_items"])
+            tokenizer = cls(Tokenizer.from_str((folder / words).read_text(encoding="utf-8")), facts["num_items"])
             same = facts["controls"] == list(CONTROLS) and facts["num_words"] == tokenizer.num_words
         except Exception as error:  # the library raises a bare Exception for what it cannot parse
             raise InputError(f"{folder}: not a saved tokenizer ({error}); remove the folder and run again") from None

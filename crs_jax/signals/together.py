@@ -43,6 +43,18 @@ class Together:
             for person in self._persons(d):
                 self._of.setdefault(person, []).append(n)
 
+    @classmethod
+    def of_counts(cls, count_N: np.ndarray, together_NN: scipy.sparse.csr_matrix, catalogue: Catalogue) -> Together:
+        """From another one's `counts`, without its dialogues: for dialogues that are none of them."""
+        found = cls((), catalogue)
+        found._count_N, found._together_NN = count_N, together_NN
+        return found
+
+    @property
+    def counts(self) -> tuple[np.ndarray, scipy.sparse.csr_matrix]:
+        """How many training dialogues name an item, float32 `[N]`, and two of them, `[N, N]`, its diagonal zero."""
+        return self._count_N, self._together_NN
+
     @staticmethod
     def _without_self(counts_NN: scipy.sparse.spmatrix) -> scipy.sparse.csr_matrix:
         counts_NN = counts_NN.tolil()

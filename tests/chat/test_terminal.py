@@ -12,7 +12,7 @@ import crs_jax
 from crs_jax.chat import terminal
 from crs_jax.chat.__main__ import main, options
 from crs_jax.chat.conversation import Conversation, Talker
-from crs_jax.chat.parser import run_program
+from crs_jax.program import run_program
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 

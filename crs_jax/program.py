@@ -1,4 +1,4 @@
-"""Flags of the chat's programs, and how they end."""
+"""Flags of the programs beside `main`, and how they end."""
 
 from __future__ import annotations
 
