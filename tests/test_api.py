@@ -65,7 +65,7 @@ def test_import_is_light():
 def test_docstrings_run(finished_run, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     shutil.copytree(finished_run, tmp_path / "run")  # `train` writes its report anew
-    names = {"crs_jax": crs_jax, "workdir": tmp_path / "run", "overrides": small_run.SMALL}
+    names = {"crs_jax": crs_jax, "workdir": tmp_path / "run", "overrides": {**small_run.SMALL, **small_run.FINISHED}}
     found = doctest.DocTestFinder().find(api, extraglobs=names)
     examples = {test.name.removeprefix("crs_jax.api.") for test in found if test.examples}
     methods = (
