@@ -314,21 +314,17 @@ def train(
     Raises:
       InputError: a setting or the data cannot be used; names it.
     """
-    source = config
+    changes = [f"--config.{name}={value}" for name, value in (overrides or {}).items()]
     if isinstance(config, ConfigDict):
-        chosen = config.copy_and_resolve_references()
-    else:
-        chosen = command_line.load_config(str(config))
-    if overrides:
-        chosen = _changed(chosen, str(source) if not isinstance(source, ConfigDict) else "", overrides)
-    pipeline.run(chosen, pathlib.Path(workdir))
+        chosen, flag = _changed(config.copy_and_resolve_references(), overrides or {}), "--config=CONFIG"
+    else:  # as the command line, with all that it says of a name or a value
+        flag = f"--config={config}"
+        chosen = command_line.parse(["train", flag, *changes], flags.FlagValues()).config
+    pipeline.run(chosen, pathlib.Path(workdir), [flag, f"--workdir={workdir}", *changes])
     return load(workdir, "ppo" if done_meta(pathlib.Path(workdir).expanduser(), "ppo") else "sft")
 
 
-def _changed(config: ConfigDict, source: str, overrides: Mapping[str, Any]) -> ConfigDict:
-    if source:  # as the command line, with all that it says of a name or a value
-        line = ["train", f"--config={source}", *(f"--config.{name}={value}" for name, value in overrides.items())]
-        return command_line.parse(line, flags.FlagValues()).config
+def _changed(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
     try:
         config.update_from_flattened_dict(dict(overrides))
     except (KeyError, TypeError, ValueError, AttributeError) as error:

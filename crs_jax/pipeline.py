@@ -11,7 +11,7 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -67,8 +67,11 @@ EVALUATED = (
 HELD_OUT = ("reward_model", "signals", "sentiment_classifier")  # the same of the models before PPO
 
 
-def run(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
-    """Runs `config.stages` in `workdir`; returns the report's path."""
+def run(config: ConfigDict, workdir: pathlib.Path, flags: Sequence[str] | None = None) -> pathlib.Path:
+    """Runs `config.stages` in `workdir`; returns the report's path.
+
+    `flags` are those of the same run as a command, to be noted; by default this process' own.
+    """
     settings.validate(config)
     keep_programs()
     workdir, first = pathlib.Path(workdir).expanduser(), jax.process_index() == 0
@@ -79,10 +82,10 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
     precision = jax.default_matmul_precision(config.model.matmul)  # a GPU's or TPU's own has fewer bits than float32
     with together(), writing(workdir), claimed(workdir) if first else contextlib.nullcontext(), precision:
         refuse_unless_shared(workdir)
-        return _run(config, workdir)
+        return _run(config, workdir, sys.argv[1:] if flags is None else flags)
 
 
-def _run(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
+def _run(config: ConfigDict, workdir: pathlib.Path, flags: Sequence[str]) -> pathlib.Path:
     stages, first = settings.stages(config), jax.process_index() == 0
     if not first:
         mute()
@@ -94,7 +97,7 @@ def _run(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
     attention.refuse_where_missing(config.model.attention)
     weights_and_biases.refuse_where_missing(config)
     mesh = make_mesh(config)
-    started, facts = time.monotonic(), run_facts(config)
+    started, facts = time.monotonic(), run_facts(config, flags)
     print_summary(
         f"crs_jax, {config.data.dataset}",
         {
@@ -324,7 +327,7 @@ def headline(metrics: dict[str, Any]) -> None:
         )
 
 
-def run_facts(config: ConfigDict) -> dict[str, Any]:
+def run_facts(config: ConfigDict, flags: Sequence[str]) -> dict[str, Any]:
     """Who made the figures: taken at the start, so that the commit is that of the code that ran."""
     import flax
 
@@ -333,7 +336,7 @@ def run_facts(config: ConfigDict) -> dict[str, Any]:
         "devices": jax.device_count(),
         "processes": jax.process_count(),
         "commit": commit(),
-        "command": shlex.join(["python", "-m", "crs_jax.main", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", "crs_jax.main", *flags]),
         "seed": config.seed,
         "stages": config.stages,
         "versions": {"python": platform.python_version(), "jax": jax.__version__, "flax": flax.__version__},

@@ -82,7 +82,7 @@ def model_card(workdir: pathlib.Path, model: str, licence: str = "") -> str:
         _use(),
         f"## Data and licence\n\n{source.text} {_licence(*stated)} Counts of what training dialogues name together, "
         "and which titles people also say in passing, are in the folder; no dialogue is.",
-        f"## Measured\n\n{measured(run, model)}",
+        f"## Measured\n\n{_tables(run, model)}",
         "## How it was made\n\n" + "\n".join(f"- {name}: {value}" for name, value in _made(run).items()),
         "```\n" + _command(run) + "\n```\n\nFolders are written by their last name.",
         _details(settings(ConfigDict(dict(run.config)), model)),
@@ -91,6 +91,11 @@ def model_card(workdir: pathlib.Path, model: str, licence: str = "") -> str:
         f"in Conversational Recommenders*, [arXiv 2508.05289]({PAPER}); crs_jax is an independent implementation.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def measured(workdir: pathlib.Path, model: str) -> str:
+    """What a run measured of a policy, ppo or sft, beside the other one and baselines, as Markdown tables."""
+    return _tables(Run.load(workdir), model)
 
 
 def _source(run: Run, dataset: str) -> Source:
@@ -182,13 +187,7 @@ def _licence(licence: str, name: str) -> str:
     return f"Licence of weights and item table: {name or licence}."
 
 
-def measured(run: Run, model: str) -> str:
-    """What a run measured of a policy, beside the other one and baselines, as Markdown tables.
-
-    Args:
-      run: its folder, read (`Run.load`).
-      model: ppo or sft.
-    """
+def _tables(run: Run, model: str) -> str:
     rows = [row for row in (model, *(r for r in ("sft", "ppo") if r != model), *BASELINES) if run.table("ranking", row)]
     parts = []
     for protocol in PROTOCOLS:
