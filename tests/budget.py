@@ -8,10 +8,13 @@ import pathlib
 
 BUDGETS = {
     "benchmark": 60,
+    "chat": 130,
     "data": 80,
     "evaluation": 80,
+    "launch": 150,
     "models": 170,
     "rl": 130,
+    "sharing": 60,
     "signals": 20,
     "training": 920,
     "soak": 7200,
