@@ -92,7 +92,7 @@ def block(name: str, answer: Answer, width: int) -> Iterator[str]:
     yield from textwrap.wrap(f"{name}> {plain(answer.reply.text)}", width, subsequent_indent=" " * (len(name) + 2))
     yield ""
     if answer.score is None:
-        yield from textwrap.wrap("no predictions: the run holds no finished stages reward and ppo", width)
+        yield from textwrap.wrap("no predictions: there is no reward model here", width)
     else:
         shown = [f"{signal} {signed(value)}" for signal, value in signals(answer.score).items()]
         lines = textwrap.wrap("   ".join(text.replace(" ", "\xa0") for text in shown), width)

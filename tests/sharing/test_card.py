@@ -67,7 +67,9 @@ def test_licence_is_that_of_the_corpus_unless_stated(tmp_path):
 
 def test_base_model_and_dataset_of_the_hub_are_named(tmp_path):
     hub = {"data.dataset": "redial", "data.hub": "community-datasets/re_dial"}
-    found = front(model_card(workdir_of(tmp_path, **hub, **{"model.init": "gpt2-medium"}), "ppo"))
+    text = model_card(workdir_of(tmp_path, **hub, **{"model.init": "gpt2-medium"}), "ppo")
+    assert "- Started from: gpt2-medium\n" in text
+    found = front(text)
     assert found["base_model"] == "openai-community/gpt2-medium"
     assert found["datasets"] == ["community-datasets/re_dial"]
     found = front(model_card(workdir_of(tmp_path, **{"model.init": "owner/name@abc"}), "ppo"))
