@@ -287,7 +287,7 @@ def test_a_killed_fit_of_the_seeker_ends_with_the_same_bits(world, fitted, tmp_p
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes() == np.asarray(c).tobytes()
     with (
         MetricsWriter(tmp_path, tensorboard=False) as writer,
-        pytest.raises(InputError, match="made from another set of dialogues than this run's"),
+        pytest.raises(InputError, match="made from another choice of dialogues than this run's"),
     ):
         run_seeker(world.at(tmp_path, ppo__unseen=False, **TURNS), writer, world.sft)
 
