@@ -26,8 +26,9 @@ from ml_collections import ConfigDict
 from crs_jax.errors import InputError
 from crs_jax.storage import trouble
 
-# What fails in a thread that saves is raised again where the save is waited for; told there, it is told once.
-_TOLD_AGAIN = ("_SignalingThread.run() raised", "in background save thread")
+# What fails in a thread that saves is raised again where the save is waited for; told there, it is told once. What a
+# kill left half written is removed.
+_TOLD_AGAIN = ("_SignalingThread.run() raised", "in background save thread", "Attempted to create temporary directory")
 logging.getLogger("absl").addFilter(lambda record: not any(text in record.getMessage() for text in _TOLD_AGAIN))
 
 # What decides a stage's result: its own sections and those of the stages before it.

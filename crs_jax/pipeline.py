@@ -41,7 +41,8 @@ from crs_jax.sharding import make_mesh, place
 from crs_jax.source_tree import commit
 from crs_jax.storage import claimed, writing
 from crs_jax.training.health import monitors, warnings
-from crs_jax.training.labels import label
+from crs_jax.training.labels import known_log, label
+from crs_jax.training.own_reward import own_reward
 from crs_jax.training.ppo_stage import Aligned, Model, logged, run_ppo
 from crs_jax.training.reward import predict_replies, run_reward
 from crs_jax.training.sft import run_sft
@@ -113,6 +114,9 @@ def _run(config: ConfigDict, workdir: pathlib.Path, flags: Sequence[str]) -> pat
     task = prepare(config, workdir, mesh)
     if first and jax.process_count() > 1:
         sync_global_devices("prepared")
+    if {"reward", "ppo"} & set(stages):  # what these would meet after the stages before them
+        known_log(task)
+        own_reward(task)
     seconds = {"prepare": time.monotonic() - started}
     parameters = count(split_model(new_policy(task))[1])
     print_summary(

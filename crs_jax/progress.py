@@ -92,6 +92,7 @@ class Progress:
         self._task: Any = None
         self._owner = self._spoke = False
         self._started = self._printed = clock()
+        self._after_first: tuple[float, int] | None = None
 
     def __enter__(self) -> Progress:
         self._started = self._printed = self._clock()
@@ -119,6 +120,8 @@ class Progress:
     def update(self, n: int = 1, **values: Any) -> None:
         """`n` more units are done; `values` (numbers or words) are shown until the next ones of the same name."""
         self.done += n
+        if self._after_first is None:
+            self._after_first = self._clock(), self.done
         if Progress.watcher is not None:
             Progress.watcher()
         if not self._enabled:
@@ -132,6 +135,14 @@ class Progress:
 
     def _rate(self) -> float:
         return (self.done - self._first) / max(self._clock() - self._started, 1e-9)
+
+    def _left(self) -> float | None:
+        """Seconds, by the units after the first update, which compiles; None while one unit is all there is."""
+        if self.total is None or self.done - self._first < 2 or self._after_first is None:
+            return None
+        since, before = self._after_first
+        rate = (self.done - before) / max(self._clock() - since, 1e-9) if self.done > before else self._rate()
+        return max(self.total - self.done, 0) / rate
 
     def _rate_text(self) -> str:
         rate = self._rate()
@@ -150,8 +161,8 @@ class Progress:
         when = ""
         if final:
             when = f"  in {duration(self._clock() - self._started)}"
-        elif self.total is not None and self.done > self._first:
-            when = f"  {duration(max(self.total - self.done, 0) / self._rate())} left"
+        elif (left := self._left()) is not None:
+            when = f"  {duration(left)} left"
         text = f"{self.label}: {count} {self.unit}{when}"
         if len(text) > width:
             end = f": {count}{when}"

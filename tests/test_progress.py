@@ -45,6 +45,17 @@ def test_slow_units_and_resumed_work_count_right(capsys):
     assert lines[0] == "PPO: 8/10 iterations  30 s left  15 s each  reward nan"
 
 
+def test_what_the_first_step_took_to_compile_is_no_estimate():
+    clock = Clock()
+    progress = Progress(400, "supervised fine-tuning", clock=clock)
+    clock.now += 15
+    progress.update()
+    assert progress.line() == "supervised fine-tuning: 1/400 steps  15 s each"
+    clock.now += 1
+    progress.update(4)
+    assert "5/400 steps  1:39 min left" in progress.line()
+
+
 def test_a_line_fits_80_columns():
     clock = Clock()
     progress = Progress(10**9, "Encoding the utterances of the training split", "texts", clock=clock)

@@ -6,9 +6,10 @@
   echo "Something funny?" | python -m crs_jax.chat --workdir=runs/quickstart --seed=3
 
   --workdir      a run that has ended, or a folder that `python -m crs_jax.export` made of one
-  --model        ppo, sft or both, each of which goes on from its own replies. Default: ppo; of the page both
+  --model        ppo, sft or both, each of which goes on from its own replies. Default: ppo; of the page both, but
+                 with --log ppo
   --temperature  of replies; 0 takes the likeliest of each step. Default: 1
-  --top          how many likeliest items are shown beside a reply. Default: 5
+  --top          how many likeliest items, of those not named yet, stand beside a reply. Default: 5
   --seed         of the sampling. Default: 0
   --log          FILE.jsonl that what people say, what is replied and when is added to; nothing is kept without it
   --data_dir     where the run's corpus is, if not where it was

@@ -106,6 +106,6 @@ def items(talk: Conversation, model: str) -> Html:
     ]  # fmt: skip
     heads = [tag("th", name, scope="col", class_="n" if name == "score" else None)
              for name in ("title", "year", "genres", "score")]  # fmt: skip
-    caption = f"{model.upper()}: likeliest to be proposed, by probability; replied in {answer.seconds:.2f} s"
+    caption = f"{model.upper()}: likeliest of what is not named yet, by probability; replied in {answer.seconds:.2f} s"
     table = tag("table", tag("caption", caption), tag("thead", tag("tr", *heads)), tag("tbody", *rows))
     return tag("section", table, class_=f"page items {model}")

@@ -111,8 +111,8 @@ def items(top: Sequence[Recommendation], width: int) -> Iterator[str]:
             for line in (*more, *textwrap.wrap(plain(", ".join(item.genres)), width - 9)):
                 yield f"{'':6}  {line}"
         return
-    room = min(max([len(plain(item.title)) for item in top], default=0), width - 46)
-    yield f"{'item':{room}}  year  {'genres':28}  score"
+    room = min(max([len("not named so far"), *(len(plain(item.title)) for item in top)]), width - 46)
+    yield f"{'not named so far':{room}}  year  {'genres':28}  chance"
     for item in top:
         title, genres = (
             textwrap.shorten(plain(text), size, placeholder="…")

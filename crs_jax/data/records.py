@@ -174,7 +174,9 @@ def decode(value: Any) -> Any:
     except UnicodeDecodeError as error:
         raise RecordError(f"byte {value[error.start]:#04x} at column {error.start + 1} is not UTF-8") from None
     except (ValueError, RecursionError) as error:
-        reason = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
+        reason = str(error)
+        if isinstance(error, json.JSONDecodeError):
+            reason = f"{error.msg.removesuffix(' at')} at column {error.colno}"
         raise RecordError(f"not one complete JSON value ({reason}); the line may be cut off") from None
 
 

@@ -148,5 +148,6 @@ def _check_count(count: int) -> None:
 def _check_train(left: int, count: int, given: int) -> None:
     if not left:
         raise InputError(
-            f"config.data.validation_dialogues={count} leaves nothing to train on of {given} dialogues: set it lower"
+            f"--config.data.validation_dialogues={count} leaves nothing to train on of {given} dialogues: set it "
+            f"lower, such as {max(given // 10, 1)}"
         )

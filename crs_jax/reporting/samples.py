@@ -90,8 +90,8 @@ def samples(run: Run) -> Html:
     words = note(
         "Marked titles are among those that the person proposed here. Titles and words are as generated. Beside the "
         "top of the ranking: the chance of each item, were one proposed now. The reward is a weighted sum of its "
-        "parts, each in standard deviations over SFT's replies; a dash where a reply has none: one without an item has "
-        "no relevance."
+        "parts, each in standard deviations over SFT's replies; a dash where a reply has none: one without "
+        "an item that was not named before has no relevance."
     )
     entries = [_sample(number_of, sample) for number_of, sample in enumerate(run.samples, 1)]
     rest = entries[SHOWN:]

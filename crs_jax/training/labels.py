@@ -14,7 +14,7 @@ from crs_jax.errors import InputError
 from crs_jax.models.heads import SIGNALS
 from crs_jax.progress import say
 from crs_jax.signals.engagement import EngagementModel, availability
-from crs_jax.signals.feedback_log import FLAG, matched, read_log
+from crs_jax.signals.feedback_log import FLAG, FeedbackLog, matched, read_log
 from crs_jax.signals.relevance import turn_relevance
 from crs_jax.signals.sentiment import carried_over, sentiment_shift
 from crs_jax.training.task import SPLITS, Task
@@ -56,14 +56,22 @@ def log_fingerprint(task: Task) -> str:
     return hashlib.sha256(pathlib.Path(path).expanduser().read_bytes()).hexdigest()[:16] if path else ""
 
 
+def known_log(task: Task) -> tuple[FeedbackLog | None, dict[str, int]]:
+    """The log that the config names and its lines by split; `InputError` where none is of a training dialogue."""
+    path = task.config.signals.log
+    if not path:
+        return None, {}
+    log = read_log(pathlib.Path(path))
+    found = {split: matched(log, task.dialogues(split)) for split in SPLITS}
+    if not found["train"]:
+        raise InputError(f"{FLAG}={path}: none of its {len(log)} lines is of a training dialogue")
+    return log, found
+
+
 def engagement_model(task: Task) -> EngagementModel:
-    """Fitted on train, with the log that the config names; `InputError` where no line of it is of a known message."""
-    s, log = task.config.signals, None
-    if s.log:
-        log = read_log(pathlib.Path(s.log))
-        found = {split: matched(log, task.dialogues(split)) for split in SPLITS}
-        if not found["train"]:
-            raise InputError(f"{FLAG}={s.log}: none of its {len(log)} lines is of a training dialogue")
+    """Fitted on train, with the log that the config names; `InputError` as `known_log`."""
+    s, (log, found) = task.config.signals, known_log(task)
+    if found:
         say(f"signals: lines of {s.log} by split: " + ", ".join(f"{split} {n}" for split, n in found.items()))
     return EngagementModel.fit(task.dialogues("train"), s.engagement.to_dict(), log)
 

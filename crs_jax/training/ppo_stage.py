@@ -173,6 +173,10 @@ def run_ppo(task: Task, writer: MetricsWriter, sft: Model, reward: Model) -> Ali
     program = functools.cache(lambda width: make_iteration(*made_of))  # one for each width of prompts
     lengths = np.asarray(contexts.mask_CP).sum(1)
     batches = Batches(lengths, c.contexts, contexts.mask_CP.shape[1], c.buckets, task.config.seed)
+    if graphs.own is not None:
+        say(f"ppo: the reward has {task.config.reward.function}, weight {task.config.reward.delta:g}")
+    if saved is not None:
+        say(f"ppo: goes on after iteration {saved.step}")
     key = jax.random.key(task.config.seed + 4)
     first, pending, noise = 0 if saved is None else saved.step, None, None
     save_every = max(c.iterations // c.checks_a_run, 1)

@@ -17,7 +17,7 @@ import numpy as np
 from crs_jax.checkpoint import Checkpoints, Saved
 from crs_jax.interruption import Pace, leave_if_asked, saving
 from crs_jax.metrics import MetricsWriter
-from crs_jax.progress import Progress
+from crs_jax.progress import Progress, say
 from crs_jax.rl.reward import members, together
 from crs_jax.training.halt import stop_if_halted
 from crs_jax.training.state import TrainState
@@ -79,6 +79,8 @@ class Supervised:
     ) -> list[Any]:
         """Goes on after step `first`; the best parameters of each member. `spent()`: the stage's seconds so far."""
         pace, pending = Pace(self.task.config.save_minutes, LOOK), None
+        if first:
+            say(f"{self.stage}: goes on after step {first}")
         clock = time.monotonic()
         with Progress(self.steps, self.label, "steps", done=first) as progress, self.checkpoints, saving():
             for number, one in enumerate(given, 1):
