@@ -20,7 +20,7 @@ BUDGETS = {
     "soak": 7200,
     ".": 750,  # the files directly under tests/, whole runs of the pipeline among them
 }
-"""Seconds by folder, of two workers that run side by side; all but soak add up to 2,350, which is just under 20 minutes."""
+"""Seconds by folder, of two workers side by side; all but soak add up to 2,350, just under 20 minutes."""
 
 _seconds: dict[str, float] = collections.defaultdict(float)
 
