@@ -122,6 +122,10 @@ class Saved:
     result: Any = None
 
 
+SCALARS = ("done", "seconds", "floor")
+"""Of `Saved`: what stands in a checkpoint as it is."""
+
+
 @contextlib.contextmanager
 def _reading(folder: pathlib.Path) -> Iterator[None]:
     """Whatever the libraries meet in a file that is not as it was written is one `InputError`."""
@@ -138,6 +142,7 @@ def _reading(folder: pathlib.Path) -> Iterator[None]:
 
 
 def _meta(manager: ocp.CheckpointManager, folder: pathlib.Path, step: int) -> dict[str, Any]:
+    """What was saved beside the arrays: config, inputs, digests and the scalars of `Saved`."""
     with _reading(folder / str(step)):
         meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
     if "digest" not in meta:
@@ -220,7 +225,7 @@ class Checkpoints:
         step = self.manager.latest_step()
         if step is None:
             return
-        meta = self.meta(step)
+        meta = _meta(self.manager, self.folder, step)
         made = meta["config"]
         for name in sorted(self.inputs.keys() & meta["inputs"].keys()):
             if meta["inputs"][name] != self.inputs[name]:
@@ -235,25 +240,21 @@ class Checkpoints:
                     f"use another --workdir, the old value, or delete that folder to train again"
                 )
 
-    def meta(self, step: int) -> dict[str, Any]:
-        """What was saved beside the arrays: config, inputs, digests and the scalars of `Saved`."""
-        return _meta(self.manager, self.folder, step)
-
     def latest(self) -> Saved | None:
         """The newest, its arrays still on disk (`restore`); None where there is none."""
         step = self.manager.latest_step()
         if step is None:
             return None
-        meta = self.meta(step)
-        return Saved(
-            step=step, best_loss=tuple(meta["best_loss"]), **{k: meta[k] for k in ("done", "seconds", "floor")}
-        )
+        meta = _meta(self.manager, self.folder, step)
+        return Saved(step=step, best_loss=tuple(meta["best_loss"]), **{name: meta[name] for name in SCALARS})
 
     def save(self, saved: Saved) -> None:
         """Starts an asynchronous, atomic save."""
         meta: dict[str, Any] = {
-            **{"config": self.identity, "inputs": self.inputs, "best_loss": list(saved.best_loss)},
-            **{"done": saved.done, "seconds": saved.seconds, "floor": saved.floor},
+            **{name: getattr(saved, name) for name in SCALARS},
+            "config": self.identity,
+            "inputs": self.inputs,
+            "best_loss": list(saved.best_loss),
             "digest": {"state": digest(saved.state), "result": digest(saved.result)},
         }
         meta["digest"]["meta"] = _text_digest(meta)
@@ -270,7 +271,7 @@ class Checkpoints:
     def restore(self, step: int, kind: str, like: Any) -> Any:
         """`state` or `result` at `step`, with the shapes, types and shardings of `like`, on whatever mesh these are."""
         abstract, folder = jax.tree.map(ocp.utils.to_shape_dtype_struct, like), self.folder / str(step)
-        meta = self.meta(step)
+        meta = _meta(self.manager, self.folder, step)
         with _reading(folder):
             args = ocp.args.Composite(**{kind: ocp.args.StandardRestore(abstract)})
             return _same(kind, self.manager.restore(step, args=args)[kind], meta)

@@ -135,10 +135,11 @@ def run_ppo(task: Task, writer: MetricsWriter, sft: Model, reward: Model) -> Ali
     saved = checkpoints.latest()
     if saved is not None:
         result = checkpoints.restore(saved.step, "result", result)
-    if saved is not None and saved.done:
-        say(f"ppo: done before, {saved.step} iterations")
-        checkpoints.close()
-        return Aligned((graphs.aligned, result["policy"], sft[2]), graphs, judges, Normaliser(**result["normaliser"]))
+        if saved.done:
+            say(f"ppo: done before, {saved.step} iterations")
+            checkpoints.close()
+            policy = (graphs.aligned, result["policy"], sft[2])
+            return Aligned(policy, graphs, judges, Normaliser(**result["normaliser"]))
 
     where = contexts_of(task)
     contexts = contexts_at(task, "train", where)
