@@ -62,7 +62,6 @@ def get_config() -> ConfigDict:
     c.model.dropout = 0.1  # SFT and reward model only; PPO has none
     c.model.dtype = "float32"  # of activations; parameters, reductions and losses stay float32
     c.model.matmul = "float32"  # products of float32 arrays; tensorfloat32, bfloat16: faster on a GPU or TPU, coarser
-    c.model.act_hidden = 0.3  # first weight of what hidden states say of items, beside the evidence
     c.model.leave_out = ()  # kinds of evidence to do without where items are chosen: text, asked, named, near, people
     c.model.value = "detached"  # shared, detached (no gradient into the policy), or separate (a trunk of its own)
     c.model.remat = False
@@ -90,7 +89,8 @@ def get_config() -> ConfigDict:
     c.sft.average = 0.99  # decay of the running average of weights, which is validated and kept; 0: none
     c.sft.clip_norm = 1.0
     c.sft.act_weight = 1.0  # weight of the act's loss beside the words'
-    c.sft.query_rate = 0.1  # rate of the query, which the head has fitted, as a share of the others'
+    c.sft.new_rate = 1.0  # rate of what a pretrained model lacks (controls, items, heads), a multiple of learning_rate
+    c.sft.query_rate = 0.1  # rate of the query, which the head has fitted, as a share of that
     c.sft.act_dropout = 0.0  # of hidden states where items are chosen, beside model.dropout
     c.sft.accumulate = 1  # micro-batches a step: less memory, the same step
     c.sft.crop = 0.5  # share of dialogues an epoch starts at a random utterance
@@ -118,6 +118,7 @@ def get_config() -> ConfigDict:
     c.reward.spread = 0.0  # standard deviations over the ensemble's members that are taken from their mean
     c.reward.epochs = 3.0
     c.reward.learning_rate = 3e-4
+    c.reward.new_rate = 1.0  # as sft.new_rate
     c.reward.weight_decay = 0.05
     c.reward.clip_norm = 1.0
     c.reward.accumulate = 1  # micro-batches a step
@@ -136,7 +137,8 @@ def get_config() -> ConfigDict:
     c.ppo.unseen = True  # only contexts of dialogues that the reward model was not fitted on
     c.ppo.recommending = False  # only contexts in which the person proposed something new
     c.ppo.evidence = "same"  # that the policy reads: same as SFT's, or all, also what model.leave_out hid
-    c.ppo.query_rate = 1.0  # rate of the query, which reads the evidence, as a multiple of the others'
+    c.ppo.query_rate = 1.0  # rate of the query, which reads the evidence, a multiple of learning_rate
+    c.ppo.value_rate = 1.0  # rate of the value function's head, a multiple of learning_rate
     c.ppo.group = 4  # replies a context, from one prefill
     c.ppo.turns = 1  # replies of an episode; after each but the last a seeker answers
     c.ppo.seeker = "model"  # who answers: model, or simulator (the embedded corpus' own seekers)

@@ -34,8 +34,8 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"(words|items/residual)$", PartitionSpec("tensor", "fsdp")),
     (r"items/content$", PartitionSpec("tensor", None)),
     (r"items/bias$", PartitionSpec("tensor")),
-    (r"(items/projection|query/(text|asked|named)_kernel)$", PartitionSpec(None, "fsdp")),
-    (r"query/match_kernel$", PartitionSpec("fsdp", None)),
+    (r"(controls|items/projection|query/(text|asked|named)_kernel)$", PartitionSpec(None, "fsdp")),
+    (r"query/(match|hidden)_kernel$", PartitionSpec("fsdp", None)),
     (r"trunk/positions$", PartitionSpec(None, "fsdp")),
 )
 
@@ -162,7 +162,8 @@ def _in_use(table: jax.Array, rest: PartitionSpec) -> jax.Array:
 
 
 def gathered(module: nnx.Module, dtype: str) -> Any:
-    """A policy for many small steps: what each reads of trunk and words is whole along fsdp, in the activations' type.
+    """A policy for many small steps: trunk and projections, which each reads, whole along fsdp and in the activations'
+    type.
 
     Left cut, the parameters would go over the wires again at every step of a decode loop. Takes their bytes in `dtype`,
     divided by the tensor axis, on each device while it is in use. Nothing happens without `on_mesh` or fsdp.
@@ -175,9 +176,9 @@ def gathered(module: nnx.Module, dtype: str) -> Any:
     def whole(path: tuple, leaf: jax.Array) -> jax.Array:
         name = path_name(path)
         spec = spec_of(name, leaf.shape, mesh)
-        if "fsdp" not in spec or not re.search(r"trunk/|words$", name):
+        if "fsdp" not in spec or not re.search(r"trunk/|projection$|hidden_kernel$", name):
             return leaf
-        leaf = leaf.astype(dtype) if re.search(r"kernel$|words$", name) else leaf
+        leaf = leaf.astype(dtype) if re.search(r"kernel$|projection$", name) else leaf
         return lax.with_sharding_constraint(leaf, _along_fsdp_whole(spec))
 
     return nnx.merge(graphdef, jax.tree_util.tree_map_with_path(whole, state))

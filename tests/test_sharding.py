@@ -168,7 +168,7 @@ def test_what_has_no_rule_is_small():
     assert set(whole) <= {
         "ln1_scale", "ln1_bias", "ln2_scale", "ln2_bias", "out_bias", "down_bias", "final_scale", "final_bias",
         "kernel", "feature_kernel", "bias", "attention_kernel", "attention_bias", "attention_age", "role_scale", "gain",
-        "gate", "named_gain", "hidden_gain", "asked_match", "named_match",
+        "gate", "named_gain", "asked_match", "named_match", "state_kernel", "say_bias", "end_bias", "own_bias",
     }  # fmt: skip
 
 

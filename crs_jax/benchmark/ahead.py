@@ -57,7 +57,7 @@ from crs_jax.rl.reward import Normaliser, RewardModel
 from crs_jax.sharding import AXES, BATCH, shardings
 from crs_jax.training.contexts import Contexts
 from crs_jax.training.judging import Graphs, Judges
-from crs_jax.training.optimizer import make_optimizer
+from crs_jax.training.optimizer import make_optimizer, ppo_rates
 from crs_jax.training.ppo import Experience, make_iteration
 from crs_jax.training.state import TrainState
 from crs_jax.training.task import model_config, split_model
@@ -130,7 +130,7 @@ class Shapes:
         policy_graph, reference, frozen = abstract(policy)
         actor_graph, params, _ = abstract(lambda: ActorCritic(policy(), config.model.value))
         reward_graph, reward, reward_frozen = abstract(lambda: RewardModel(policy()))
-        self.optimizer = make_optimizer(c.learning_rate, c.warmup, 100, c.weight_decay, c.clip_norm)
+        self.optimizer = make_optimizer(ppo_rates(config), c.warmup, 100, c.clip_norm)
         self.graphs = Graphs(actor_graph, policy_graph, reward_graph)
         self.parameters = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
 

@@ -26,7 +26,7 @@ from crs_jax.data.packing import slots_of
 from crs_jax.rl.rollout import Replies, causal, positions, sample
 from crs_jax.sharding import on_mesh, shard_batch
 from crs_jax.training.judging import Graphs, judge
-from crs_jax.training.optimizer import make_optimizer
+from crs_jax.training.optimizer import make_optimizer, ppo_rates, sft_rates
 from crs_jax.training.passes import actor_pass, policy_likelihood
 from crs_jax.training.ppo import Experience, make_iteration, make_update
 from crs_jax.training.sft import make_step
@@ -52,7 +52,7 @@ def rollout(world: World, patience: Patience) -> Found:
 
     def prefill(params, frozen, contexts):
         policy = nnx.merge(graph, params, frozen)
-        x_CPD = policy.embed(contexts.prompt_CP, policy.item_table())
+        x_CPD = policy.embed(contexts.prompt_CP, policy.tables())
         mask_CP = contexts.mask_CP
         return policy.trunk.prefill(x_CPD, positions(mask_CP), causal(mask_CP))
 
@@ -95,9 +95,7 @@ def scoring(world: World, patience: Patience) -> Found:
 def ppo_state(world: World, updates: int) -> tuple[Any, TrainState]:
     """Optimizer and state of the PPO stage."""
     c = world.task.config.ppo
-    optimizer = make_optimizer(
-        c.learning_rate, c.warmup, updates, c.weight_decay, c.clip_norm, query_rate=c.query_rate, end=c.decay_to
-    )
+    optimizer = make_optimizer(ppo_rates(world.task.config), c.warmup, updates, c.clip_norm, c.decay_to)
     coefficients = {"act_kl": jnp.float32(c.act_kl), "word_kl": jnp.float32(c.word_kl)}
     return optimizer, fresh_state(copy_tree(world.actor), optimizer, world.task.mesh, coefficients)
 
@@ -164,7 +162,7 @@ def sft(world: World, patience: Patience) -> Found:
     """One supervised step on full rows."""
     task, o = world.task, world.task.config.sft
     graph, params, frozen = world.sft
-    optimizer = make_optimizer(o.learning_rate, o.warmup, 1000, o.weight_decay, o.clip_norm, o.item_decay, o.query_rate)
+    optimizer = make_optimizer(sft_rates(task.config), o.warmup, 1000, o.clip_norm)
     state = fresh_state(copy_tree(params), optimizer, task.mesh)
     rows = shard_batch(random_rows(task), task.mesh)
     arguments = [state, frozen, rows, jax.random.key(task.config.seed)]

@@ -4,8 +4,9 @@ A multiplication with its addition is two operations. Of a trunk of L layers of 
 four matrix products of a layer, 12 D^2 parameters), and each pair of a token and one it attends to 4 L D (scores and
 weighted sum). Attention is counted as the mask has it: a causal row of T tokens has T (T + 1) / 2 pairs. The head
 takes 2 D V at each place where a word is predicted and 2 (D + W) N where an item is, W being the width of the items'
-contents; the table of item vectors takes 2 N W D a pass. A training pass is three forward ones, and what is computed
-again to save memory (rematerialisation) is not counted, nor are norms, softmaxes, gathers and heads of one number.
+contents, and 2 D W at both for the state's projection onto contents. A training pass is three forward ones, and what is
+computed again to save memory (rematerialisation) is not counted, nor are norms, softmaxes, gathers, embeddings and
+heads of one number.
 
 These are what the work needs: a program that does more, padding or masked attention, shows a lower utilisation.
 """
@@ -40,9 +41,9 @@ class Model:
         return 24 * self.layers * self.width**2 * tokens + 4 * self.layers * self.width * pairs
 
     def heads(self, words: int, acts: int) -> int:
-        """Operations of predicting `words` words and `acts` items, the table of item vectors included."""
-        table = 2 * self.items * self.content * self.width
-        return 2 * self.width * self.words * words + 2 * (self.width + self.content) * self.items * acts + table
+        """Operations of predicting `words` words and `acts` items."""
+        projection = 2 * self.width * self.content * (words + acts)
+        return 2 * self.width * self.words * words + 2 * (self.width + self.content) * self.items * acts + projection
 
     @property
     def trunk_numbers(self) -> int:

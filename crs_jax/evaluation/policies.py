@@ -80,8 +80,8 @@ def run_batched(task: Task, function: Callable, count: int, inputs: Any, label: 
 def _ranker(graphdef: Any, mesh: Mesh):
     def run(params, frozen, contexts):
         policy = nnx.merge(graphdef, params, frozen)
-        hidden_BD, items_NW, wish = after_rec(policy, contexts)
-        logits_BN = policy.item_logits(policy.acting(hidden_BD, wish), items_NW, wish.beside)
+        hidden_BD, tables, wish = after_rec(policy, contexts)
+        logits_BN = policy.item_logits(policy.acting(hidden_BD, wish), tables, wish.beside)
         return logits_BN[:, : policy.layout.num_items]
 
     return jax.jit(on_mesh(run, mesh), out_shardings=everywhere(mesh))

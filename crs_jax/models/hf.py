@@ -67,6 +67,11 @@ class Checkpoint:
     trunk: dict[str, Any]
     source: str
 
+    @property
+    def spread(self) -> float:
+        """Standard deviation of word embeddings around their mean, which may be large and says nothing of a word."""
+        return float((self.words - self.words.mean(0)).std())
+
 
 def find_gpt2(source: str) -> pathlib.Path:
     """Folder of a checkpoint: `source` itself where it is a folder, else the hub's snapshot of it.
@@ -173,9 +178,9 @@ def read_config(path: pathlib.Path) -> tuple[GPT2Config, int]:
 def fill(policy: Policy, checkpoint: Checkpoint) -> None:
     """Puts a checkpoint's words, positions and layers into a policy, in place.
 
-    A policy with fewer positions takes the first ones. Control tokens, which GPT-2 never saw, start as the mean word
-    plus their own small noise: a likely enough token, whose logit is that of a typical word, not of none (Hewitt 2021,
-    "Initializing New Word Embeddings for Pretrained Language Models"). Items keep their first values.
+    A policy with fewer positions takes the first ones. Control tokens and items, which GPT-2 never saw, keep their
+    first values; the policy reads them around the mean word (Hewitt 2021, "Initializing New Word Embeddings for
+    Pretrained Language Models").
 
     Raises:
       InputError: another shape, or another number of words than the policy's tokenizer has.
@@ -195,10 +200,8 @@ def fill(policy: Policy, checkpoint: Checkpoint) -> None:
             f"{FLAG}={checkpoint.source}: {len(checkpoint.words)} words, the tokenizer has {layout.num_words}; "
             "set --config.tokenizer.kind=gpt2"
         )
-    controls = slice(layout.num_words, layout.item_offset)
     words = np.array(policy.words[...])
     words[: layout.num_words] = checkpoint.words
-    words[controls] += checkpoint.words.mean(0)
     policy.words[...] = jnp.asarray(words)
     trunk = {**checkpoint.trunk, "positions": checkpoint.trunk["positions"][: ours.positions]}
     nnx.update(policy.trunk, jax.tree.map(jnp.asarray, trunk))

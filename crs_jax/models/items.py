@@ -1,8 +1,9 @@
 """The item tower: one vector and one bias for each item of the catalogue.
 
-An item's vector is a projection of its frozen content (a sentence embedding of its description, its facets and its log
-popularity) plus a learned residual; the same table serves input (an item token's embedding) and output (its logit), so
-that items never seen in training can be ranked. Rows are padded for sharding; padded logits are masked by the policy.
+What is known of an item is its frozen content (a sentence embedding of its description, its facets and its log
+popularity), and what is learnt of it alone is a residual, which starts at zero. Its input embedding is the content's
+projection plus the residual; its logit matches both (`models/policy.py`). So items never seen in training can be read
+and ranked. Rows are padded for sharding; padded logits are masked by the policy.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ class ItemTower(nnx.Module):
       log_popularity_N: None for zero.
       width: D.
       pad_to: rows are padded to a multiple of this.
+      scale: standard deviation of the projection's first values.
     """
 
     def __init__(
@@ -65,9 +67,5 @@ class ItemTower(nnx.Module):
         known_NE = contents(content_NE, facets_NF, log_popularity_N)
         self.content = Frozen(jnp.asarray(np.pad(known_NE, ((0, rows - N), (0, 0))), jnp.float32))
         self.projection = nnx.Param(scale * jax.random.normal(rngs.params(), (known_NE.shape[1], width)))
-        self.residual = nnx.Param(0.1 * scale * jax.random.normal(rngs.params(), (rows, width)))
+        self.residual = nnx.Param(jnp.zeros((rows, width)))
         self.bias = nnx.Param(jnp.zeros(rows))
-
-    def table(self) -> jax.Array:
-        """`[padded N, D]` float32."""
-        return self.residual[...] + self.content[...] @ self.projection[...]

@@ -2,9 +2,12 @@
 
 A reply is `<|recommender|> <|rec|> item* <|say|> words <|end|>`. In the act only items not yet proposed or `<|say|>`
 can follow (only `<|say|>` once M items stand); after it BPE words, `<|end|>` and the act's own items. The softmax
-factors accordingly: `act_logits` over items and `<|say|>`, `word_logits` over words and M pointers to the act's items.
-Each gives a pair (main, extra): the padded table's logits and the few logits beside it. At act slots the hidden state
-is joined by the context's wish (`models/query.py`), which items are matched with too.
+factors accordingly: `act_logits` over items and `<|say|>`, `word_logits` over words, M pointers to the act's items and
+`<|end|>`. What stands beside a table, `<|say|>`, pointers and `<|end|>`, has log-odds of its own against the table's
+whole mass (`models/decisions.py`), so that what word logits or item logits have in common is of no account.
+
+Items are matched with what the context asks for (`models/query.py`) and with the hidden state at the act's slot. The
+state's part starts at zero: the ranking before the first supervised step is that of the context alone.
 """
 
 from __future__ import annotations
@@ -18,13 +21,15 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from crs_jax.models.gpt2 import GPT2Config, Trunk
+from crs_jax.models.decisions import BaseRates, Decisions, normalised
+from crs_jax.models.gpt2 import GPT2Config, Trunk, dropout
 from crs_jax.models.items import ItemTower, padded
 from crs_jax.models.products import float32_product
 from crs_jax.models.query import Evidence, Query, Wish
 from crs_jax.sharding import by_batch, by_rows
 
 MASKED = -1e9
+SURE = 1e9  # log-odds of what alone is left
 Beside = tuple[jax.Array, jax.Array]
 
 
@@ -72,14 +77,47 @@ class Layout:
 
 
 class Logits(NamedTuple):
-    """Logits over a padded table (`main`) and over what stands beside it (`extra`); masked entries are `MASKED`."""
+    """Logits of one next token, float32; masked entries are `MASKED`.
+
+    Attributes:
+      main: `[..., rows]` log-probabilities over a padded table, given that one of its rows is drawn.
+      extra: `[..., X]` log-odds of what stands beside the table against all of its rows together.
+    """
 
     main: jax.Array
     extra: jax.Array
 
 
+class Tables(NamedTuple):
+    """What a forward pass reads of words and items, in the activations' type; computed once a pass.
+
+    Attributes:
+      words_VD: `[padded V, D]` word vectors less their mean, for input and output.
+      mean_D: that mean, float32. All input embeddings have it; no logit does, since a softmax is blind to it.
+      items_NW: `[padded N, D + E]` what is learnt of single items and, behind it, frozen contents.
+    """
+
+    words_VD: jax.Array
+    mean_D: jax.Array
+    items_NW: jax.Array
+
+
+class SlateState(NamedTuple):
+    """What slots of the act are scored from.
+
+    Attributes:
+      match: `[..., D + E]`, matched with the items' rows of `Tables`.
+      hidden: `[..., D]` normalised.
+      known: `Wish.state`, None without a wish.
+    """
+
+    match: jax.Array
+    hidden: jax.Array
+    known: jax.Array | None
+
+
 class Policy(nnx.Module):
-    """Words table, item tower, query and trunk.
+    """Word, control and item tables, query, decisions and trunk.
 
     Args:
       config: the trunk's shape.
@@ -89,8 +127,8 @@ class Policy(nnx.Module):
       facets_NF: frozen facets of the items, genres first, or None.
       genres: how many of the facets are genres.
       asked: Z, width of what a context's facets ask for.
-      scale: standard deviation of first word and item vectors.
-      hidden_gain: first weight of what hidden states say of items, beside the evidence.
+      rates: the corpus' rates of the kinds of tokens (`models/decisions.py`); None: even.
+      scale: standard deviation of first word vectors.
       leave_out: kinds of evidence to do without (`models/query.py`).
       pad_to: tables are padded to a multiple of this (128 x the tensor axis).
     """
@@ -104,24 +142,24 @@ class Policy(nnx.Module):
         facets_NF: np.ndarray | None = None,
         genres: int = 0,
         asked: int = 0,
+        rates: BaseRates | None = None,
         *,
         rngs: nnx.Rngs,
         pad_to: int = 128,
         scale: float = 0.02,
-        hidden_gain: float = 1.0,
         leave_out: tuple[str, ...] = (),
     ):
         self.layout = layout
-        self.word_rows = padded(layout.item_offset, pad_to)
-        self.words = nnx.Param(scale * jax.random.normal(rngs.params(), (self.word_rows, config.width)))
+        words_VD = scale * jax.random.normal(rngs.params(), (padded(layout.num_words, pad_to), config.width))
+        self.words = nnx.Param(words_VD.at[layout.num_words :].set(0.0))  # padding, which nothing moves
+        controls = layout.item_offset - layout.num_words
+        self.controls = nnx.Param(scale * jax.random.normal(rngs.params(), (controls, config.width)))
         self.items = ItemTower(
             content_NE, facets_NF, log_popularity_N, config.width, rngs=rngs, pad_to=pad_to, scale=scale
         )
         facets = 0 if facets_NF is None else facets_NF.shape[1]
-        self.query = Query(
-            content_NE.shape[1], facets, genres, asked, config.width,
-            rngs=rngs, scale=scale, hidden_gain=hidden_gain, leave_out=leave_out,
-        )  # fmt: skip
+        self.query = Query(content_NE.shape[1], facets, genres, asked, config.width, rngs=rngs, leave_out=leave_out)
+        self.decisions = Decisions(config.width, self.query.state_width, layout.act_items, rates)
         self.trunk = Trunk(config, rngs=rngs)
 
     @property
@@ -134,96 +172,131 @@ class Policy(nnx.Module):
         """D."""
         return self.trunk.config.width
 
-    def item_table(self) -> jax.Array:
-        """Item vectors and, behind them, frozen contents, `[padded N, D + E]`; compute once a forward pass.
+    def tables(self) -> Tables:
+        """Compute once a forward pass."""
+        words_VD, real = self.words[...], self.layout.num_words
+        mean_D = jnp.where(jnp.arange(len(words_VD))[:, None] < real, words_VD, 0.0).sum(0) / real
+        residual_ND = by_rows(self.items.residual[...].astype(self.dtype))
+        items_NW = jnp.concatenate([residual_ND, self.items.content[...].astype(self.dtype)], -1)
+        return Tables(by_rows((words_VD - mean_D).astype(self.dtype)), mean_D, items_NW)
 
-        In the activations' type.
-        """
-        table = by_rows(self.items.table().astype(self.dtype))
-        return jnp.concatenate([table, self.items.content[...].astype(self.dtype)], -1)
-
-    def word_table(self) -> jax.Array:
-        """Word and control vectors `[padded V, D]` in the activations' type."""
-        return by_rows(self.words[...].astype(self.dtype))
-
-    def embed(self, tokens: jax.Array, items_NW: jax.Array) -> jax.Array:
-        """Embeddings `[..., D]` of token ids; `items_NW` from `item_table`."""
-        items_ND = items_NW[:, : self.width]
-        offset = self.layout.item_offset
-        word = by_batch(self.word_table()[jnp.minimum(tokens, offset - 1)])
-        item = by_batch(items_ND[jnp.clip(tokens - offset, 0, items_ND.shape[0] - 1)])
-        return jnp.where((tokens >= offset)[..., None], item, word)
+    def embed(self, tokens: jax.Array, tables: Tables) -> jax.Array:
+        """Embeddings `[..., D]` of token ids, float32: words as they are; controls and items around the mean word."""
+        layout, D = self.layout, self.width
+        word = by_batch(tables.words_VD[jnp.minimum(tokens, layout.num_words - 1)])
+        control = self.controls[...].astype(self.dtype)[jnp.clip(tokens - layout.num_words, 0, len(self.controls) - 1)]
+        row = by_batch(tables.items_NW[jnp.clip(tokens - layout.item_offset, 0, len(tables.items_NW) - 1)])
+        item = row[..., :D] + row[..., D:] @ self.items.projection[...].astype(self.dtype)
+        new = jnp.where((tokens >= layout.item_offset)[..., None], item, control)
+        is_word = (tokens < layout.num_words)[..., None]
+        # A word's own mean has a gradient, so that its embedding's is the table's; what is new only starts from it.
+        mean = jnp.where(is_word, tables.mean_D, lax.stop_gradient(tables.mean_D))
+        return jnp.where(is_word, word, new) + mean
 
     def wish(self, evidence: Evidence, key: jax.Array | None = None, rate: float = 0.0) -> Wish:
         """What contexts ask for (`Query`); a key for its dropout."""
         return self.query(evidence, self.items.content[...], key, rate)
 
-    def acting(self, hidden: jax.Array, wish: Wish | None) -> jax.Array:
-        """States of act slots, `[..., D + E]`: hidden `[..., D]` and what matches contents; None adds nothing."""
-        if wish is None:
-            return jnp.pad(hidden, [(0, 0)] * (hidden.ndim - 1) + [(0, self.items.content[...].shape[1])])
-        content = wish.content.astype(hidden.dtype)
-        return jnp.concatenate([hidden, jnp.broadcast_to(content, (*hidden.shape[:-1], content.shape[-1]))], -1)
+    def acting(
+        self, hidden: jax.Array, wish: Wish | None, key: jax.Array | None = None, rate: float = 0.0
+    ) -> SlateState:
+        """States of act slots from hidden states `[..., D]`.
 
-    def item_logits(self, acting: jax.Array, items_NW: jax.Array, beside: Beside | None = None) -> jax.Array:
+        Args:
+          hidden: of the trunk.
+          wish: of the context; None adds nothing.
+          key, rate: of dropout of the normalised states.
+        """
+        state = dropout(normalised(hidden), rate, key)
+        content = self._content_query(state)
+        if wish is not None:
+            content = content + wish.content.astype(state.dtype)
+        return SlateState(jnp.concatenate([state, content], -1), state, None if wish is None else wish.state)
+
+    def _content_query(self, state: jax.Array) -> jax.Array:
+        """What normalised hidden states `[..., D]` say of items' contents, `[..., E]`; zero at the start."""
+        return state @ self.query.hidden_kernel[...].astype(state.dtype)
+
+    def item_logits(self, acting: SlateState, tables: Tables, beside: Beside | None = None) -> jax.Array:
         """Logits `[..., padded N]` of all items, float32, before the act's mask; padded rows are masked.
 
         At the state of `<|rec|>` this is the ranking.
 
         Args:
-          acting: `[..., D + E]`, from `acting`.
-          items_NW: from `item_table`.
+          acting: from `acting`.
+          tables: from `tables`.
           beside: `rows` and `gains` of the wish, `[..., Y]` each.
         """
 
         def product(state: jax.Array, table: jax.Array) -> jax.Array:
             return by_batch(logits_of(by_batch(state), table), "tensor")
 
-        D = self.width
-        scores = self.query.hidden_gain[...] * product(acting[..., :D], items_NW[:, :D])
-        scores = scores + product(acting[..., D:], lax.stop_gradient(items_NW[:, D:]))
+        D, items_NW = self.width, tables.items_NW
+        scores = product(acting.match[..., :D], items_NW[:, :D])
+        scores = scores + product(acting.match[..., D:], lax.stop_gradient(items_NW[:, D:]))
         if beside is not None:
             scores = add_at(scores, *beside)
-        real_N = jnp.arange(items_NW.shape[0]) < self.layout.num_items
+        real_N = jnp.arange(len(items_NW)) < self.layout.num_items
         return jnp.where(real_N, scores + self.items.bias[...], MASKED)
 
     def act_logits(
-        self, acting: jax.Array, items_NW: jax.Array, used_M: jax.Array, beside: Beside | None = None
+        self,
+        acting: SlateState,
+        tables: Tables,
+        used_M: jax.Array,
+        beside: Beside | None = None,
+        temperature: float | jax.Array = 1.0,
     ) -> Logits:
         """Next token of an act: main `[..., padded N]` items, extra `[..., 1]` `<|say|>`.
 
         Args:
-          acting: `[..., D + E]` at `<|rec|>` or at an item of the act, from `acting`.
-          items_NW: from `item_table`.
+          acting: at `<|rec|>` or at an item of the act, from `acting`.
+          tables: from `tables`.
           used_M: `[..., M]` rows proposed so far in this act, -1 where none.
           beside: as for `item_logits`.
+          temperature: divides the items' logits and the log-odds of `<|say|>`.
         """
-        main = self.item_logits(acting, items_NW, beside)
+        main = self.item_logits(acting, tables, beside)
         rows_N = jnp.arange(main.shape[-1])
         used = jnp.zeros(main.shape, bool)
         for m in range(used_M.shape[-1]):
             used = used | (rows_N == used_M[..., m : m + 1])
-        full = (used_M >= 0).all(-1, keepdims=True)
-        main = jnp.where(used | full, MASKED, main)
-        say = self.words[...][self.layout.say].astype(self.dtype)
-        hidden = acting[..., : self.width]
-        return Logits(main, jnp.einsum("...D,D->...", hidden, say, preferred_element_type=jnp.float32)[..., None])
+        main = given_drawn(jnp.where(used, MASKED, main), temperature)
+        count = (used_M >= 0).sum(-1)
+        say = self.decisions.say(acting.hidden, acting.known, count) / temperature
+        alone = count == min(used_M.shape[-1], self.layout.num_items)  # nothing else is left
+        return Logits(main, jnp.where(alone, SURE, say)[..., None])
 
-    def word_logits(self, hidden: jax.Array, items_NW: jax.Array, own_M: jax.Array) -> Logits:
-        """Next token of the words: main `[..., padded V]` words and `<|end|>`, extra `[..., M]` the act's own items.
+    def word_logits(
+        self, hidden: jax.Array, tables: Tables, own_M: jax.Array, temperature: float | jax.Array = 1.0
+    ) -> Logits:
+        """Next token of the words: main `[..., padded V]` words, extra `[..., M + 1]` the act's items and `<|end|>`.
 
         Args:
           hidden: `[..., D]` at `<|say|>` or after it.
-          items_NW: from `item_table`.
+          tables: from `tables`.
           own_M: `[..., M]` rows of the act's items, -1 where none.
+          temperature: divides the logits of words and of own items, and the log-odds of the kinds.
         """
-        main = by_batch(logits_of(by_batch(hidden), self.word_table()), "tensor")
+        main = by_batch(logits_of(by_batch(hidden), tables.words_VD), "tensor")
         ids_V = jnp.arange(main.shape[-1])
-        legal_V = (ids_V < self.layout.num_words) | (ids_V == self.layout.end)
+        legal_V = ids_V < self.layout.num_words
         for unused in self.layout.unused:
             legal_V = legal_V & (ids_V != unused)
-        rows = jnp.maximum(own_M, 0)
-        own_MD = items_NW[:, : self.width][rows]
-        own = jnp.einsum("...D,...MD->...M", hidden, own_MD, preferred_element_type=jnp.float32)
-        own = own + self.items.bias[...][rows]
-        return Logits(jnp.where(legal_V, main, MASKED), jnp.where(own_M >= 0, own, MASKED))
+        state = normalised(hidden)
+        match = jnp.concatenate([state, self._content_query(state)], -1)
+        own_MW = tables.items_NW[jnp.maximum(own_M, 0)]
+        own = jnp.einsum("...W,...MW->...M", match, own_MW, preferred_element_type=jnp.float32)
+        there = own_M >= 0
+        own = given_drawn(jnp.where(there, own, MASKED), temperature)
+        end, any_own = self.decisions.after(state, there.any(-1))
+        own = jnp.where(there, own + any_own[..., None] / temperature, MASKED)
+        extra = jnp.concatenate([own, end[..., None] / temperature], -1)
+        return Logits(given_drawn(jnp.where(legal_V, main, MASKED), temperature), extra)
+
+
+def given_drawn(logits: jax.Array, temperature: float | jax.Array) -> jax.Array:
+    """Log-probabilities over the last axis at a temperature; masked entries stay masked."""
+    scaled = logits / temperature
+    logp = scaled - jax.nn.logsumexp(scaled, -1, keepdims=True)
+    return jnp.where(logits == MASKED, MASKED, logp)

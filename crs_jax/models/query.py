@@ -18,6 +18,7 @@ from flax import nnx
 
 from crs_jax.models.gpt2 import dropout
 
+PLACE = 3  # last entries of what is asked for: how far the dialogue is
 MOST_NAMED = 16  # the latest items named that are looked at
 KINDS = ("text", "asked", "named", "near", "people")
 """Kinds of evidence, each of which can be left out: to see what it is worth, or to do without it."""
@@ -55,12 +56,14 @@ class Wish(NamedTuple):
       vector: `[..., D]`, for the value function, which has no contents to match.
       content: `[..., E + F + 1]`, matched with the items' frozen contents.
       rows, gains: `[..., X + K + S]` numbers added to the logits of single items, -1 where there is none.
+      state: `[..., PLACE + 2]` how far the dialogue is, and whether text and genres are known.
     """
 
     vector: jax.Array
     content: jax.Array
     rows: jax.Array
     gains: jax.Array
+    state: jax.Array
 
     @property
     def beside(self) -> tuple[jax.Array, jax.Array]:
@@ -74,7 +77,8 @@ class Query(nnx.Module):
     The vector is a projection of text and asked facets plus an attention-weighted mean of the vectors of the items
     named (projections of their contents); weights depend on the item, on who named it and on how many were named since.
     The content part is that vector projected back, so that it matches contents by a bilinear form of rank D that no
-    item's residual disturbs. To it are added direct matches: text and named items by cosine, asked and named genres and
+    item's residual disturbs. `hidden_kernel` projects hidden states of act slots onto contents too; it starts at zero.
+    To it are added direct matches: text and named items by cosine, asked and named genres and
     years through two small matrices, popularity. Items named before move by one learned number, those that others named
     together with them in proportion to their nearness, those with people who were named by how many of these are in
     them. Each kind of match is scaled by a gate that knows how far the talk is and what is known.
@@ -85,8 +89,6 @@ class Query(nnx.Module):
       genres: the first facets; the others are year bins in order.
       asked: Z; its first entries are genres asked for, in the order of the facets.
       width: D.
-      scale: standard deviation of first values.
-      hidden_gain: first weight of what the hidden state says of items.
       leave_out: of `KINDS`, what is treated as if it were not known.
     """
 
@@ -99,25 +101,24 @@ class Query(nnx.Module):
         width: int,
         *,
         rngs: nnx.Rngs,
-        scale: float = 0.02,
-        hidden_gain: float = 1.0,
         leave_out: tuple[str, ...] = (),
     ):
         def normal(*shape: int) -> nnx.Param:
-            return nnx.Param(scale * jax.random.normal(rngs.params(), shape))
+            return nnx.Param(0.02 * jax.random.normal(rngs.params(), shape))
 
         self.facets, self.genres, self.leave_out = facets, genres, leave_out
         self.text_kernel, self.asked_kernel = normal(embedding, width), normal(asked, width)
         self.match_kernel = nnx.Param(0.05 * jax.random.normal(rngs.params(), (width, embedding + facets + 1)))
-        self.named_kernel = nnx.Param(0.1 * jnp.eye(width) + scale * jax.random.normal(rngs.params(), (width, width)))
+        self.named_kernel = nnx.Param(0.1 * jnp.eye(width) + 0.02 * jax.random.normal(rngs.params(), (width, width)))
         self.role_scale = nnx.Param(jnp.zeros((2, width)))
         self.attention_kernel = normal(width)
         self.attention_bias = nnx.Param(jnp.zeros(2))
         self.attention_age = nnx.Param(-0.1 * jnp.arange(MOST_NAMED, dtype=jnp.float32))
         self.named_gain = nnx.Param(jnp.zeros(()))
-        self.hidden_gain = nnx.Param(jnp.asarray(hidden_gain, jnp.float32))
+        self.hidden_kernel = nnx.Param(jnp.zeros((width, embedding + facets + 1)))
         self.gain = nnx.Param(jnp.array([2.5, 2.5, 1.0, 1.0, 0.7, 1.0, 0.5]))  # as in MATCHES
-        self.gate = nnx.Param(jnp.zeros((5, len(MATCHES))))
+        self.state_width = min(asked, PLACE) + 2
+        self.gate = nnx.Param(jnp.zeros((PLACE + 2, len(MATCHES))))
         years = np.arange(facets - genres)
         by_asked, by_named = np.zeros((asked, facets)), np.zeros((facets, facets))
         by_asked[np.arange(genres), np.arange(genres)] = 2.0
@@ -146,7 +147,7 @@ class Query(nnx.Module):
         if "text" in self.leave_out:
             text = jnp.zeros_like(text)
         if "asked" in self.leave_out:  # how far the talk is stays
-            asked = jnp.where(jnp.arange(asked.shape[-1]) < asked.shape[-1] - 3, 0.0, asked)
+            asked = jnp.where(jnp.arange(asked.shape[-1]) < asked.shape[-1] - PLACE, 0.0, asked)
         if "near" in self.leave_out:
             nearness = jnp.zeros_like(nearness)
         if "people" in self.leave_out:
@@ -172,7 +173,7 @@ class Query(nnx.Module):
         mean = jnp.einsum("...X,...XE->...E", share, contents)
         E = text.shape[-1]
         known = [jnp.any(part != 0, -1, keepdims=True) for part in (text, asked[..., : self.genres])]
-        state = jnp.concatenate([asked[..., -3:], *(k.astype(jnp.float32) for k in known)], -1)
+        state = jnp.concatenate([asked[..., -PLACE:], *(k.astype(jnp.float32) for k in known)], -1)
         gain = self.gain[...] * jnp.exp(jnp.einsum("...S,SK->...K", state, self.gate[...][: state.shape[-1]]))
         by_text, by_named, by_asked, by_facets, by_popularity, by_near, by_people = jnp.split(gain, len(MATCHES), -1)
         facets = by_asked * (asked @ self.asked_match[...])
@@ -181,7 +182,8 @@ class Query(nnx.Module):
         content = content + vector @ self.match_kernel[...]
         again = jnp.broadcast_to(self.named_gain[...], evidence.named.shape)
         gains = jnp.concatenate([again, by_near * nearness, by_people * stars], -1)
-        return Wish(vector, content, jnp.concatenate([evidence.named, evidence.near, evidence.starring], -1), gains)
+        rows = jnp.concatenate([evidence.named, evidence.near, evidence.starring], -1)
+        return Wish(vector, content, rows, gains, state)
 
 
 def deafened(params: dict[str, Any], leave_out: tuple[str, ...]) -> dict[str, Any]:
@@ -200,7 +202,7 @@ def deafened(params: dict[str, Any], leave_out: tuple[str, ...]) -> dict[str, An
         out["gate"] = out["gate"].at[3].set(0.0)  # whether anything was said
     if "asked" in leave_out:
         for name in ("asked_kernel", "asked_match"):
-            out[name] = out[name].at[:-3].set(0.0)
+            out[name] = out[name].at[:-PLACE].set(0.0)
         out["gate"] = out["gate"].at[4].set(0.0)  # whether a genre is asked for
     if "named" in leave_out:
         out["named_kernel"] = jnp.zeros_like(out["named_kernel"])

@@ -171,8 +171,8 @@ def predict(
       evidence: of the contexts, leading axis C.
     """
     C, G, R = tokens_CGR.shape
-    items_NW = model.policy.item_table()
-    hidden = tree_hidden(model.policy, items_NW, prompt_CP, prompt_mask_CP, tokens_CGR, mask_CGR)
+    tables = model.policy.tables()
+    hidden = tree_hidden(model.policy, tables, prompt_CP, prompt_mask_CP, tokens_CGR, mask_CGR)
     split = parts(tokens_CGR.reshape(C * G, R), mask_CGR.reshape(C * G, R), model.policy.layout)
     features_BF = model.fits(jax.tree.map(lambda a: jnp.repeat(a, G, axis=0), evidence), split.items_BM)
     return *read_heads(model.heads, hidden, split, features_BF), split

@@ -50,7 +50,7 @@ def sample_logits(logits: Logits, key: jax.Array, greedy: bool = False) -> tuple
     rather than V. A masked entry is never drawn: a block without legal rows has no mass.
 
     Args:
-      logits: main `[B, V]` with V a multiple of 128, extra `[B, X]`; already divided by the temperature.
+      logits: main `[B, V]` with V a multiple of 128, extra `[B, X]`; at the temperature already.
       key: one key for the whole batch.
       greedy: take the mode instead.
 
@@ -81,7 +81,7 @@ def act_mode(logits: Logits) -> tuple[jax.Array, jax.Array]:
     spread over thousands of items. Index into main followed by extra and log-probability, `[B]`.
     """
     total = log_normaliser(logits)
-    propose_B = jax.nn.logsumexp(logits.main, -1) > logits.extra[:, 0]
+    propose_B = logits.extra[:, 0] < 0
     index_B = jnp.where(propose_B, logits.main.argmax(-1), logits.main.shape[-1])
     return index_B, jnp.where(propose_B, logits.main.max(-1), logits.extra[:, 0]) - total
 
@@ -120,19 +120,19 @@ def sample(
       group: G.
       reply_tokens: R, the longest reply; rows that reach it have no `<|end|>`.
       evidence: of each context, what its acts are matched with besides.
-      temperature: divides the logits.
+      temperature: of all choices (`Policy.act_logits`, `word_logits`).
       block: decode steps between two checks whether all rows have ended.
       greedy: take the mode of each step; at an act's slot, first whether to propose at all, then what.
       proposed: `[B, M]` rows of items, -1 where none: the other side answers, with words and these items alone, and
         prompts end in `<|seeker|>`.
     """
+    tables = policy.tables()
     policy = gathered(policy, policy.dtype)
     layout = policy.layout
-    items_NW = policy.item_table()
     C, R = prompt_CP.shape[0], reply_tokens
     B, M = C * group, layout.act_items
     hidden_CPD, prompt = policy.trunk.prefill(
-        policy.embed(prompt_CP, items_NW), positions(prompt_mask_CP), causal(prompt_mask_CP)
+        policy.embed(prompt_CP, tables), positions(prompt_mask_CP), causal(prompt_mask_CP)
     )
     length_B = jnp.repeat(prompt_mask_CP.sum(-1), group)
     wish = None if evidence is None else policy.wish(evidence)
@@ -143,22 +143,21 @@ def sample(
         r, key_r = state.slot, jax.random.fold_in(key, state.slot)
 
         def act(hidden_BD):
-            logits = policy.act_logits(policy.acting(hidden_BD, wish), items_NW, state.act_BM, beside)
-            scaled = Logits(logits.main / temperature, logits.extra / temperature)
+            logits = policy.act_logits(policy.acting(hidden_BD, wish), tables, state.act_BM, beside, temperature)
             if greedy:
-                index_B, logp_B = act_mode(scaled)
+                index_B, logp_B = act_mode(logits)
             else:
-                index_B, logp_B = sample_logits(scaled, jax.random.fold_in(key_r, 0))
+                index_B, logp_B = sample_logits(logits, jax.random.fold_in(key_r, 0))
             item = index_B < logits.main.shape[-1]
             return jnp.where(item, layout.item_offset + index_B, layout.say), logp_B
 
         def words(hidden_BD):
-            logits = policy.word_logits(hidden_BD, items_NW, state.act_BM)
-            scaled = Logits(logits.main / temperature, logits.extra / temperature)
-            index_B, logp_B = sample_logits(scaled, jax.random.fold_in(key_r, 1), greedy)
-            own = jnp.clip(index_B - logits.main.shape[-1], 0, M - 1)
-            item_B = layout.item_offset + jnp.take_along_axis(state.act_BM, own[:, None], 1)[:, 0]
-            return jnp.where(index_B < logits.main.shape[-1], index_B, item_B), logp_B
+            logits = policy.word_logits(hidden_BD, tables, state.act_BM, temperature)
+            index_B, logp_B = sample_logits(logits, jax.random.fold_in(key_r, 1), greedy)
+            rows = logits.main.shape[-1]
+            own_B1 = jnp.clip(index_B - rows, 0, M - 1)[:, None]
+            item_B = layout.item_offset + jnp.take_along_axis(state.act_BM, own_B1, 1)[:, 0]
+            return jnp.where(index_B < rows, index_B, jnp.where(index_B == rows + M, layout.end, item_B)), logp_B
 
         def nothing(hidden_BD):
             return jnp.full(B, layout.pad, jnp.int32), jnp.zeros(B)
@@ -177,7 +176,7 @@ def sample(
         act_BM = jnp.where(here_BM, (token_B - layout.item_offset)[:, None], state.act_BM)
 
         hidden_BD, cache = policy.trunk.decode(
-            policy.embed(token_B, items_NW), length_B + r, prompt, prompt_mask_CP, state.cache, r
+            policy.embed(token_B, tables), length_B + r, prompt, prompt_mask_CP, state.cache, r
         )
         replies = Replies(
             state.replies.tokens_BR.at[:, r].set(token_B),

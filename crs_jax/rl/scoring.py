@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from crs_jax.models.likelihood import act_likelihood, word_likelihood
-from crs_jax.models.policy import Layout, Policy
+from crs_jax.models.policy import Layout, Policy, Tables
 from crs_jax.models.query import Wish
 from crs_jax.rl.rollout import positions
 
@@ -70,7 +70,7 @@ def parts(tokens_BR: jax.Array, mask_BR: jax.Array, layout: Layout) -> Parts:
 
 def tree_hidden(
     policy: Policy,
-    items_NW: jax.Array,
+    tables: Tables,
     prompt_CP: jax.Array,
     prompt_mask_CP: jax.Array,
     tokens_CGR: jax.Array,
@@ -87,7 +87,7 @@ def tree_hidden(
     reply_T = jnp.concatenate([jnp.full(P, -1), jnp.repeat(jnp.arange(G), R)])
     order_T = jnp.arange(P + G * R)
     sees_TS = (order_T[None] <= order_T[:, None]) & ((reply_T[None] == -1) | (reply_T[None] == reply_T[:, None]))
-    hidden_CTD = policy.trunk(policy.embed(tokens_CT, items_NW), position_CT, sees_TS & mask_CT[:, None], key)
+    hidden_CTD = policy.trunk(policy.embed(tokens_CT, tables), position_CT, sees_TS & mask_CT[:, None], key)
     at = hidden_CTD[:, P:].reshape(C, G, R, -1)
     first = jnp.broadcast_to(hidden_CTD[:, None, P - 1 : P], (C, G, 1, at.shape[-1]))
     return Hidden(jnp.concatenate([first, at[:, :, :-1]], 2), at)
@@ -95,7 +95,7 @@ def tree_hidden(
 
 def reply_likelihood(
     policy: Policy,
-    items_NW: jax.Array,
+    tables: Tables,
     hidden_BRD: jax.Array,
     tokens_BR: jax.Array,
     mask_BR: jax.Array,
@@ -110,10 +110,10 @@ def reply_likelihood(
 
     Args:
       policy: the scorer.
-      items_NW: from `item_table`.
+      tables: from `Policy.tables`.
       hidden_BRD: states that predict each token (`Hidden.before`).
       tokens_BR, mask_BR: the replies.
-      temperature: the sampler's; divides the logits here too.
+      temperature: the sampler's.
       wish: of each reply's context, leading axis B, joined at act slots.
       act_chunk, word_chunk: tokens of time at once; None: as many as memory allows (`models/likelihood.py`).
     """
@@ -126,15 +126,15 @@ def reply_likelihood(
     row_BA = tokens_BR[:, :A] - layout.item_offset
     act_target_BA = jnp.where(tokens_BR[:, :A] == layout.say, layout.num_items, jnp.maximum(row_BA, 0))
     wish = jax.tree.map(lambda a: a[:, None], wish)
-    acting_BAW, beside = policy.acting(hidden_BRD[:, :A], wish), None if wish is None else wish.beside
-    act = act_likelihood(policy, items_NW, acting_BAW, used_BAM, act_target_BA, beside, temperature, act_chunk)
+    acting, beside = policy.acting(hidden_BRD[:, :A], wish), None if wish is None else wish.beside
+    act = act_likelihood(policy, tables, acting, used_BAM, act_target_BA, beside, temperature, act_chunk)
 
     match_BRM = (tokens_BR[..., None] - layout.item_offset) == split.items_BM[:, None]
     is_own = (match_BRM & (split.items_BM[:, None] >= 0)).any(-1)
     word_target_BR = jnp.where(is_own, layout.item_offset + match_BRM.argmax(-1), tokens_BR)
     word_target_BR = jnp.minimum(word_target_BR, layout.item_offset + layout.act_items - 1)
     own_BRM = jnp.broadcast_to(split.items_BM[:, None], (*tokens_BR.shape, layout.act_items))
-    word = word_likelihood(policy, items_NW, hidden_BRD, own_BRM, word_target_BR, temperature, word_chunk)
+    word = word_likelihood(policy, tables, hidden_BRD, own_BRM, word_target_BR, temperature, word_chunk)
 
     def join(a_BA, w_BR):
         a_BR = jnp.pad(a_BA, ((0, 0), (0, R - A)))

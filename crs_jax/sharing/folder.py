@@ -48,7 +48,7 @@ from crs_jax.training.task import Task, new_policy, split_model
 
 FORMAT = 1
 REST, ITEMS, WORDS, ENCODER = "crs_jax.safetensors", "items.jsonl", "tokenizer.json", "encoder"
-GPT2 = ("words", "trunk")  # of the parameters: what transformers' part holds, but for the rows behind the words
+GPT2 = ("words", "trunk")  # of the parameters: what transformers' part holds
 PROBE = "Something light and funny for tonight, please."  # whose vector tells one sentence encoder from another
 PROBE_TOLERANCE = 1e-3
 
@@ -159,7 +159,7 @@ def read(folder: pathlib.Path) -> Loaded:
     titles = Titles(catalogue, phrases=about["ways_of_talking"])
     with jax.default_matmul_precision(config.model.matmul):
         graphdef, params, frozen = split_model(new_policy(task))
-        params, frozen = _filled(folder, arrays, params, frozen, task.tokenizer.num_words)
+        params, frozen = _filled(folder, arrays, params, frozen)
         model = (graphdef, place(params, task.mesh), place(frozen, task.mesh))
     return Loaded(folder, task, {about["model"]: model}, None, titles, shared=True)
 
@@ -190,8 +190,7 @@ def _task(config: ConfigDict, folder: pathlib.Path, catalogue: Catalogue, arrays
 def _arrays(task: Task, params: Any, frozen: Any) -> dict[str, np.ndarray]:
     """All that transformers' GPT-2 has no place for, by name."""
     count_N, together_NN = task.together.counts
-    rest = {"words": params["words"][task.tokenizer.num_words :]}
-    rest |= {name: tree for name, tree in params.items() if name not in GPT2}
+    rest = {name: tree for name, tree in params.items() if name not in GPT2}
     evidence = {
         "content": task.content_NE,
         "probe": task.embed([PROBE])[0],
@@ -202,11 +201,11 @@ def _arrays(task: Task, params: Any, frozen: Any) -> dict[str, np.ndarray]:
     return {name: np.asarray(leaf, order="C") for name, leaf in _flat(tree).items()}
 
 
-def _filled(folder: pathlib.Path, arrays: dict[str, np.ndarray], params: Any, frozen: Any, words: int) -> Any:
+def _filled(folder: pathlib.Path, arrays: dict[str, np.ndarray], params: Any, frozen: Any) -> Any:
     """The saved values in the places of a blank policy's parameters and frozen arrays."""
     gpt2 = load_gpt2(folder)
     trunk = {f"policy/trunk/{name}": value for name, value in _flat(gpt2.trunk).items()}
-    table = np.concatenate([gpt2.words, arrays["policy/words"]])
+    table = np.pad(gpt2.words, ((0, len(params["words"]) - len(gpt2.words)), (0, 0)))
     found = {**arrays, **trunk, "policy/words": table}
 
     def take(path: Any, leaf: Any) -> np.ndarray:

@@ -15,19 +15,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from ml_collections import ConfigDict
 
 from crs_jax.compilation import Once
 from crs_jax.metrics import MetricsWriter
 from crs_jax.models.policy import MASKED, Policy, add_at
 from crs_jax.models.query import Evidence
 from crs_jax.progress import Progress, say
-from crs_jax.sharding import everywhere, on_mesh, path_name, place, shard_batch
+from crs_jax.sharding import everywhere, on_mesh, place, shard_batch
 from crs_jax.training.examples import Examples, examples, fresh_instances, training_examples
+from crs_jax.training.optimizer import by_name, head_rates
 from crs_jax.training.state import fresh_optimizer_state, keep_layout
 from crs_jax.training.task import Task
 
-DECAYED = ("_kernel", "role_scale")  # of the query; its gains, gates and matches start at sensible values and are not
-MATRICES = (*DECAYED, "_match")
 KS = (1, 10, 50)
 
 
@@ -35,7 +35,7 @@ def head_logits(policy: Policy, evidence: Evidence, key: jax.Array | None, rate:
     """Logits `[B, padded N]` from the evidence alone; what was named before is masked."""
     wish = policy.wish(evidence, key, rate)
     nothing = jnp.zeros((wish.content.shape[0], policy.width), policy.dtype)
-    logits_BN = policy.item_logits(policy.acting(nothing, wish), policy.item_table(), wish.beside)
+    logits_BN = policy.item_logits(policy.acting(nothing, wish), policy.tables(), wish.beside)
     return add_at(logits_BN, evidence.named, jnp.full(evidence.named.shape, MASKED))
 
 
@@ -47,35 +47,28 @@ def head_loss(policy: Policy, rows: Examples, key: jax.Array | None, rate: float
     return -(weight_BY * chosen_BY).sum() / jnp.maximum(weight_BY.sum(), 1e-6)
 
 
-def make_head_optimizer(c: Any, steps: int) -> optax.GradientTransformation:
-    """AdamW, matrices and item biases at `learning_rate`, gains and gates at `gain_rate`; cosine to a twentieth."""
-
-    def kind(path: Any, _: Any) -> str:
-        name = path_name(path)
-        return "decayed" if name.endswith((*DECAYED, "bias")) else "matrix" if name.endswith(MATRICES) else "gain"
-
-    def adam(rate: float, decay: float) -> optax.GradientTransformation:
-        warm = min(20, max(steps // 5, 1))
-        schedule = optax.warmup_cosine_decay_schedule(rate / warm, rate, warm, max(steps, warm + 1), rate / 20)
-        return optax.adamw(schedule, b1=0.9, b2=0.98, weight_decay=decay)
-
-    kinds = {
-        "decayed": adam(c.learning_rate, c.weight_decay),
-        "matrix": adam(c.learning_rate, 0.0),
-        "gain": adam(c.gain_rate, 0.0),
-    }
-    labels = lambda params: jax.tree_util.tree_map_with_path(kind, params)  # noqa: E731
-    return optax.chain(optax.clip_by_global_norm(1.0), optax.multi_transform(kinds, labels))
+def make_head_optimizer(c: ConfigDict, steps: int) -> optax.GradientTransformation:
+    """AdamW at `head_rates`, after a short warm-up down to a twentieth by half a cosine."""
+    rates, warm = head_rates(c), min(20, max(steps // 5, 1))
+    rate = rates.learning_rate
+    return optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.scale_by_adam(b1=0.9, b2=0.98),
+        by_name(rates.of),
+        optax.scale_by_learning_rate(
+            optax.warmup_cosine_decay_schedule(rate / warm, rate, warm, max(steps, warm + 1), rate / 20)
+        ),
+    )
 
 
 def trained_part(params: Any) -> dict[str, Any]:
     """What the head trains: the query and the items' biases."""
-    return {"query": params["query"], "bias": params["items"]["bias"]}
+    return {"query": params["query"], "items": {"bias": params["items"]["bias"]}}
 
 
 def with_part(params: Any, part: dict[str, Any]) -> Any:
     """The parameters with that part replaced."""
-    return {**params, "query": part["query"], "items": {**params["items"], "bias": part["bias"]}}
+    return {**params, "query": part["query"], "items": {**params["items"], **part["items"]}}
 
 
 def orders(count: int, size: int, seed: int) -> Iterator[np.ndarray]:
@@ -117,6 +110,7 @@ def fit_head(task: Task, writer: MetricsWriter, graphdef: Any, params: Any, froz
     part = average = place(trained_part(params), task.mesh)
     opt_state = fresh_optimizer_state(part, optimizer, task.mesh)
     key = jax.random.key(task.config.seed + 9)
+    head_rates(c).show("act head", part)
     writer.drop_after("head", 0)
     with Progress(steps, "act head", "steps") as progress:
         for number, index in zip(range(1, steps + 1), orders(count, size, task.config.seed), strict=False):

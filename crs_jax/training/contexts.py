@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 
 from crs_jax.data.windows import make_windows
-from crs_jax.models.policy import Policy
+from crs_jax.models.policy import Policy, Tables
 from crs_jax.models.query import Evidence, Wish
 from crs_jax.rl.rollout import causal, positions
 from crs_jax.training.replies import evidence_at
@@ -59,9 +59,9 @@ def contexts_at(task: Task, split: str, where: Sequence[tuple[int, int]]) -> Con
     return Contexts(*arrays)
 
 
-def after_rec(policy: Policy, contexts: Contexts) -> tuple[jax.Array, jax.Array, Wish]:
-    """The hidden state `[C, D]` that has read `<|rec|>`, the item table, and the wish; inside jit."""
-    items_NW, mask_CP = policy.item_table(), contexts.mask_CP
-    x_CPD = policy.embed(contexts.prompt_CP, items_NW)
+def after_rec(policy: Policy, contexts: Contexts) -> tuple[jax.Array, Tables, Wish]:
+    """The hidden state `[C, D]` that has read `<|rec|>`, the tables, and the wish; inside jit."""
+    tables, mask_CP = policy.tables(), contexts.mask_CP
+    x_CPD = policy.embed(contexts.prompt_CP, tables)
     hidden_CD = policy.trunk(x_CPD, positions(mask_CP), causal(mask_CP))[:, -1]
-    return hidden_CD, items_NW, policy.wish(contexts.evidence)
+    return hidden_CD, tables, policy.wish(contexts.evidence)

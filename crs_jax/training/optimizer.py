@@ -1,27 +1,119 @@
-"""AdamW with warm-up, linear decay and a clipped gradient norm: one recipe for the three stages."""
+"""AdamW with warm-up, linear decay and a clipped gradient norm; the rate and weight decay of every parameter by name.
+
+One rule for all stages: a parameter's rate is the stage's `learning_rate` times a multiple, that of its group, and its
+weight decay is the stage's, of its kind. What a pretrained model brings, words and trunk, has the multiple 1; what is
+new beside it (controls, items, decisions, heads) `new_rate`; the query, which is fitted before SFT, `query_rate` of
+that; the value function's head `value_rate`.
+"""
 
 from __future__ import annotations
 
-import functools
+import dataclasses
+import textwrap
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import optax
+from ml_collections import ConfigDict
 
+from crs_jax.progress import print_table
 from crs_jax.sharding import path_name
 
-DECAYED = ("kernel", "words", "projection")  # endings of names
-ITEMS_DECAYED = ("items/residual", "items/bias")  # what is learned of single items
+# Name, less `policy/` or `critic/` before it: group and kind of decay. A name that is not here has no rate.
+PARAMETERS: dict[str, tuple[str, str]] = {
+    "words": ("pretrained", "matrix"),
+    **{f"trunk/{name}": ("pretrained", "none") for name in ("positions", "final_scale", "final_bias")},
+    **{f"trunk/blocks/{name}_kernel": ("pretrained", "matrix") for name in ("qkv", "out", "up", "down")},
+    **{f"trunk/blocks/{name}_bias": ("pretrained", "none") for name in ("qkv", "out", "up", "down", "ln1", "ln2")},
+    **{f"trunk/blocks/{name}_scale": ("pretrained", "none") for name in ("ln1", "ln2")},
+    "controls": ("new", "matrix"),
+    "items/projection": ("new", "matrix"),
+    "items/residual": ("new", "item"),
+    "items/bias": ("new", "item"),
+    **{f"decisions/{name}": ("new", "matrix") for name in ("kernel", "state_kernel")},
+    **{f"decisions/{name}": ("new", "none") for name in ("say_bias", "end_bias", "own_bias")},
+    "query/hidden_kernel": ("new", "matrix"),
+    **{f"query/{name}_kernel": ("query", "matrix") for name in ("text", "asked", "match", "named", "attention")},
+    "query/role_scale": ("query", "matrix"),
+    **{f"query/{name}_match": ("query", "none") for name in ("asked", "named")},
+    **{f"query/{name}": ("gain", "none") for name in ("gain", "gate", "named_gain", "attention_bias", "attention_age")},
+    **{f"heads/{name}": ("new", "matrix") for name in ("kernel", "feature_kernel")},
+    "heads/bias": ("new", "none"),
+    "head/kernel": ("value", "matrix"),
+    "head/bias": ("value", "none"),
+}
 
 
-def named_mask(params: Any, endings: tuple[str, ...]) -> Any:
-    """True where a parameter's name ends so."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: path_name(path).endswith(endings), params)
+@dataclasses.dataclass(frozen=True)
+class Rates:
+    """Of one stage.
+
+    Attributes:
+      learning_rate: of what a pretrained model brings, at its highest.
+      weight_decay: of matrices and tables.
+      item_decay: of what is learnt of single items; None: as matrices.
+      new, query, gain, value: multiples of `learning_rate`.
+    """
+
+    learning_rate: float
+    weight_decay: float = 0.0
+    item_decay: float | None = None
+    new: float = 1.0
+    query: float = 1.0
+    gain: float = 1.0
+    value: float = 1.0
+
+    def of(self, name: str) -> tuple[float, float]:
+        """The multiple and the weight decay of a parameter; `KeyError` where no rule has its name."""
+        group, kind = PARAMETERS[name.removeprefix("policy/").removeprefix("critic/")]
+        item_decay = self.weight_decay if self.item_decay is None else self.item_decay
+        decay = {"matrix": self.weight_decay, "item": item_decay, "none": 0.0}[kind]
+        return 1.0 if group == "pretrained" else getattr(self, group), decay
+
+    def show(self, stage: str, params: Any) -> None:
+        """Prints the rate and weight decay of each parameter, those of one module that share them in one row."""
+        found: dict[tuple[str, float, float], list[str]] = {}
+        for path, _ in jax.tree_util.tree_leaves_with_path(params):
+            module, _, name = path_name(path).rpartition("/")
+            found.setdefault((module, *self.of(path_name(path))), []).append(name)
+        rows = [
+            [line, f"{multiple * self.learning_rate:.1e}", f"{decay:g}"]
+            for (module, multiple, decay), names in found.items()
+            for line in textwrap.wrap(
+                f"{module}: {', '.join(names)}" if module else names[0], 56, subsequent_indent="  "
+            )
+        ]
+        print_table(f"{stage}: rates at their highest", ["parameters", "rate", "decay"], rows)
 
 
-def query_mask(params: Any) -> Any:
-    """True for the query's parameters."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: "query/" in path_name(path), params)
+def head_rates(c: ConfigDict) -> Rates:
+    """Of the query and the items' biases, fitted by themselves before SFT, by `config.head`."""
+    return Rates(c.learning_rate, c.weight_decay, gain=c.gain_rate / c.learning_rate)
+
+
+def sft_rates(config: ConfigDict) -> Rates:
+    """Of SFT."""
+    c = config.sft
+    query = c.new_rate * c.query_rate
+    return Rates(c.learning_rate, c.weight_decay, c.item_decay, new=c.new_rate, query=query, gain=query)
+
+
+def seeker_rates(config: ConfigDict) -> Rates:
+    """Of the user simulator: those of SFT at its own learning rate."""
+    return dataclasses.replace(sft_rates(config), learning_rate=config.seeker.learning_rate)
+
+
+def reward_rates(config: ConfigDict) -> Rates:
+    """Of the reward model."""
+    c = config.reward
+    return Rates(c.learning_rate, c.weight_decay, new=c.new_rate, query=c.new_rate, gain=c.new_rate)
+
+
+def ppo_rates(config: ConfigDict) -> Rates:
+    """Of PPO."""
+    c = config.ppo
+    return Rates(c.learning_rate, c.weight_decay, query=c.query_rate, gain=c.query_rate, value=c.value_rate)
 
 
 def schedule(learning_rate: float, warmup: float, steps: int, end: float = 0.1) -> optax.Schedule:
@@ -36,28 +128,26 @@ def schedule(learning_rate: float, warmup: float, steps: int, end: float = 0.1) 
     )
 
 
-def make_optimizer(
-    learning_rate: float,
-    warmup: float,
-    steps: int,
-    weight_decay: float,
-    clip_norm: float,
-    item_decay: float | None = None,
-    query_rate: float = 1.0,
-    end: float = 0.1,
-) -> optax.GradientTransformation:
-    """The optimizer of a stage of `steps` updates.
+def by_name(of: Callable[[str], tuple[float, float]]) -> optax.GradientTransformation:
+    """Adds weight decay to each parameter's update and multiplies it, by what `of` says of its name."""
 
-    Matrices and tables are decayed by `weight_decay`, the items' residuals and biases by `item_decay` (None: by the
-    same); other biases, norms, positions and gains are not. The query learns at `query_rate` times the rate. `end`: of
-    `schedule`.
-    """
-    item_decay = weight_decay if item_decay is None else item_decay
+    def update(updates: Any, params: Any) -> Any:
+        def one(path: Any, u: jax.Array, p: jax.Array) -> jax.Array:
+            multiple, decay = of(path_name(path))
+            return multiple * (u + decay * p)
+
+        return jax.tree_util.tree_map_with_path(one, updates, params)
+
+    return optax.stateless(update)
+
+
+def make_optimizer(
+    rates: Rates, warmup: float, steps: int, clip_norm: float, end: float = 0.1
+) -> optax.GradientTransformation:
+    """The optimizer of a stage of `steps` updates. `end`: of `schedule`."""
     return optax.chain(
         optax.clip_by_global_norm(clip_norm),
         optax.scale_by_adam(b1=0.9, b2=0.95),
-        optax.add_decayed_weights(weight_decay, functools.partial(named_mask, endings=DECAYED)),
-        optax.add_decayed_weights(item_decay, functools.partial(named_mask, endings=ITEMS_DECAYED)),
-        optax.scale_by_learning_rate(schedule(learning_rate, warmup, steps, end)),
-        optax.masked(optax.scale(query_rate), query_mask),
+        by_name(rates.of),
+        optax.scale_by_learning_rate(schedule(rates.learning_rate, warmup, steps, end)),
     )

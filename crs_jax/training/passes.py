@@ -10,7 +10,7 @@ from flax import nnx
 
 from crs_jax.models.actor_critic import ActorCritic
 from crs_jax.models.likelihood import first_logp
-from crs_jax.models.policy import Policy
+from crs_jax.models.policy import Policy, Tables
 from crs_jax.models.query import Wish
 from crs_jax.rl.rollout import Replies
 from crs_jax.rl.scoring import TokenLikelihood, parts, reply_likelihood, tree_hidden
@@ -28,7 +28,7 @@ def actor_pass(
         act_BR = parts(tokens_CGR.reshape(B, R), reply_mask_CGR.reshape(B, R), actor.policy.layout).act_BR
         seen = jnp.where(act_BR[..., None], hidden + wish.vector[:, None].astype(hidden.dtype), hidden)
     else:
-        seen = _before(actor.critic, actor.critic.item_table(), *given)
+        seen = _before(actor.critic, actor.critic.tables(), *given)
     return likelihood, actor.values(seen), first_CN
 
 
@@ -48,9 +48,9 @@ def policy_likelihood(
     return policy_pass(graph, params, frozen, contexts, replies, temperature)[0]
 
 
-def _before(policy: Policy, items_NW: jax.Array, contexts: Contexts, *replies: jax.Array) -> jax.Array:
+def _before(policy: Policy, tables: Tables, contexts: Contexts, *replies: jax.Array) -> jax.Array:
     """Hidden states that predict each reply token, `[B, R, D]`."""
-    hidden = tree_hidden(policy, items_NW, contexts.prompt_CP, contexts.mask_CP, *replies).before
+    hidden = tree_hidden(policy, tables, contexts.prompt_CP, contexts.mask_CP, *replies).before
     return hidden.reshape(-1, *hidden.shape[2:])
 
 
@@ -59,17 +59,17 @@ def _pass(
 ) -> tuple[TokenLikelihood, jax.Array, jax.Array, Wish]:
     """Likelihoods, `first_logp`, hidden states and the wish of each reply's context."""
     G, R = tokens_CGR.shape[1:]
-    items_NW, wish = policy.item_table(), policy.wish(contexts.evidence)
-    hidden_BRD = _before(policy, items_NW, contexts, tokens_CGR, mask_CGR)
-    first_CN = first_logp(policy, items_NW, hidden_BRD[::G, 0], wish, temperature)
+    tables, wish = policy.tables(), policy.wish(contexts.evidence)
+    hidden_BRD = _before(policy, tables, contexts, tokens_CGR, mask_CGR)
+    first_CN = first_logp(policy, tables, hidden_BRD[::G, 0], wish, temperature)
     wish = jax.tree.map(lambda a: jnp.repeat(a, G, axis=0), wish)
     tokens_BR, mask_BR = tokens_CGR.reshape(-1, R), mask_CGR.reshape(-1, R)
-    likelihood = reply_likelihood(policy, items_NW, hidden_BRD, tokens_BR, mask_BR, temperature, wish)
+    likelihood = reply_likelihood(policy, tables, hidden_BRD, tokens_BR, mask_BR, temperature, wish)
     return likelihood, first_CN, hidden_BRD, wish
 
 
 def first_of(graph: Any, params: Any, frozen: Any, contexts: Contexts, temperature: float) -> jax.Array:
     """Log-probabilities of first tokens `[C, N + 1]` under a policy (`first_logp`)."""
     policy = nnx.merge(graph, params, frozen)
-    hidden_CD, items_NW, wish = after_rec(policy, contexts)
-    return first_logp(policy, items_NW, hidden_CD, wish, temperature)
+    hidden_CD, tables, wish = after_rec(policy, contexts)
+    return first_logp(policy, tables, hidden_CD, wish, temperature)

@@ -28,7 +28,7 @@ from crs_jax.training.examples import fresh_instances
 from crs_jax.training.halt import stop_if_halted
 from crs_jax.training.health import warnings
 from crs_jax.training.judging import Graphs, Judges
-from crs_jax.training.optimizer import make_optimizer, schedule
+from crs_jax.training.optimizer import make_optimizer, ppo_rates, schedule
 from crs_jax.training.own_reward import own_reward
 from crs_jax.training.ppo import make_iteration, make_sampler
 from crs_jax.training.ppo_samples import Samples
@@ -144,9 +144,8 @@ def run_ppo(task: Task, writer: MetricsWriter, sft: Model, reward: Model) -> Ali
     where = contexts_of(task)
     contexts = contexts_at(task, "train", where)
     updates = c.iterations * c.epochs * c.minibatches
-    optimizer = make_optimizer(
-        c.learning_rate, c.warmup, updates, c.weight_decay, c.clip_norm, query_rate=c.query_rate, end=c.decay_to
-    )
+    rates = ppo_rates(task.config)
+    optimizer = make_optimizer(rates, c.warmup, updates, c.clip_norm, c.decay_to)
     rate = schedule(c.learning_rate, c.warmup, updates, c.decay_to)
     coefficients = {"act_kl": jnp.float32(c.act_kl), "word_kl": jnp.float32(c.word_kl)}
     state = fresh_state(params, optimizer, task.mesh, coefficients)
@@ -156,6 +155,7 @@ def run_ppo(task: Task, writer: MetricsWriter, sft: Model, reward: Model) -> Ali
     else:
         normaliser = reference_normaliser(task, graphs, judges, contexts)
         result = {"policy": copy_tree(params["policy"]), "normaliser": normaliser._asdict()}
+    rates.show("ppo", params)
     writer.drop_after("ppo", -1 if saved is None else saved.step)
     validation = Validation(task, graphs, judges)
     samples = Samples(task, validation, params["policy"], normaliser)

@@ -107,14 +107,14 @@ def reply_nll(
     Also `hits`: acts whose first item stands among the first ten of the ranking at `<|rec|>`, of `recommending` acts.
     """
     policy: Policy = nnx.merge(graphdef, params, frozen)
-    items_NW = policy.item_table()
-    hidden = tree_hidden(policy, items_NW, prompt_BP, prompt_mask_BP, tokens_BR[:, None], mask_BR[:, None])
+    tables = policy.tables()
+    hidden = tree_hidden(policy, tables, prompt_BP, prompt_mask_BP, tokens_BR[:, None], mask_BR[:, None])
     before_BRD = hidden.before[:, 0]
     wish = policy.wish(Evidence(*evidence))
-    logp_BR = reply_likelihood(policy, items_NW, before_BRD, tokens_BR, mask_BR, wish=wish).logp_BR
+    logp_BR = reply_likelihood(policy, tables, before_BRD, tokens_BR, mask_BR, wish=wish).logp_BR
     split = parts(tokens_BR, mask_BR, policy.layout)
     first_B = split.items_BM[:, 0]
-    logits_BN = policy.item_logits(policy.acting(before_BRD[:, 0], wish), items_NW, wish.beside)
+    logits_BN = policy.item_logits(policy.acting(before_BRD[:, 0], wish), tables, wish.beside)
     target_B1 = jnp.take_along_axis(logits_BN, jnp.maximum(first_B, 0)[:, None], -1)
     recommending_B = first_B >= 0
     return {

@@ -31,7 +31,7 @@ from crs_jax.sharding import everywhere, in_parts, on_mesh, place, shard_batch
 from crs_jax.training.counterfactual import Counterfactuals
 from crs_jax.training.ensemble import Member, member
 from crs_jax.training.labels import label, log_fingerprint
-from crs_jax.training.optimizer import make_optimizer
+from crs_jax.training.optimizer import make_optimizer, reward_rates
 from crs_jax.training.replies import Wishes, reply_arrays
 from crs_jax.training.sft import DeviceRows, at_slots, epoch_seed, make_packer, packed_hidden
 from crs_jax.training.state import (
@@ -90,7 +90,7 @@ def reward_loss(
     """
     counts = label_counts(rows) if counts is None else counts
     policy = model.policy
-    hidden_RTD = packed_hidden(policy, policy.item_table(), rows, window, key)
+    hidden_RTD = packed_hidden(policy, policy.tables(), rows, window, key)
     metrics: dict[str, jax.Array] = {}
     loss = jnp.float32(0)
     last = rows["tokens_RT"].shape[1] - 1
@@ -123,7 +123,7 @@ def counterfactual_loss(
     R, G, L = tokens.shape
     prompt = rows["other_prompt_RP"], rows["other_mask_RP"]
     other_key = None if key is None else jax.random.fold_in(key, 1)
-    hidden = tree_hidden(policy, policy.item_table(), *prompt, tokens, real, other_key)
+    hidden = tree_hidden(policy, policy.tables(), *prompt, tokens, real, other_key)
     split = parts(tokens.reshape(R * G, L), real.reshape(R * G, L), policy.layout)
     both = read_heads(model.heads, hidden, split, rows["other_features_RGF"].reshape(R * G, -1))
     read = [values_BS[:, SIGNALS.index("engagement")].reshape(R, G) for values_BS in both]
@@ -265,12 +265,13 @@ def run_reward(task: Task, writer: MetricsWriter, sft: tuple[Any, Any, Any]) -> 
     held_rows = make_packer(task, "train", held).epoch(rows=c.sft.rows, crop=0.0, rng=epoch_seed(task, "held", 0))
     per_epoch = len(team[0].packer.epoch(rows=c.sft.rows, crop=c.sft.crop, rng=epoch_seed(task, "reward", 0)))
     steps = max(round(c.reward.epochs * per_epoch), 1)
-    optimizer = make_optimizer(c.reward.learning_rate, 0.05, steps, c.reward.weight_decay, c.reward.clip_norm)
+    optimizer = make_optimizer(reward_rates(c), 0.05, steps, c.reward.clip_norm)
     states = [fresh_state(first_params(task, params, one, signal_DTS, wishes), optimizer, task.mesh) for one in team]
     best = Best.of([copy_tree(state.params) for state in states])
     if saved is not None:
         best = best.restored(checkpoints, saved)
         states = members(checkpoints.restore(saved.step, "state", together(states)))
+    reward_rates(c).show("reward", params)
     first = 0 if saved is None else saved.step
     writer.drop_after("reward", first)
     step = functools.cache(lambda beside: make_step(graphdef, optimizer, task))  # a program with others and one without

@@ -32,7 +32,7 @@ from crs_jax.rl.ppo import masked_mean
 from crs_jax.rl.rollout import sample
 from crs_jax.rl.scoring import parts
 from crs_jax.sharding import place, shard_batch
-from crs_jax.training.optimizer import make_optimizer
+from crs_jax.training.optimizer import make_optimizer, seeker_rates
 from crs_jax.training.reward import split_holdout
 from crs_jax.training.sft import DeviceRows, at_slots, batches, epoch_seed, packed_hidden
 from crs_jax.training.state import Stopwatch, TrainState, apply_gradients, fresh_state, keep_layout
@@ -120,9 +120,9 @@ def seeker_packer(task: Task, split: str, numbers: np.ndarray | None = None) -> 
 
 def seeker_loss(policy: Policy, rows: DeviceRows, window: int, key: jax.Array | None) -> jax.Array:
     """Mean negative log-likelihood of what seekers say, nats a token."""
-    items_NW = policy.item_table()
-    hidden_RWD = at_slots(packed_hidden(policy, items_NW, rows, window, key), rows["word_at_RW"])
-    word = word_likelihood(policy, items_NW, hidden_RWD, rows["word_items_RWM"], rows["word_target_RW"])
+    tables = policy.tables()
+    hidden_RWD = at_slots(packed_hidden(policy, tables, rows, window, key), rows["word_at_RW"])
+    word = word_likelihood(policy, tables, hidden_RWD, rows["word_items_RWM"], rows["word_target_RW"])
     return -masked_mean(word.logp, rows["word_mask_RW"])
 
 
@@ -147,7 +147,7 @@ def run_seeker(task: Task, writer: MetricsWriter, sft: Model) -> Any:
         where = "data.validation_dialogues" if per_epoch else "data.max_train_dialogues"
         raise InputError(f"--config.{where}: no seeker says anything there; the seeker's model needs some that do")
     steps = max(round(c.seeker.epochs * per_epoch), 1)
-    optimizer = make_optimizer(c.seeker.learning_rate, o.warmup, steps, o.weight_decay, o.clip_norm, o.item_decay)
+    optimizer = make_optimizer(seeker_rates(c), o.warmup, steps, o.clip_norm)
     best, state = Best.of([start]), fresh_state(copy_tree(start), optimizer, task.mesh)
     saved = checkpoints.latest()
     if saved is not None:
@@ -157,6 +157,7 @@ def run_seeker(task: Task, writer: MetricsWriter, sft: Model) -> Any:
             checkpoints.close()
             return best.params[0]
         state = checkpoints.restore(saved.step, "state", state)
+    seeker_rates(c).show("seeker", start)
     first = 0 if saved is None else saved.step
     writer.drop_after("seeker", first)
 

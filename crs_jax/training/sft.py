@@ -23,15 +23,14 @@ from crs_jax.data.packing import Packer, Rows, slots_of
 from crs_jax.data.windows import make_windows
 from crs_jax.errors import InputError
 from crs_jax.metrics import MetricsWriter
-from crs_jax.models.gpt2 import dropout
 from crs_jax.models.likelihood import act_likelihood, word_likelihood
-from crs_jax.models.policy import Policy
+from crs_jax.models.policy import Policy, Tables
 from crs_jax.models.query import Evidence
 from crs_jax.progress import say
 from crs_jax.rl.ppo import masked_mean
 from crs_jax.sharding import in_parts, on_mesh, place, shard_batch
 from crs_jax.training.act_head import fit_head
-from crs_jax.training.optimizer import make_optimizer, schedule
+from crs_jax.training.optimizer import make_optimizer, schedule, sft_rates
 from crs_jax.training.replies import Wishes, reply_arrays, reply_nll
 from crs_jax.training.state import (
     Stopwatch,
@@ -60,12 +59,10 @@ def banded_mask(segment_RT: jax.Array, utterance_RT: jax.Array, window: int) -> 
     return same & near & jnp.tril(jnp.ones((T, T), bool))
 
 
-def packed_hidden(
-    policy: Policy, items_NW: jax.Array, rows: DeviceRows, window: int, key: jax.Array | None
-) -> jax.Array:
+def packed_hidden(policy: Policy, tables: Tables, rows: DeviceRows, window: int, key: jax.Array | None) -> jax.Array:
     """Hidden states `[R, T, D]` of packed rows."""
     mask = banded_mask(rows["segment_RT"], rows["utterance_RT"], window)
-    return policy.trunk(policy.embed(rows["tokens_RT"], items_NW), rows["position_RT"], mask, key)
+    return policy.trunk(policy.embed(rows["tokens_RT"], tables), rows["position_RT"], mask, key)
 
 
 def at_slots(hidden_RTD: jax.Array, slot_RA: jax.Array) -> jax.Array:
@@ -85,21 +82,20 @@ def sft_loss(
     """Mean loss of words plus `act_weight` times that of acts, nats a token, over the global batch.
 
     `rows` are packed rows with the evidence of their act slots (`with_wishes`). Of a micro-batch,
-    with the `counts` of acts and words in the whole batch: its share of the means. `act_dropout` is that of hidden
-    states at act slots, beside the trunk's own, where there is a key.
+    with the `counts` of acts and words in the whole batch: its share of the means. `act_dropout` is that of
+    normalised hidden states at act slots, beside the trunk's own, where there is a key.
     """
     of_act, of_word = counts or (None, None)
-    items_NW = policy.item_table()
-    hidden_RTD = packed_hidden(policy, items_NW, rows, window, key)
+    tables = policy.tables()
+    hidden_RTD = packed_hidden(policy, tables, rows, window, key)
     evidence = Evidence(*(rows[name] for name in EVIDENCE))
     wish_key = None if key is None else jax.random.fold_in(key, 1)
     wish = policy.wish(evidence, wish_key, policy.trunk.config.dropout)
-    hidden_RAD = at_slots(hidden_RTD, rows["act_at_RA"])
-    hidden_RAD = dropout(hidden_RAD, act_dropout, None if key is None else jax.random.fold_in(key, 2))
-    acting_RAW = policy.acting(hidden_RAD, wish)
-    act = act_likelihood(policy, items_NW, acting_RAW, rows["act_used_RAM"], rows["act_target_RA"], wish.beside)
+    act_key = None if key is None else jax.random.fold_in(key, 2)
+    acting = policy.acting(at_slots(hidden_RTD, rows["act_at_RA"]), wish, act_key, act_dropout)
+    act = act_likelihood(policy, tables, acting, rows["act_used_RAM"], rows["act_target_RA"], wish.beside)
     word = word_likelihood(
-        policy, items_NW, at_slots(hidden_RTD, rows["word_at_RW"]), rows["word_items_RWM"], rows["word_target_RW"]
+        policy, tables, at_slots(hidden_RTD, rows["word_at_RW"]), rows["word_items_RWM"], rows["word_target_RW"]
     )
     act_loss = -masked_mean(act.logp, rows["act_mask_RA"], of_act)
     word_loss = -masked_mean(word.logp, rows["word_mask_RW"], of_word)
@@ -236,10 +232,8 @@ def run_sft(task: Task, writer: MetricsWriter) -> tuple[Any, Any, Any]:
         raise InputError("config.data: no training dialogue has a recommender's reply after the first message")
     per_epoch = len(packer.epoch(rows=c.sft.rows, crop=c.sft.crop, rng=epoch_seed(task, "sft", 0)))
     steps = round(c.sft.epochs * per_epoch)
-    o = c.sft
-    optimizer = make_optimizer(
-        o.learning_rate, o.warmup, steps, o.weight_decay, o.clip_norm, o.item_decay, o.query_rate
-    )
+    rates = sft_rates(c)
+    optimizer = make_optimizer(rates, c.sft.warmup, steps, c.sft.clip_norm)
     saved = checkpoints.latest()
     if saved is None or not saved.done:
         wishes = Wishes(task, "train")
@@ -255,6 +249,7 @@ def run_sft(task: Task, writer: MetricsWriter) -> tuple[Any, Any, Any]:
             checkpoints.close()
             return graphdef, best.params[0], frozen
         state = checkpoints.restore(saved.step, "state", state)
+    rates.show("sft", params)
     first = 0 if saved is None else saved.step
     writer.drop_after("sft", first)
     step = make_step(graphdef, optimizer, task)

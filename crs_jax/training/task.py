@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from crs_jax.data.corpus import Corpus
 from crs_jax.data.dialogue import RECOMMENDER
 from crs_jax.data.tokenizer import DialogueTokenizer
+from crs_jax.models.decisions import BaseRates, base_rates
 from crs_jax.models.gpt2 import GPT2Config
 from crs_jax.models.hf import fill, load_gpt2
 from crs_jax.models.items import Frozen, centred
@@ -126,6 +127,13 @@ def log_popularity(task: Task) -> np.ndarray:
     return np.log(count_N + 0.5)
 
 
+def corpus_rates(task: Task) -> BaseRates:
+    """How often recommenders of the training dialogues propose, name what they propose, and end."""
+    t = task.tokenizer
+    replies = (task.encoded["train"][d][turn][2:] for d, turn in task.replies("train")) if task.encoded else ()
+    return base_rates(replies, t.item_offset, t.say, t.end, task.config.data.act_items)
+
+
 def new_policy(task: Task) -> Policy:
     """A policy at its initial values (a Hugging Face GPT-2 where `config.model.init` names one)."""
     config, given = task.config, None
@@ -139,11 +147,11 @@ def new_policy(task: Task) -> Policy:
         task.facets.item_NF,
         len(task.facets.genres),
         task.facets.asked_size,
+        corpus_rates(task),
         rngs=nnx.Rngs(params=jax.random.key(config.seed)),
         pad_to=128 * config.mesh.tensor,
-        hidden_gain=config.model.act_hidden,
         leave_out=tuple(kind for kind in KINDS if kind in config.model.leave_out),
-        scale=0.02 if given is None else float(np.std(given.words)),
+        scale=0.02 if given is None else given.spread,
     )
     if given is not None:
         fill(policy, given)

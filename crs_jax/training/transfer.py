@@ -23,6 +23,7 @@ from crs_jax.data.corpus import load
 from crs_jax.data.tokenizer import DialogueTokenizer
 from crs_jax.errors import InputError
 from crs_jax.metrics import read_json
+from crs_jax.models.query import PLACE
 from crs_jax.progress import say
 from crs_jax.sharding import path_name, place
 from crs_jax.signals.facets import ERAS, YEARS, Facets
@@ -30,7 +31,6 @@ from crs_jax.training.ppo_stage import Model
 from crs_jax.training.task import Task, new_policy, split_model
 
 SAME = ("model.layers", "model.width", "model.heads", "model.positions", "model.leave_out", "encoder.path")
-PLACE = 3  # entries of what is asked for that say how far the talk is
 
 
 def source_of(config: ConfigDict) -> tuple[pathlib.Path, ConfigDict]:
@@ -102,7 +102,7 @@ def moved(task: Task, params: Any, genres: Sequence[str], opened: bool = False) 
         if opened:
             config.model.leave_out = ()
     graphdef, blank, frozen = split_model(new_policy(dataclasses.replace(task, config=config)))
-    params = carried(params, blank, genres, task.facets.genres, task.layout.item_offset)
+    params = carried(params, blank, genres, task.facets.genres)
 
     def check(path: Any, found: np.ndarray, wanted: Any) -> np.ndarray:
         if found.shape != wanted.shape:
@@ -116,14 +116,13 @@ def moved(task: Task, params: Any, genres: Sequence[str], opened: bool = False) 
     return graphdef, place(params, task.mesh), place(frozen, task.mesh)
 
 
-def carried(params: Any, blank: Any, known: Sequence[str], genres: Sequence[str], words: int) -> Any:
+def carried(params: Any, blank: Any, known: Sequence[str], genres: Sequence[str]) -> Any:
     """Parameters for another catalogue.
 
     Args:
       params: of the policy.
       blank: of a policy for the new catalogue: its sizes.
       known: genres of the source catalogue; genres: of the new one.
-      words: word and control tokens, before the padding of their table.
     """
     items, query = dict(params["items"]), dict(params["query"])
     embedding = query["text_kernel"].shape[0]
@@ -138,12 +137,12 @@ def carried(params: Any, blank: Any, known: Sequence[str], genres: Sequence[str]
     items["projection"] = rows(items["projection"], content_W)
     items["residual"] = np.zeros(blank["items"]["residual"].shape, np.float32)
     items["bias"] = np.zeros(blank["items"]["bias"].shape, np.float32)
-    query["match_kernel"] = rows(query["match_kernel"], content_W, axis=1)
+    for name in ("match_kernel", "hidden_kernel"):
+        query[name] = rows(query[name], content_W, axis=1)
     query["asked_kernel"] = rows(query["asked_kernel"], asked_Z)
     query["asked_match"] = rows(rows(query["asked_match"], asked_Z), facet_F, axis=1)
     query["named_match"] = rows(rows(query["named_match"], facet_F), facet_F, axis=1)
-    padding = np.full(len(blank["words"]) - words, -1)
-    return {**params, "items": items, "query": query, "words": rows(params["words"], np.r_[:words, padding])}
+    return {**params, "items": items, "query": query}
 
 
 def rows(array: Any, where: np.ndarray, axis: int = 0) -> np.ndarray:

@@ -58,14 +58,15 @@ def test_trunk_agrees_with_torch():
 
 
 def test_heads_agree_with_the_compiler():
-    """Words at 24 places, items at 10, and one item table."""
+    """Words at 24 places, items at 10, and hidden states projected onto contents at both."""
     D, V, N, W = SMALL.width, SMALL.words, SMALL.items, SMALL.content
 
-    def heads(hidden, words, acting, content, projection):
-        table = jnp.concatenate([content @ projection, content], -1)
-        return (hidden @ words.T).sum() + (acting @ table.T).sum()
+    def heads(hidden, words, slate, items, projection):
+        own = (hidden @ projection).sum()
+        match = jnp.concatenate([slate, slate @ projection], -1)
+        return (hidden @ words.T).sum() + (match @ items.T).sum() + own
 
-    shapes = (24, D), (V, D), (10, D + W), (N, W), (W, D)
+    shapes = (24, D), (V, D), (10, D), (N, D + W), (D, W)
     found = compiled_flops(heads, *(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes))
     assert found == pytest.approx(SMALL.heads(24, 10), rel=0.03)
 

@@ -13,7 +13,7 @@ from tiny_policy import empty_policy, make_layout, split
 
 from crs_jax.models import gpt2, hf
 from crs_jax.models.gpt2 import GPT2Config, Trunk
-from crs_jax.training.optimizer import make_optimizer, schedule
+from crs_jax.training.optimizer import Rates, make_optimizer, schedule
 
 SHAPES = {
     "narrow": {"vocab_size": 61, "n_positions": 40, "n_embd": 32, "n_layer": 3, "n_head": 2},
@@ -39,7 +39,7 @@ def distance(got, expected):
 def causal_logits(policy, tokens):
     """Logits over GPT-2's words."""
     B, T = tokens.shape
-    x = policy.embed(tokens, policy.item_table())
+    x = policy.embed(tokens, policy.tables())
     mask = jnp.broadcast_to(jnp.tril(jnp.ones((T, T), bool)), (B, T, T))
     hidden = policy.trunk(x, jnp.arange(T)[None], mask)
     words = policy.words[...][: policy.layout.num_words].astype(policy.dtype)
@@ -170,7 +170,7 @@ def test_adamw_steps(case):
     A weight whose gradient is all but zero may go the rate's length either way, so the rate is a usual one.
     """
     torch, rate, steps, clip, decay = case.torch, 1e-4, 8, 0.7, 0.1
-    optimizer = make_optimizer(rate, 0.25, steps, decay, clip)
+    optimizer = make_optimizer(Rates(rate, decay), 0.25, steps, clip)
     named = dict(case.model.transformer.named_parameters())
     before = {name: p.detach().clone() for name, p in named.items()}
     matrices = [p for name, p in named.items() if p.ndim == 2 and name != "wpe.weight"]

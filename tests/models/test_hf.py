@@ -131,14 +131,18 @@ def test_round_trip_is_bit_equal(saved, tmp_path):
         np.testing.assert_array_equal(array, original[name], err_msg=name)
 
 
-def test_fill_leaves_items_and_starts_controls_at_the_mean_word(saved):
+def test_fill_leaves_items_and_controls_which_are_read_around_the_mean_word(saved):
     policy, fresh = make_policy(positions=16), make_policy(positions=16)
     checkpoint = hf.load_gpt2(saved)
     hf.fill(policy, checkpoint)
-    np.testing.assert_array_equal(policy.items.table(), fresh.items.table())
-    moved = np.asarray(policy.words[...] - fresh.words[...])
-    np.testing.assert_allclose(moved[V : V + 6], np.tile(checkpoint.words.mean(0), (6, 1)), atol=1e-6)
-    np.testing.assert_array_equal(moved[V + 6 :], 0)
+    layout, mean = policy.layout, checkpoint.words.mean(0)
+    np.testing.assert_array_equal(policy.words[...][:V], checkpoint.words)
+    np.testing.assert_array_equal(policy.words[...][V:], fresh.words[...][V:])
+    tokens = np.arange(V, layout.item_offset + layout.num_items)
+    new = policy.embed(tokens, policy.tables()) - mean
+    items = np.asarray(fresh.items.residual[...] + fresh.items.content[...] @ fresh.items.projection[...])
+    np.testing.assert_allclose(new[:6], fresh.controls[...], atol=1e-6)
+    np.testing.assert_allclose(new[6:], items[: layout.num_items], atol=1e-5)
     assert policy.trunk.positions[...].shape == (16, WIDTH)
     np.testing.assert_array_equal(policy.trunk.positions[...], checkpoint.trunk["positions"][:16])
 

@@ -19,19 +19,22 @@ def tower():
     return content_NE, ItemTower(content_NE, FACETS_NF, np.log1p([0, 7, 3, 1, 40]), D, rngs=nnx.Rngs(0), pad_to=8)
 
 
-def test_table_is_content_times_projection_plus_residual(tower):
+def test_content_is_what_tells_items_apart(tower):
+    """Centred unit embeddings, facets, centred log popularity; a residual that knows nothing yet; rows padded."""
     content_NE, tower = tower
     mean = [sum(column) / N for column in content_NE.T]
     popular = np.log([1.0, 8.0, 4.0, 2.0, 41.0])
     for n, row in enumerate(content_NE):
         off = [x - m for x, m in zip(row, mean, strict=True)]
         length = sum(x * x for x in off) ** 0.5
-        projection, residual = np.asarray(tower.projection[...]), np.asarray(tower.residual[...])
         known = [*(x / length for x in off), *FACETS_NF[n], popular[n] - sum(popular) / N]
-        expected = [residual[n, d] + sum(k * projection[e, d] for e, k in enumerate(known)) for d in range(D)]
-        np.testing.assert_allclose(tower.table()[n], expected, atol=1e-6)
-    assert tower.table().shape == (8, D)
-    assert tower.table().dtype == jnp.float32
+        np.testing.assert_allclose(tower.content[...][n], known, atol=1e-6)
+    assert tower.content[...].shape == (8, E + 3)
+    assert tower.residual[...].shape == (8, D)
+    assert tower.projection[...].shape == (E + 3, D)
+    assert tower.projection[...].dtype == tower.content[...].dtype == jnp.float32
+    assert not tower.residual[...].any()
+    assert not tower.content[...][N:].any()
 
 
 def test_centred_rows_are_unit_and_a_row_at_the_mean_is_no_nan():

@@ -8,7 +8,7 @@ from flax import nnx
 from tiny_policy import make_layout, make_policy, next_token, split
 
 from crs_jax.models.likelihood import act_likelihood, in_chunks, likelihood, word_likelihood
-from crs_jax.models.policy import MASKED, Logits
+from crs_jax.models.policy import MASKED, Logits, given_drawn
 
 LAYOUT = make_layout(words=11, items=5, act_items=3)
 ACTS = [(), (2,), (4, 0), (1, 3, 2)]
@@ -16,12 +16,14 @@ ACTS = [(), (2,), (4, 0), (1, 3, 2)]
 
 def test_of_a_hand_worked_distribution():
     """Masses 1, 2, 4 and a masked entry beside 1: probabilities 1/8, 1/4, 1/2, 0 and 1/8; entropy 1.75 bits."""
-    logits = Logits(jnp.array([[0.0, np.log(2), np.log(4), MASKED]] * 4), jnp.array([[0.0]] * 4))
+    main, odds = jnp.array([[0.0, np.log(2), np.log(4), MASKED]] * 4) + 30.0, jnp.log(jnp.array([[1 / 7]] * 4))
+    main = jnp.where(jnp.arange(4) == 3, MASKED, main)  # an offset of the table is of no account
+    logits = Logits(given_drawn(main, 1.0), odds)
     got = likelihood(logits, jnp.array([0, 1, 2, 4]))
-    np.testing.assert_allclose(np.exp(got.logp), [1 / 8, 1 / 4, 1 / 2, 1 / 8], rtol=1e-6)
+    np.testing.assert_allclose(np.exp(got.logp), [1 / 8, 1 / 4, 1 / 2, 1 / 8], rtol=1e-5)
     np.testing.assert_allclose(got.entropy, 1.75 * np.log(2), rtol=1e-6)
-    hot = likelihood(logits, jnp.array([2, 2, 2, 2]), 2.0)  # masses 1, sqrt 2, 2, 1
-    np.testing.assert_allclose(np.exp(hot.logp), 2 / (4 + 2**0.5), rtol=1e-6)
+    hot = likelihood(Logits(given_drawn(main, 2.0), odds / 2.0), jnp.array([2, 2, 2, 2]))  # 1, sqrt 2, 2, odds 7**-.5
+    np.testing.assert_allclose(np.exp(hot.logp), 2 / (3 + 2**0.5) / (1 + 7**-0.5), rtol=1e-6)
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 1.3])
@@ -30,11 +32,11 @@ def test_likelihood_and_entropy_equal_a_loop(temperature):
     main, extra = rng.normal(0, 3, (4, 9)), rng.normal(0, 3, (4, 2))
     main[:, 5], extra[1, 1] = MASKED, MASKED
     for target in [0, 3, 8, 9]:
-        got = likelihood(Logits(jnp.asarray(main), jnp.asarray(extra)), jnp.full(4, target), temperature)
+        drawn = Logits(given_drawn(jnp.asarray(main), temperature), jnp.asarray(extra) / temperature)
+        got = likelihood(drawn, jnp.full(4, target))
         for b in range(4):
-            scaled = np.concatenate([main[b], extra[b]]) / temperature
-            p = np.exp(scaled - scaled.max())
-            p /= p.sum()
+            table, odds = np.exp(main[b] / temperature), np.exp(extra[b] / temperature)
+            p = np.concatenate([table / table.sum(), odds]) / (1 + odds.sum())
             assert float(got.logp[b]) == pytest.approx(np.log(p[target]), abs=1e-5)
             assert float(got.entropy[b]) == pytest.approx(-sum(x * np.log(x) for x in p if x > 0), abs=1e-5)
 
@@ -62,7 +64,7 @@ def test_act_probabilities_of_all_targets(policy, hidden_STD, temperature):
     hidden = np.broadcast_to(hidden_STD[:, :1], (len(ACTS), T, 16))
     target = np.broadcast_to(np.arange(T), (len(ACTS), T))
     got = act_likelihood(
-        policy, policy.item_table(), policy.acting(hidden, None), used(ACTS, T), target, None, temperature, chunk=4
+        policy, policy.tables(), policy.acting(hidden, None), used(ACTS, T), target, None, temperature, chunk=4
     )  # fmt: skip
     for s, act in enumerate(ACTS):
         p = next_token(policy, hidden_STD[s, 0], [LAYOUT.item_offset + n for n in act], temperature)
@@ -78,7 +80,7 @@ def test_word_probabilities_of_all_targets(policy, hidden_STD, temperature):
     T = len(targets)
     hidden = np.broadcast_to(hidden_STD[:, :1], (len(ACTS), T, 16))
     target = np.broadcast_to(targets, (len(ACTS), T))
-    got = word_likelihood(policy, policy.item_table(), hidden, used(ACTS, T), target, temperature, chunk=4)
+    got = word_likelihood(policy, policy.tables(), hidden, used(ACTS, T), target, temperature, chunk=4)
     for s, act in enumerate(ACTS):
         own = [LAYOUT.item_offset + n for n in act]
         p = next_token(policy, hidden_STD[s, 0], [*own, LAYOUT.say], temperature)
@@ -114,17 +116,19 @@ def test_gradient_in_chunks_equals_the_plain_computation(policy, hidden_STD):
 
     def chunked(params, hidden):
         model = nnx.merge(graph, params, frozen)
-        got = word_likelihood(model, model.item_table(), hidden, used(ACTS[2:3], 17), tokens, 1.3, chunk=4)
+        got = word_likelihood(model, model.tables(), hidden, used(ACTS[2:3], 17), tokens, 1.3, chunk=4)
         return (weight[0] * got.logp + weight[1] * got.entropy).sum()
 
     def plain(params, hidden):
-        items = params["items"]
-        vectors = items["residual"] + frozen["items"]["content"] @ items["projection"]
-        table = jnp.concatenate(
-            [params["words"][jnp.array([*range(LAYOUT.num_words), LAYOUT.end])], vectors[jnp.array([4, 0])]]
-        )
-        bias = jnp.concatenate([jnp.zeros(LAYOUT.num_words + 1), items["bias"][jnp.array([4, 0])]])
-        logp = jax.nn.log_softmax((hidden @ table.T + bias) / 1.3)
+        odds, own = params["decisions"], jnp.array([4, 0])
+        state = hidden / jnp.sqrt((hidden**2).mean(-1, keepdims=True) + 1e-6)
+        content = state @ params["query"]["hidden_kernel"] @ frozen["items"]["content"][own].T
+        beside = jax.nn.log_softmax((state @ params["items"]["residual"][own].T + content) / 1.3)
+        beside += ((state @ odds["kernel"])[..., 2:] + odds["own_bias"]) / 1.3
+        end = ((state @ odds["kernel"])[..., 1:2] + odds["end_bias"][1]) / 1.3
+        words = jax.nn.log_softmax(hidden @ params["words"][: LAYOUT.num_words].T / 1.3)
+        logits = jnp.concatenate([words, end, beside], -1)
+        logp = logits - jax.nn.logsumexp(logits, -1, keepdims=True)
         place = {
             token: i
             for i, token in enumerate(

@@ -25,9 +25,10 @@ def evidence():
 
 def test_wish_equals_a_loop(policy, evidence):
     got = policy.wish(evidence)
-    for c, (vector, content, _) in enumerate(plain_wishes(policy, evidence)):
+    for c, (vector, content, _, state) in enumerate(plain_wishes(policy, evidence)):
         np.testing.assert_allclose(got.vector[c], vector, atol=2e-5)
         np.testing.assert_allclose(got.content[c], content, atol=2e-5)
+        np.testing.assert_allclose(got.state[c], state, atol=1e-6)
     np.testing.assert_array_equal(got.vector[0], 0.0)  # nothing is known of the first
     np.testing.assert_array_equal(got.content[0, :-1], 0.0)  # but its popularity
 
@@ -40,9 +41,9 @@ def test_leading_axes_are_the_same_numbers(policy, evidence):
 
 
 def test_logits_of_acts_equal_a_loop(policy, evidence):
-    """Contents and single items' numbers reach the items' logits, and neither that of say."""
+    """Contents and single items' numbers reach the items' logits, how far the dialogue is that of say."""
     hidden_CD = np.random.default_rng(1).normal(size=(6, 16)).astype(np.float32)
-    wish, items = policy.wish(evidence), policy.item_table()
+    wish, items = policy.wish(evidence), policy.tables()
     used = np.full((6, 2), -1, np.int32)
     used[4, 0] = 3
     logits = policy.act_logits(policy.acting(hidden_CD, wish), items, used, wish.beside)
@@ -69,7 +70,7 @@ def test_everything_learns_but_the_content(policy, evidence):
         graph, rest = nnx.split(policy)
         model = nnx.merge(graph, rest)
         model.query = query
-        wish, items = model.wish(evidence), model.item_table()
+        wish, items = model.wish(evidence), model.tables()
         return jnp.square(model.item_logits(model.acting(hidden_CD, wish), items, wish.beside)[:, :9]).sum()
 
     for path, leaf in jax.tree_util.tree_leaves_with_path(nnx.grad(total)(policy.query)):

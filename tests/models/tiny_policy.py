@@ -57,9 +57,9 @@ def random_params(params, layout, seed, noise=0.3, huge_controls=False):
     """Normal noise; the tables' padding is huge, and on demand the control tokens that nobody samples."""
     rng = np.random.default_rng([seed, 2])
     params = jax.tree.map(lambda a: rng.normal(0, noise, a.shape).astype(a.dtype), params)
-    params["words"][layout.item_offset :] *= HUGE / noise
+    params["words"][layout.num_words :] *= HUGE / noise
     if huge_controls:
-        params["words"][layout.pad : layout.say] *= HUGE / noise
+        params["controls"] *= HUGE / noise
     params["items"]["residual"][layout.num_items :] *= HUGE / noise
     params["items"]["bias"][layout.num_items :] = HUGE
     for scale in (
@@ -94,10 +94,32 @@ def random_replies(rng, layout, count, width):
 
 
 def tables(policy):
-    """Words, item vectors and item biases as float64."""
-    graph_arrays = [policy.words, policy.items.residual, policy.items.content, policy.items.projection]
-    words, residual, content, projection = (np.asarray(a[...], np.float64) for a in graph_arrays)
-    return words, residual + content @ projection, np.asarray(policy.items.bias[...], np.float64)
+    """Input embeddings of words and controls, those of items, and item biases as float64."""
+    graph_arrays = [policy.words, policy.controls, policy.items.residual, policy.items.content, policy.items.projection]
+    words, controls, residual, content, projection = (np.asarray(a[...], np.float64) for a in graph_arrays)
+    words = words[: policy.layout.num_words]
+    items = words.mean(0) + residual + content @ projection
+    return np.concatenate([words, words.mean(0) + controls]), items, np.asarray(policy.items.bias[...], np.float64)
+
+
+def item_scores(policy, hidden_D):
+    """What a hidden state says of each item."""
+    residual, content = (np.asarray(a[...], np.float64) for a in (policy.items.residual, policy.items.content))
+    state = np.asarray(hidden_D, np.float64) / np.sqrt(np.mean(np.square(hidden_D)) + 1e-6)
+    return residual @ state + content @ (state @ np.asarray(policy.query.hidden_kernel[...], np.float64))
+
+
+def log_odds(policy, hidden_D, known, count, any_own):
+    """Of `<|say|>`, `<|end|>` and own items, by `models/decisions.py`'s words."""
+    d = policy.decisions
+    state = np.asarray(hidden_D, np.float64) / np.sqrt(np.mean(np.square(hidden_D)) + 1e-6)
+    say, end, own = state @ np.asarray(d.kernel[...], np.float64)
+    say += 0.0 if known is None else np.asarray(known, np.float64) @ np.asarray(d.state_kernel[...], np.float64)
+    return (
+        say + float(d.say_bias[...][min(count, len(d.say_bias[...]) - 1)]),
+        end + float(d.end_bias[...][int(any_own)]),
+        own + float(d.own_bias[...]),
+    )
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -110,7 +132,7 @@ def _run_trunk(graph, state, x_BTD):
 def plain_hidden(policy, sequences):
     """Hidden states of each sequence in a row of its own, from position 0, padded on the right where nobody looks."""
     words, items, _ = tables(policy)
-    table = np.concatenate([words[: policy.layout.item_offset], items])
+    table = np.concatenate([words, items])
     T = max(map(len, sequences))
     rows = np.stack([table[np.pad(np.asarray(s), (0, T - len(s)))] for s in sequences])
     graph, state = nnx.split(policy.trunk)
@@ -143,7 +165,7 @@ def random_evidence(rng, layout, count):
 
 
 def plain_wishes(policy, evidence):
-    """(vector, content, {row: number added to its logit}) of each context, by loops over the items named."""
+    """(vector, content, {row: number added to its logit}, state) of each context, by loops over the items named."""
     q = policy.query
     (named_kernel, role_scale, ask, age, role_bias, gains_K, gate,
      text_kernel, asked_kernel, asked_match, named_match, match) = (
@@ -173,7 +195,7 @@ def plain_wishes(policy, evidence):
             for row, value in zip(near.tolist(), values.tolist(), strict=True):
                 if row >= 0:
                     gains[row] = gains.get(row, 0.0) + gain[5 + k] * value
-        out.append((vector, content, gains))
+        out.append((vector, content, gains, state))
     return out
 
 
@@ -200,33 +222,45 @@ def plain_fits(policy, evidence_of_one, rows):
 
 
 def next_token(policy, hidden_D, reply, temperature=1.0, wish=None):
-    """{token: probability} after a legal beginning of a reply, by the grammar's words; the wish counts in the act."""
+    """{token: probability} after a legal beginning of a reply, by the grammar's words; the wish counts in the act.
+
+    A softmax over the table (items, or words), with the odds of what stands beside it against the table's whole mass.
+    """
     layout = policy.layout
-    words, vectors, bias = tables(policy)
-    hidden_D = np.asarray(hidden_D, np.float64)
+    words, _, bias = tables(policy)
     act = list(reply[: list(reply).index(layout.say)]) if layout.say in reply else list(reply)
     rows = [int(token) - layout.item_offset for token in act]
-    logits, extra = {}, np.zeros(len(bias))
-    if layout.say in reply:
-        for word in [*range(layout.num_words), layout.end]:
-            if word not in layout.unused:
-                logits[word] = words[word] @ hidden_D
-        items = rows
+    speaking = layout.say in reply
+    known = None if wish is None else wish[3]
+    say, end, own = log_odds(policy, hidden_D, known, len(rows), bool(rows))
+    scores = item_scores(policy, hidden_D)
+    if speaking:
+        table = {w: words[w] @ np.asarray(hidden_D, np.float64) for w in range(layout.num_words)}
+        table = {w: logit for w, logit in table.items() if w not in layout.unused}
+        beside = softmax({layout.item_offset + n: scores[n] for n in rows}, temperature)
+        odds = {token: np.exp(own / temperature) * p for token, p in beside.items()}
+        odds[layout.end] = np.exp(end / temperature)
     else:
+        scores = scores + bias
         if wish is not None:
-            _, content, gains = wish
-            extra = np.asarray(policy.items.content[...], np.float64) @ content
+            _, content, gains, _ = wish
+            scores = scores + np.asarray(policy.items.content[...], np.float64) @ content
             for row, gain in gains.items():
-                extra[row] += gain
-        logits[layout.say] = words[layout.say] @ hidden_D
-        items = [n for n in range(layout.num_items) if n not in rows] if len(rows) < layout.act_items else []
-    for n in items:
-        gain = 1.0 if layout.say in reply else float(policy.query.hidden_gain[...])
-        logits[layout.item_offset + n] = gain * (vectors[n] @ hidden_D) + bias[n] + extra[n]
-    top = max(logits.values())
+                scores[row] += gain
+        left = [n for n in range(layout.num_items) if n not in rows] if len(rows) < layout.act_items else []
+        table = {layout.item_offset + n: scores[n] for n in left}
+        odds = {layout.say: np.exp(say / temperature)}
+        if not left:
+            return {layout.say: 1.0}
+    total = 1.0 + sum(odds.values())
+    return {token: p / total for token, p in (softmax(table, temperature) | odds).items()}
+
+
+def softmax(logits, temperature):
+    """{token: probability} of {token: logit}."""
+    top = max(logits.values(), default=0.0)
     mass = {token: np.exp((logit - top) / temperature) for token, logit in logits.items()}
-    total = sum(mass.values())
-    return {token: m / total for token, m in mass.items()}
+    return {token: m / sum(mass.values()) for token, m in mass.items()}
 
 
 def plain_likelihood(policy, prompts, replies, temperature=1.0, wishes=None):

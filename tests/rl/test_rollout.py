@@ -158,10 +158,11 @@ def test_draws_follow_the_model(policy, contexts, temperature):
 def test_sample_logits_is_exact():
     """Three blocks of which one has no legal row, a masked row in each, a masked extra entry, uneven masses."""
     rng = np.random.default_rng(4)
-    main, extra = rng.normal(0, 1, 384), np.array([1.5, MASKED, 0.3])
+    main, extra = rng.normal(0, 1, 384), np.array([-2.2, MASKED, -3.4])
     main[rng.random(384) < 0.9] = MASKED
     main[128:256] = MASKED
     main[[0, 1, 2, 256, 257, 300]] = [1.0, 1.5, 0.5, 1.2, 0.8, 3.0]
+    main = np.where(main == MASKED, MASKED, main - np.log(np.exp(main).sum()))
     legal = np.flatnonzero(np.concatenate([main, extra]) > MASKED / 2)
     B = 20_000
     both = np.concatenate([main, extra])[legal]
@@ -236,7 +237,7 @@ def test_every_reply_obeys_the_grammar(policy, contexts, weights, noise, tempera
     """Whatever the weights, though the tables' padding and the other control tokens have huge embeddings."""
     graph, params, frozen = split(policy)
     params = random_params(params, LAYOUT, weights, noise, huge_controls=True)
-    assert np.abs(params["words"][LAYOUT.item_offset :]).max() > HUGE
+    assert np.abs(params["words"][LAYOUT.num_words :]).max() > HUGE
     static = {"group": 4, "reply_tokens": R, "block": 5, "greedy": False}
     replies = draw(graph, params, frozen, contexts, jax.random.key(seed), temperature, **static)
     for tokens, mask, logp in zip(*map(np.asarray, replies), strict=True):

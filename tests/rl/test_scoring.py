@@ -65,12 +65,12 @@ def rows_of(batch):
 @functools.partial(jax.jit, static_argnums=(0,), static_argnames=("act_chunk", "word_chunk"))
 def score(graph, params, frozen, batch, evidence, temperature, **chunks):
     policy = nnx.merge(graph, params, frozen)
-    items_NW = policy.item_table()
-    hidden = tree_hidden(policy, items_NW, *batch)
+    tables = policy.tables()
+    hidden = tree_hidden(policy, tables, *batch)
     flat = (a.reshape(C * G, R) for a in batch[2:])
     before = hidden.before.reshape(C * G, R, -1)
     wish = jax.tree.map(lambda a: jnp.repeat(a, G, axis=0), policy.wish(evidence))
-    return hidden, reply_likelihood(policy, items_NW, before, *flat, temperature, wish, **chunks)
+    return hidden, reply_likelihood(policy, tables, before, *flat, temperature, wish, **chunks)
 
 
 def plain_scores(policy, batch, evidence, temperature):
@@ -121,11 +121,11 @@ def test_gradient_equals_that_of_one_reply_a_row(policy, batch, evidence):
 
     def loss(params, arrays, chunk):
         model = nnx.merge(graph, params, frozen)
-        items_NW = model.item_table()
-        before = tree_hidden(model, items_NW, *arrays).before.reshape(C * G, R, -1)
+        tables = model.tables()
+        before = tree_hidden(model, tables, *arrays).before.reshape(C * G, R, -1)
         flat = (a.reshape(C * G, R) for a in arrays[2:])
         wish = jax.tree.map(lambda a: jnp.repeat(a, G, axis=0), model.wish(evidence))
-        got = reply_likelihood(model, items_NW, before, *flat, 1.3, wish, chunk, chunk)
+        got = reply_likelihood(model, tables, before, *flat, 1.3, wish, chunk, chunk)
         return (weight_LBR[0] * got.logp_BR + weight_LBR[1] * got.entropy_BR).sum()
 
     grad = jax.jit(jax.grad(loss), static_argnums=2)
@@ -137,8 +137,8 @@ def test_gradient_equals_that_of_one_reply_a_row(policy, batch, evidence):
 
     jax.tree_util.tree_map_with_path(near, tree, plain)
     assert np.abs(tree["query"]["text_kernel"]).max() > 0.1
-    assert np.abs(tree["words"][LAYOUT.end]).max() > 0.1  # fault: the end token never trained
-    assert not np.any(np.asarray(tree["words"])[LAYOUT.item_offset :])
+    assert np.abs(tree["decisions"]["end_bias"]).max() > 0.1  # fault: the end token never trained
+    assert not np.any(np.asarray(tree["words"])[LAYOUT.num_words :])
     assert not np.any(np.asarray(tree["items"]["residual"])[LAYOUT.num_items :])
 
 

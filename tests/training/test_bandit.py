@@ -23,7 +23,7 @@ from crs_jax.rl.rollout import Replies
 from crs_jax.sharding import make_mesh, shard_batch
 from crs_jax.training.contexts import Contexts
 from crs_jax.training.judging import Graphs, Judges
-from crs_jax.training.optimizer import make_optimizer
+from crs_jax.training.optimizer import Rates, make_optimizer
 from crs_jax.training.passes import policy_likelihood
 from crs_jax.training.ppo import make_iteration
 from crs_jax.training.state import fresh_state
@@ -121,7 +121,7 @@ class Bandit:
         )  # fmt: skip
         self.contexts = shard_batch(Contexts(*(np.repeat(a, c.ppo.contexts // 2, 0) for a in rows)), mesh)
         updates = ITERATIONS * c.ppo.epochs * c.ppo.minibatches
-        self.optimizer = make_optimizer(c.ppo.learning_rate, 0.05, updates, 0.0, 1.0)
+        self.optimizer = make_optimizer(Rates(c.ppo.learning_rate), 0.05, updates, 1.0)
         self.graphs, self.config = Graphs(actor_graph, policy_graph, reward_graph), c
         self.iteration = make_iteration(self.graphs, self.optimizer, c, mesh)
         listed = Contexts(*(jnp.asarray(a) for a in rows))

@@ -86,7 +86,7 @@ def test_loss_is_the_mean_over_labels_that_exist(world, tmp_path):
     window = task.config.data.window
     loss, metrics = reward_loss(model, shard_batch(rows, task.mesh), window, None)
 
-    hidden_RTD = np.asarray(packed_hidden(model.policy, model.policy.item_table(), rows, window, None))
+    hidden_RTD = np.asarray(packed_hidden(model.policy, model.policy.tables(), rows, window, None))
     wishes, errors = Wishes(task, "train"), {(place, s): [] for place in ("say", "end") for s in range(3)}
     for r, tokens_T in enumerate(rows["tokens_RT"]):
         replying = False

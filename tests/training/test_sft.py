@@ -10,7 +10,7 @@ from flax import nnx
 
 from crs_jax.data.windows import context_windows
 from crs_jax.sharding import shard_batch
-from crs_jax.training.optimizer import make_optimizer
+from crs_jax.training.optimizer import Rates, make_optimizer
 from crs_jax.training.replies import Wishes, reply_arrays, reply_nll
 from crs_jax.training.sft import Validation, banded_mask, make_packer, make_step, sft_loss, with_wishes
 from crs_jax.training.state import fresh_state
@@ -108,7 +108,7 @@ def test_ten_dialogues_are_learned_by_heart(world, tmp_path, fast_code):
     wishes = Wishes(dataclasses.replace(task, corpus=part), "train")
     graph, params, frozen = world.sft
     steps = 300
-    optimizer = make_optimizer(5e-3, 0.05, steps, 0.0, 1.0)
+    optimizer = make_optimizer(Rates(5e-3), 0.05, steps, 1.0)
     state, step = fresh_state(copy_tree(params), optimizer, task.mesh), make_step(graph, optimizer, task)
     rows = packer.pack()
     batch = shard_batch(with_wishes(rows, wishes), task.mesh)

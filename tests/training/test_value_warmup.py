@@ -7,7 +7,7 @@ import optax
 import pytest
 from test_bandit import Bandit
 
-from crs_jax.training.optimizer import make_optimizer, schedule
+from crs_jax.training.optimizer import Rates, make_optimizer, schedule
 from crs_jax.training.ppo import make_iteration
 from crs_jax.training.state import fresh_state
 from crs_jax.training.task import copy_tree
@@ -23,7 +23,7 @@ def bandit():
 
 
 def optimizer():
-    return make_optimizer(1e-2, 0.05, 100, 0.1, 1.0)
+    return make_optimizer(Rates(1e-2, 0.1), 0.05, 100, 1.0)
 
 
 def states(bandit, iteration, optimizer, count):
@@ -76,13 +76,13 @@ def test_the_rate_ends_where_it_is_told():
     assert [float(rate(step)) for step in (0, 5, 10, 55, 100)] == pytest.approx([0.2, 1.1, 2.0, 1.0, 0.0], abs=1e-6)
     assert float(schedule(2.0, 0.1, 100)(100)) == pytest.approx(0.2)
     # With one and the same gradient Adam moves a parameter by the rate: that of step 100.
-    tree = {"w": jnp.zeros(1)}
+    tree = {"words": jnp.zeros(1)}
     moved = {}
     for end in (0.0, 1.0):
-        adam = make_optimizer(2.0, 0.1, 100, 0.0, 1.0, end=end)
+        adam = make_optimizer(Rates(2.0), 0.1, 100, 1.0, end)
         state, params = adam.init(tree), tree
         for _ in range(101):
-            updates, state = adam.update({"w": jnp.ones(1)}, state, params)
-        moved[end] = float(updates["w"][0])
+            updates, state = adam.update({"words": jnp.ones(1)}, state, params)
+        moved[end] = float(updates["words"][0])
     assert moved[0.0] == pytest.approx(0.0, abs=1e-5)
     assert moved[1.0] == pytest.approx(-2.0, rel=1e-3)
