@@ -55,7 +55,7 @@ def make_config():
     c.ppo.update(
         contexts=C, group=G, epochs=EPOCHS, minibatches=1, temperature=1.3, clip=0.1, value_clip=0.1, value_coef=0.5,
         act_entropy=0.03, word_entropy=0.02, act_kl=ACT_KL, word_kl=WORD_KL, discount=0.97, gae_lambda=0.9,
-        missing_end_penalty=PENALTY, group_baseline=True, all_acts=0, act_kl_target=0.0838, word_kl_target=0.1457,
+        missing_end_penalty=PENALTY, group_baseline=True, all_acts=0, act_kl_target=0.0838, word_kl_target=0.328,
         kl_horizon=HORIZON, kl_stop=0.0,
     )  # fmt: skip
     return c
