@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import pathlib
 import re
 from collections.abc import Iterator
@@ -10,7 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from crs_jax.bounds import ABOVE_ZERO, AT_LEAST, CHOICES, OPEN_SHARES, SHARES
+from crs_jax.bounds import BOUNDS, CHOICES, LEAST_TEMPERATURE, broken_bound
 from crs_jax.data.records import clipped
 from crs_jax.errors import InputError
 from crs_jax.signals.feedback_log import read_log
@@ -51,30 +50,21 @@ def validate(config: ConfigDict) -> None:
     Looks at the config alone and at the folder it names: takes milliseconds and needs no device. What depends on the
     number of devices is checked by `derive`.
     """
-    for path, value in fields(config):
-        if isinstance(value, float) and not math.isfinite(value):
-            raise _error(path, value, "must be a finite number")
     stages(config)
     for path, choices in CHOICES.items():
         if _get(config, path) not in choices:
             raise _error(path, _get(config, path), f"must be one of {', '.join(choices)}")
-    for path, least in AT_LEAST.items():
-        if _get(config, path) < least:
-            raise _error(path, _get(config, path), f"must be at least {least}")
-    for path in ABOVE_ZERO:
-        if _get(config, path) <= 0:
-            raise _error(path, _get(config, path), "must be above 0")
-    for path in SHARES:
-        if not 0 <= _get(config, path) <= 1:
-            raise _error(path, _get(config, path), "must lie between 0 and 1")
-    for path in OPEN_SHARES:
-        if not 0 <= _get(config, path) < 1:
-            raise _error(path, _get(config, path), "must be at least 0 and below 1")
+    for path in BOUNDS:
+        if rule := broken_bound(path, _get(config, path)):
+            raise _error(path, _get(config, path), rule)
     _validate_data(config)
     _validate_model(config)
     _validate_ppo(config)
+    temperature = _get(config, "evaluation.temperature")
+    if 0 < temperature < LEAST_TEMPERATURE:
+        raise _error("evaluation.temperature", temperature, f"must be 0 (greedy) or at least {LEAST_TEMPERATURE}")
     ks = tuple(_get(config, "evaluation.ks"))
-    if not ks or any(not isinstance(k, int) or k < 1 for k in ks) or list(ks) != sorted(set(ks)):
+    if not ks or any(type(k) is not int or k < 1 for k in ks) or list(ks) != sorted(set(ks)):
         raise _error("evaluation.ks", ks, "must be cut-offs of at least 1 in rising order, such as '(1, 5, 10, 50)'")
 
 
@@ -217,8 +207,6 @@ def _validate_ppo(config: ConfigDict) -> None:
     if ppo.value_warmup >= ppo.iterations > 0:
         rule = f"must be below --config.ppo.iterations={ppo.iterations}, or the policy never learns"
         raise _error("ppo.value_warmup", ppo.value_warmup, rule)
-    if ppo.clip >= 1:
-        raise _error("ppo.clip", ppo.clip, "must be below 1: the ratio is kept between 1 - clip and 1 + clip")
     if ppo.turns > 1 and config.algorithm != "ppo":
         rule = f"must be 1 for --config.algorithm={config.algorithm}, which has no value function to look ahead with"
         raise _error("ppo.turns", ppo.turns, rule)

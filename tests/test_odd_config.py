@@ -7,6 +7,7 @@ import pytest
 from absl import flags
 
 from configs.common import get_config
+from crs_jax.bounds import BOUNDS
 from crs_jax.config import derive, fields
 from crs_jax.errors import InputError
 from crs_jax.flags import parse
@@ -14,8 +15,8 @@ from crs_jax.flags import parse
 LINES = 1500
 ODD = (
     "", "0", "-1", "1", "3", "1.5", "-0.5", "1e400", "nan", "inf", "-inf", "none", "None", "True", "maybe", "()",
-    "(1,2", "('a',)", "[1, 2]", "{}", "1" * 50, "x" * 5000, "../..", "/dev/null", "<|end|>", "a\nb", "\x1b[31m",
-    "\u202e🎬", "@11", "ppo,sft", "scratch", "1,2,3", "__import__('os')", "%s", "=",
+    "(1,2", "('a',)", "[1, 2]", "{}", "1" * 50, "1" * 5000, "x" * 5000, "../..", "/dev/null", "<|end|>", "a\nb",
+    "\x1b[31m", "\u202e🎬", "@11", "ppo,sft", "scratch", "1,2,3", "__import__('os')", "%s", "=",
 )  # fmt: skip
 
 
@@ -31,8 +32,8 @@ def odd(value, rng: random.Random) -> str:
     if isinstance(value, bool):
         return str(rng.choice((True, False)))
     if isinstance(value, int):
-        return str(rng.choice((value + 1, value - 1, value * 2, value // 2, -value, 0, 10**9)))
-    return repr(rng.choice((value / 2, value * 3, -value, 0.0, 1.0, 1e30, float("nan"))))
+        return str(rng.choice((value + 1, value - 1, value * 2, value // 2, -value, 0, 10**9, 2**31, 2**64, 10**30)))
+    return repr(rng.choice((value / 2, value * 3, -value, 0.0, 1.0, 1e-6, 1e30, 1e39, 5e-324, float("nan"))))
 
 
 @pytest.mark.filterwarnings("ignore:the load_module")
@@ -58,3 +59,16 @@ def test_a_command_line_is_a_config_that_fits_or_one_clear_error(settings):
                 assert name in given or value == settings[name]
     assert LINES * 0.1 < accepted < LINES * 0.9
     assert len(told) > 40
+
+
+@pytest.mark.parametrize("name", ["seed", "ppo.temperature", "ppo.learning_rate", "head.gain_rate", "model.layers"])
+@pytest.mark.parametrize("end", ["low", "high"])
+def test_a_number_beyond_its_bounds_is_told_on_the_command_line(settings, name, end):
+    """As people type it: one line with the flag, what was given and the bound."""
+    low, high = BOUNDS[name]
+    value = {"low": low - 1 if isinstance(low, int) else low / 2, "high": 2 * high}[end]
+    with pytest.raises(InputError) as caught:
+        parse(["main", "--config=configs/common.py", f"--config.{name}={value}"], flags.FlagValues())
+    low, high = (str(bound) if isinstance(bound, int) else f"{bound:g}" for bound in (low, high))
+    bound = {"low": f"must be at least {low}", "high": f"must lie between {low} and {high}"}[end]
+    assert str(caught.value) == f"--config.{name}={value}: {bound}"

@@ -31,6 +31,7 @@ from tiny_policy import (
     unpad,
 )
 
+from crs_jax.bounds import BOUNDS
 from crs_jax.models.policy import MASKED, Logits
 from crs_jax.models.query import Evidence
 from crs_jax.rl.rollout import Replies, causal, positions, sample, sample_logits
@@ -82,6 +83,17 @@ def test_sampler_equals_trainer(policy, contexts, temperature, group):
     assert ended > 2
     assert cut > 0
     assert len(acts) > 1
+
+
+@pytest.mark.parametrize("temperature", BOUNDS["ppo.temperature"])
+def test_sampler_equals_trainer_at_the_bounds(policy, contexts, temperature):
+    """Errors grow as the logits do, by 1 / temperature."""
+    own = [row for row in unpad(*contexts[:2]) for _ in range(4)]
+    wishes = [wish for wish in plain_wishes(policy, contexts[2:]) for _ in range(4)]
+    replies = draw_from(policy, contexts, 0, temperature)
+    rows = unpad(replies.tokens_BR, replies.mask_BR)
+    expected = pad(plain_likelihood(policy, own, rows, temperature, wishes)[0], R)
+    np.testing.assert_allclose(replies.logp_BR, expected, atol=2e-5 / min(temperature, 1))
 
 
 def test_blocks_change_nothing(policy, contexts):

@@ -25,6 +25,7 @@ from tiny_policy import (
     unpad,
 )
 
+from crs_jax.bounds import BOUNDS
 from crs_jax.models.actor_critic import ActorCritic
 from crs_jax.rl import ppo
 from crs_jax.rl.rollout import Replies
@@ -105,6 +106,22 @@ def test_likelihood_equals_plain_loops(policy, batch, evidence, temperature, chu
     np.testing.assert_allclose(got.logp_BR, logp, atol=3e-5)
     np.testing.assert_allclose(got.entropy_BR, entropy, atol=3e-5)
     np.testing.assert_array_equal(np.asarray(got.logp_BR)[logp == 0], 0.0)
+
+
+@pytest.mark.parametrize("temperature", BOUNDS["ppo.temperature"])
+def test_likelihood_and_gradient_at_the_bounds_of_temperature(policy, batch, evidence, temperature):
+    """Errors grow as the logits do, by 1 / temperature; PPO also needs the gradient."""
+    graph, params, frozen = split(policy)
+
+    def loss(params):
+        got = score(graph, params, frozen, batch, evidence, temperature)[1]
+        return (got.logp_BR + got.entropy_BR).sum(), got
+
+    (_, got), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+    logp, entropy = plain_scores(policy, batch, evidence, temperature)
+    np.testing.assert_allclose(got.logp_BR, logp, atol=3e-5 / min(temperature, 1))
+    np.testing.assert_allclose(got.entropy_BR, entropy, atol=3e-5 / min(temperature, 1))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 
 def test_gradient_equals_that_of_one_reply_a_row(policy, batch, evidence):

@@ -550,7 +550,7 @@ def test_simulated_seekers_answer_inside_the_program(world, episodes):
         ({"ppo__seeker": "nobody"}, r"--config\.ppo\.seeker='nobody': must be one of model, simulator"),
         ({"ppo__turn_discount": 1.5}, r"--config\.ppo\.turn_discount=1\.5: must lie between 0 and 1"),
         ({"ppo__turns": 0}, r"--config\.ppo\.turns=0: must be at least 1"),
-        ({"seeker__epochs": 0.0}, r"--config\.seeker\.epochs=0\.0: must be above 0"),
+        ({"seeker__epochs": 0.0}, r"--config\.seeker\.epochs=0\.0: must be at least 0\.001"),
     ],
 )
 def test_what_cannot_be_is_one_line(world, tmp_path, changes, message):
