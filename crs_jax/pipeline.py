@@ -184,8 +184,9 @@ def run_stages(task: Task, stages: tuple[str, ...], metrics: dict, seconds: dict
             say_error(metrics["sentiment_classifier"])
         aligned: Aligned | None = model("ppo", run_ppo, ("sft", sft), ("reward", reward))
         if aligned is not None and "ppo" not in metrics:
-            metrics["ppo"], metrics["health"] = last_ppo(workdir), warnings(logged(workdir))
-            metrics["monitors"] = {monitor.kind: monitor._asdict() for monitor in monitors(logged(workdir))}
+            metrics["ppo"] = last_ppo(workdir)
+        if aligned is not None:
+            watch(workdir, metrics)
         if "evaluate" in stages:
             if task.config.model.transfer:
                 models: dict[str, Model] = transferred(task)
@@ -213,6 +214,7 @@ def run_stages(task: Task, stages: tuple[str, ...], metrics: dict, seconds: dict
                 after = found["rewards"]["ppo"]
                 metrics["ppo"] |= {name: after[name]["value"] for name in ("reward", "kl", *REWARDS) if name in after}
                 metrics["ppo"] |= {"entropy": after["entropy"]}
+                watch(workdir, metrics)
             write_json_lines(workdir / "samples.jsonl", samples, enabled=first)
             writer.summary(found)
     return worked
@@ -297,6 +299,13 @@ def last_ppo(workdir: pathlib.Path) -> dict[str, Any]:
     return {} if not lines else {name: value for name, value in lines[-1].items() if name not in ("stage", "step")}
 
 
+def watch(workdir: pathlib.Path, metrics: dict[str, Any]) -> None:
+    """Fills `monitors` and `health`: from PPO's log and, where they are there, from the evaluation's sections."""
+    lines = logged(workdir)
+    metrics["monitors"] = {monitor.kind: monitor._asdict() for monitor in monitors(lines, metrics)}
+    metrics["health"] = warnings(lines, metrics)
+
+
 def headline(metrics: dict[str, Any]) -> None:
     """The few figures a run is read for."""
     ranking = metrics.get("ranking", {})
@@ -309,6 +318,12 @@ def headline(metrics: dict[str, Any]) -> None:
         if rows:
             print_table(f"{targets} targets, full catalogue", columns, rows)
     print_lengths(metrics.get("by_length", {}))
+    replies = metrics.get("text", {})
+    if replies:
+        people = next(iter(replies.values()))["recommends-reference"]
+        columns = ["row", "recommend", "bleu-4", "perplexity"]
+        rows = [[row, *(_shown(v, k) for k in ("recommends", "bleu-4", "perplexity"))] for row, v in replies.items()]
+        print_table("replies, test", columns, [["people", f"{people:.3f}", "-", "-"], *rows])
     reached = metrics.get("optimum", {})
     if reached:
         say(

@@ -59,7 +59,8 @@ def full_metrics(rng: np.random.Generator) -> dict[str, Any]:
             gap = {"value": -0.0123 * n, "low": -0.0456, "high": 0.0078, "p": 0.3}
             cells["ppo-sft"] = {"hr@10": gap, "ndcg@10": gap}
             lengths.setdefault(t, {})[bucket] = {**cells, "n": 1200 + n}
-    paired["text"] = {"bleu-4": {"value": -0.0021, "low": -0.0052, "high": 0.0011, "p": 0.21}}
+    paired["text"] = {"bleu-4": {"value": -0.0021, "low": -0.0052, "high": 0.0011, "p": 0.21},
+                      "recommends": {"value": 0.506, "low": 0.451, "high": 0.559}}  # fmt: skip
     return {
         "ranking": ranking,
         "paired": {"ppo-sft": paired},
@@ -77,10 +78,12 @@ def full_metrics(rng: np.random.Generator) -> dict[str, Any]:
         "text": {
             "sft": {"bleu-4": 0.0312, "bleu-signature": "nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:2.5.1",
                     "distinct-1": 0.041, "distinct-2": 0.172, "rouge-l": 0.1513, "perplexity": 14.27,
-                    "bits-per-byte": 0.913, "length": 11.83, "repetition": 0.034},
+                    "bits-per-byte": 0.913, "length": 11.83, "repetition": 0.034, "recommends": 0.407,
+                    "recommends-reference": 0.463},
             "ppo": {"bleu-4": 0.0291, "bleu-signature": "nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:2.5.1",
                     "distinct-1": 0.038, "distinct-2": 0.163, "rouge-l": 0.1498, "perplexity": 15.92,
-                    "bits-per-byte": 0.957, "length": 13.21, "repetition": 0.041},
+                    "bits-per-byte": 0.957, "length": 13.21, "repetition": 0.041, "recommends": 0.913,
+                    "recommends-reference": 0.463},
             "human": {"distinct-1": 0.093, "distinct-2": 0.431, "length": 12.67},
         },
         "rewards": {
@@ -118,16 +121,23 @@ def full_metrics(rng: np.random.Generator) -> dict[str, Any]:
         },
         "ppo": {"kl": 2.871, "entropy": 6.44, "reward": 0.259, "iterations": 100, "clip_fraction": 0.087},
         "optimum": {"share": {"value": 0.74, "low": 0.7, "high": 0.78}, "kl": 1.2, "beta": 0.41},
-        "health": {"length": "replies went from 11 to 7 tokens, a factor beyond 1.5"},
+        "health": {"length": "replies went from 11 to 7 tokens, a factor beyond 1.5",
+                   "test-recommends": "replies on test that recommend went from 41 to 91 %; people: 46 %"},
         "monitors": {
             "kl": {"kind": "kl", "measure": "KL to the SFT policy, nats a reply", "before": 0.12, "now": 2.871,
                    "bound": "above 10", "bad": False, "text": "KL is 2.9"},
             "length": {"kind": "length", "measure": "Reply length, tokens", "before": 11.0, "now": 7.0,
                        "bound": "a factor beyond 1.5, up or down", "bad": True, "text": "replies went from 11 to 7"},
+            "test-recommends": {"kind": "test-recommends", "measure": "Test replies that recommend, share",
+                                "before": 0.407, "now": 0.913, "bound": "more than 0.15 from SFT's", "bad": True,
+                                "text": "replies on test that recommend went from 41 to 91 %"},
+            "test-perplexity": {"kind": "test-perplexity", "measure": "Test perplexity of people's replies",
+                                "before": 14.27, "now": 15.92, "bound": "above 1.25 of SFT's", "bad": False,
+                                "text": "perplexity rose"},
         },
         "liked": {"ppo over sft": {"auc": 0.541, "auc-low": 0.52, "auc-high": 0.56, "positives": 640, "n": 812}},
         "simulator": {"utility_sft": 0.5523, "utility_ppo": 0.6171, "difference": 0.0648, "low": 0.0511, "high": 0.0793,
-                      "n": 812, "utility_random": 0.4211, "utility_best": 0.9304},
+                      "n": 812, "utility_human": 0.4812, "utility_random": 0.4211, "utility_best": 0.9304},
         "data": {"train_dialogues": 3702, "validation_dialogues": 399, "test_dialogues": 546, "instances": 4198,
                  "targets": 4975, "distinct_items": 1631, "fresh_targets": 4472, "items": 6924, "skipped": 0},
         "run": {"device": "2 x cpu (AMD EPYC)", "commit": "1234abcd5678", "finished": "2026-11-25 19:20 UTC",
@@ -187,6 +197,7 @@ def _log(workdir: pathlib.Path, rng: np.random.Generator) -> None:
                 "clip_fraction": 0.09 + rng.normal(0, 0.01), "approx_kl": 0.012 + rng.normal(0, 0.002),
                 "value_loss": 0.4 - 0.2 * up, "explained_variance": 0.6 * up if step else float("nan"),
                 "reply_length": 12 + 1.3 * up + rng.normal(0, 0.3), "ended": 0.98, "items_per_reply": 1.1 + 0.2 * up,
+                "recommends": 0.41 + 0.5 * up,
                 "learning_rate": 1e-4, "tokens_per_second": 1800 + rng.normal(0, 30)})  # fmt: skip
             if step % 20 == 0:
                 words = {"bleu-4": 0.04 - 0.01 * up, "repetition": 0.02, "sentiment-reward": 0.5 + 0.3 * up,

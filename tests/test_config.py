@@ -40,6 +40,9 @@ def test_defaults_are_valid():
         ("sft__row_tokens", 513, "--config.model.positions=512"),
         ("sft__learning_rate", 0.0, "at least 1e-12"),
         ("sft__learning_rate", float("nan"), "finite"),
+        ("sft__learning_rate", 1e39, "between 1e-12 and 1"),  # an infinity in float32
+        ("ppo__temperature", 1e-6, "at least 0.05"),
+        ("seed", 2**64, "between 0 and 4294967295"),
         ("model__leave_out", ("text", "genre"), "none of text, asked, named, near, people"),
         ("model__heads", 5, "--config.model.width=192"),
         ("model__value", "none", "shared, detached, separate"),

@@ -128,8 +128,37 @@ def test_checks_leave_samples_and_histograms(workdir):
 
 def test_monitors_stand_beside_their_warnings(workdir):
     metrics = strict((workdir / "metrics.json").read_text())
-    assert {"hr", "bleu", "sentiment"} >= metrics["monitors"].keys() >= {"hr", "bleu"}
+    test = {"test-recommends", "test-bleu", "test-perplexity"}
+    assert {"hr", "bleu", "sentiment"} | test >= metrics["monitors"].keys() >= {"hr", "bleu"} | test
+    for kind, name in (("test-recommends", "recommends"), ("test-bleu", "bleu-4"), ("test-perplexity", "perplexity")):
+        figures = [metrics["monitors"][kind][when] for when in ("before", "now")]
+        assert figures == [metrics["text"][row][name] for row in ("sft", "ppo")]
+        paired = metrics["paired"]["ppo-sft"]["text"].get(name)
+        assert name == "perplexity" or paired["value"] == pytest.approx(figures[1] - figures[0], abs=1e-9)
     assert {kind: m["text"] for kind, m in metrics["monitors"].items() if m["bad"]} == metrics["health"]
+
+
+def test_what_the_evaluation_finds_joins_the_warnings(tmp_path, capsys):
+    """A log of nothing and two rows of text: the warning is in both sections and, with the figures, on the console."""
+    (tmp_path / "metrics.jsonl").write_text('{"stage": "ppo", "step": 1, "kl": 0.0}\n')
+    sft = {"bleu-4": 0.05, "perplexity": 10.0, "recommends": 0.41, "recommends-reference": 0.46}
+    metrics = {"text": {"sft": sft, "ppo": {**sft, "recommends": 0.91}}}
+    pipeline.watch(tmp_path, metrics)
+    assert list(metrics["health"]) == ["test-recommends"]
+    assert metrics["monitors"]["test-recommends"]["bad"]
+    assert not metrics["monitors"]["test-perplexity"]["bad"]
+    pipeline.headline(metrics)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    for expected in (
+        ["people", "0.460", "-", "-"],
+        ["sft", "0.410", "0.050", "10.000"],
+        ["ppo", "0.910", "0.050", "10.000"],
+    ):
+        assert expected in lines
+    assert any(line[:4] == ["warning:", "replies", "on", "test"] for line in lines)
+    del metrics["text"]  # PPO is trained anew and not yet evaluated
+    pipeline.watch(tmp_path, metrics)
+    assert metrics["health"] == metrics["monitors"] == {}
 
 
 def test_second_run_skips_what_is_done_and_another_config_is_refused(workdir):

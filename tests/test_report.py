@@ -276,7 +276,11 @@ def test_the_other_tables_hold_their_figures(page):
     assert row(page, "liked", "PPO over SFT")[0] == ["PPO over SFT", "0.541", "640", "812"]
     assert row(page, "ppo", "KL to the SFT policy, nats a reply")[0][1:] == ["in bounds", "0.120", "2.871", "above 10"]
     assert row(page, "ppo", "Reply length, tokens")[0][1:4] == ["warning", "11.00", "7.000"]
-    assert "1 warning: replies went from 11 to 7 tokens" in page.sections["header"]
+    test = row(page, "ppo", "Test replies that recommend, share")[0]
+    assert test[1:] == ["warning", "0.407", "0.913", "more than 0.15 from SFT's"]
+    assert row(page, "ppo", "Test perplexity of people's replies")[0][1:4] == ["in bounds", "14.27", "15.92"]
+    assert "2 warnings: replies went from 11 to 7 tokens" in page.sections["header"]
+    assert "replies on test that recommend went from 41 to 91 %; people: 46 %" in page.sections["header"]
     assert "Published: Kostric & Balog." in page.sections["ranking"]
     for name, sft, ppo, human in (
         ("BLEU-4", "0.031", "0.029", "–"),
@@ -311,16 +315,43 @@ def test_samples_stand_side_by_side_with_hits_marked(run, page):
 def test_every_row_stands_at_a_glance_with_its_interval(run, page):
     metrics, text = run
     heads = next(cells for cells in page.rows["standing"] if "HR@10" in cells)
-    assert heads == ["", "HR@10", heads[2], "HR@1", "HR@50", "MRR@10", "BLEU-4", "Mean reward", "True utility"]
+    ranking = ["", "HR@10", heads[2], "HR@1", "HR@50", "MRR@10"]
+    assert heads == [*ranking, "BLEU-4", "Perplexity", "Recommends", "Mean reward", "True utility"]
     for name in STRENGTH:
         (cells,) = row(page, "standing", name_of(name))
         figures = [metrics["ranking"][name]["fresh"]["full"][m] for m in ("hr@10", "hr@1", "hr@50", "mrr@10")]
         assert [cells[1], *cells[3:6]] == [f"{figure['value']:.3f}" for figure in figures]
         for figure in figures:
             assert f"{figure['low']:.3f}–{figure['high']:.3f}" in page.sections["standing"]
-    assert row(page, "standing", "PPO")[0][6:] == ["0.029", "0.265", "0.617"]
-    assert row(page, "standing", "KBRD") == [["KBRD", "0.148", "", "0.017", "0.300", "–", "–", "–", "–"]]
+    assert row(page, "standing", "SFT")[0][6:] == ["0.031", "14.27", "0.407", "0.034", "0.552"]
+    assert row(page, "standing", "PPO")[0][6:] == ["0.029", "15.92", "0.913", "0.265", "0.617"]
+    assert row(page, "standing", "Human") == [["Human", "–", "", "–", "–", "–", "–", "–", "0.463", "–", "0.481"]]
+    assert row(page, "standing", "KBRD") == [["KBRD", "0.148", "", "0.017", "0.300", *["–"] * 6]]
     assert text.index('id="standing"') < text.index('id="comparison"')
+
+
+def test_the_best_of_a_column_is_bold(run):
+    """Of perplexity the lowest; of the share that recommends none."""
+    bold = re.findall(r'<td class="n best">([^<]*)', re.search('<section id="standing">.*?</section>', run[1], re.S)[0])
+    assert {"14.27", "0.031", "0.265", "0.617"} <= set(bold)
+    assert not {"15.92", "0.407", "0.463", "0.913"} & set(bold)
+
+
+def test_the_headline_says_what_ppo_did_to_replies(run, page, tmp_path):
+    """Beside the ranking figures: who recommends how often, BLEU-4, perplexity; and without PPO what is left of it."""
+    told = "Test replies that recommend: 0.407 under SFT, 0.913 under PPO, 0.463 by people; BLEU-4: 0.031 under SFT, "
+    told += "0.029 under PPO; perplexity of people's replies: 14.27 under SFT, 15.92 under PPO."
+    assert told in page.sections["header"]
+    (cells,) = row(page, "comparison", "Replies that recommend, share")
+    assert cells[1:4] == ["0.407", "0.913", "+0.506"]
+    assert "people: 0.463" in page.sections["comparison"]
+    assert "+0.451 to +0.559" in page.sections["comparison"]
+    make_sft_run(tmp_path)
+    alone = Page(write_report(tmp_path).read_text())
+    assert (
+        "that recommend: 0.407 under SFT, 0.463 by people; BLEU-4: 0.031 under SFT; perplexity"
+        in alone.sections["header"]
+    )
 
 
 def test_samples_show_chances_and_the_parts_of_each_reward(run, page):

@@ -25,7 +25,7 @@ from crs_jax.evaluation.ranking import (
     summarise,
 )
 from crs_jax.evaluation.samples import sample_lines
-from crs_jax.evaluation.text import bits_per_byte, text_metrics
+from crs_jax.evaluation.text import bits_per_byte, bleu_difference, text_metrics
 from crs_jax.evaluation.utility import true_utility
 from crs_jax.models.heads import REWARDS
 from crs_jax.progress import say
@@ -156,8 +156,8 @@ def mean_with_interval(values: np.ndarray, groups: np.ndarray, bootstrap: int) -
 
 
 def reply_rows(task: Task, models: dict[str, Model], aligned: Aligned | None) -> tuple[Tree, Tree, Tree, list[Tree]]:
-    """Text metrics, mean rewards and health of replies, their paired difference, and samples, on one seeded choice of
-    test replies.
+    """Text metrics, mean rewards and health of replies, their paired differences by section, and samples, on one seeded
+    choice of test replies.
     """
     e, seed = task.config.evaluation, task.config.seed
     where = task.replies("test")
@@ -174,15 +174,17 @@ def reply_rows(task: Task, models: dict[str, Model], aligned: Aligned | None) ->
     rewards: Tree = {}
     judged: dict[str, Judged] = {}
     greedy: dict[str, np.ndarray] = {}
+    said: dict[str, tuple[list[str], np.ndarray]] = {}
     for row, model in models.items():
         tokens_BR, _ = generate(task, model, contexts, e.temperature, seed + 21, f"replies, {row}")
         greedy[row] = tokens_BR
         decoded = [task.tokenizer.decode_reply(tokens, catalogue) for tokens in tokens_BR]
         nll = reference_nll(task, model, contexts, human, f"likelihood, {row}")
         proposes = np.array([bool(items) for items, _ in decoded])
+        said[row] = [words for _, words in decoded], proposes
         total = nll["act_nll"] + nll["word_nll"]
         text[row] = {
-            **text_metrics([words for _, words in decoded], references),
+            **text_metrics(said[row][0], references),
             "perplexity": math.exp(nll["word_nll"] / max(nll["word_tokens"], 1)),
             "act-perplexity": math.exp(nll["act_nll"] / max(nll["act_tokens"], 1)),
             "bits-per-byte": bits_per_byte(total, references),
@@ -225,10 +227,17 @@ def reply_rows(task: Task, models: dict[str, Model], aligned: Aligned | None) ->
         {row: tokens[shown] for row, tokens in greedy.items()},
         {row: _rows(j, shown) for row, j in judged.items()},
     )
-    paired: Tree = {}
+    paired = {}
+    if {"sft", "ppo"} <= said.keys():
+        (before, proposed_B), (after, proposes_B) = said["sft"], said["ppo"]
+        gap_B = proposes_B.astype(np.float64) - proposed_B
+        paired["text"] = {
+            "bleu-4": bleu_difference(after, before, references, group_B, e.bootstrap),
+            "recommends": mean_with_interval(gap_B, group_B, e.bootstrap),
+        }
     if {"sft", "ppo"} <= judged.keys():
         gap_B = (judged["ppo"].reward_B - judged["sft"].reward_B).astype(np.float64)
-        paired = {"reward": mean_with_interval(gap_B, group_B, e.bootstrap)}
+        paired["rewards"] = {"reward": mean_with_interval(gap_B, group_B, e.bootstrap)}
     return text, rewards, paired, lines
 
 
@@ -248,9 +257,9 @@ def run_evaluate(task: Task, models: dict[str, Model], aligned: Aligned | None) 
       The tree of `metrics.json` less what the pipeline adds, and the lines of `samples.jsonl`.
     """
     out = {name: found for name, found in rank_all(task, models, aligned).items() if found}
-    out["text"], rewards, gap, samples = reply_rows(task, models, aligned)
-    if gap:
-        out["paired"]["ppo-sft"]["rewards"] = gap
+    out["text"], rewards, paired, samples = reply_rows(task, models, aligned)
+    if paired:
+        out["paired"]["ppo-sft"] |= paired
     if rewards:
         out["rewards"] = rewards
     if task.corpus.name == "simulated":

@@ -11,7 +11,10 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
+
 from crs_jax.errors import InputError
+from crs_jax.evaluation.bootstrap import interval, resample
 
 _WORD = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]")
 
@@ -62,6 +65,28 @@ def rouge_l(hypotheses: Sequence[str], references: Sequence[str]) -> float:
 def bleu_4(hypotheses: Sequence[str], references: Sequence[str]) -> float:
     """Corpus BLEU of sacrebleu over 100, one reference each; empty hypotheses count through the brevity penalty."""
     return _bleu().corpus_score(list(hypotheses), [list(references)]).score / 100.0
+
+
+def bleu_counts(hypotheses: Sequence[str], references: Sequence[str]) -> np.ndarray:
+    """What corpus BLEU adds up, of each pair, [B, 10]: n-grams that match and all of them (n = 1 to 4), two lengths."""
+    bleu = _bleu()
+    scores = [bleu.corpus_score([h], [[r]]) for h, r in zip(hypotheses, references, strict=True)]
+    return np.array([[*s.counts, *s.totals, s.sys_len, s.ref_len] for s in scores], np.float64)
+
+
+def bleu_of(counts: np.ndarray) -> float:
+    """Corpus BLEU over 100 of summed `bleu_counts`, [10]; a resampled sum may count a reply several times."""
+    whole = [round(count) for count in counts]
+    return type(_bleu()).compute_bleu(whole[:4], whole[4:8], *whole[8:], smooth_method="exp").score / 100.0
+
+
+def bleu_difference(
+    after: Sequence[str], before: Sequence[str], references: Sequence[str], group_B: np.ndarray, bootstrap: int
+) -> dict[str, float]:
+    """Corpus BLEU of `after` minus that of `before`, with a 95 % interval: both from the same dialogues, resampled."""
+    weights, counts = resample(group_B, bootstrap, 0), [bleu_counts(said, references) for said in (after, before)]
+    after_R, before_R = (np.array([bleu_of(row) for row in weights.sums(counts_BM)]) for counts_BM in counts)
+    return interval(bleu_of(counts[0].sum(0)) - bleu_of(counts[1].sum(0)), after_R - before_R)
 
 
 def _bleu() -> Any:

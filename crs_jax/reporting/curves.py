@@ -11,7 +11,7 @@ from crs_jax.reporting.workdir import Run, Series
 
 STAGES = {"head": "Act head", "sft": "Supervised fine-tuning", "reward": "Reward model", "ppo": "PPO"}
 X_LABELS = {"head": "optimizer step", "sft": "optimizer step", "reward": "optimizer step", "ppo": "iteration"}
-OPEN = {"head": 1, "sft": 3, "reward": 1, "ppo": 9}  # charts that stand open
+OPEN = {"head": 1, "sft": 3, "reward": 1, "ppo": 10}  # charts that stand open
 MOST_KL = 10.0  # nats a reply that PPO's monitors warn of
 # title, unit of y, metrics drawn together; in the order of the page
 CHARTS: Mapping[str, Sequence[tuple[str, str, tuple[str, ...]]]] = {
@@ -32,6 +32,7 @@ CHARTS: Mapping[str, Sequence[tuple[str, str, tuple[str, ...]]]] = {
         ("Reward", "mean of the replies", ("reward", "validation/reward")),
         ("Parts of the reward", "mean", ("reward/engagement", "reward/relevance", "reward/sentiment")),
         ("KL to the SFT policy", f"nats a reply; warned of above {MOST_KL:g}", ("kl", "kl/act", "kl/word")),
+        ("Replies that recommend", "share", ("recommends",)),
         ("Validation HR@10", "share of new items", ("validation/hr@10",)),
         ("Validation BLEU-4", "greedy replies", ("validation/bleu-4",)),
         ("Reward of proposed lists", "discounted mean", ("reward/list",)),

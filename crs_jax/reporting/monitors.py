@@ -52,7 +52,7 @@ def monitors(run: Run) -> Html:
         )
     names = head("State", numeric=False), head("At the start"), head("Now"), head("Warned of", numeric=False)
     words = note(
-        "Means of the first and the last iterations; validation figures: the SFT policy's and the last check's. A "
-        "warning is a reason to look at the curves and the dialogues below, not a verdict."
+        "Means of the first and the last iterations; validation figures: the SFT policy's and the last check's; test "
+        "figures: SFT's and PPO's. A warning is a reason to look at the curves and the dialogues below, not a verdict."
     )
     return tag("div", title, table([[head("", numeric=False), *names]], rows, TITLE), words)

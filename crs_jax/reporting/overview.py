@@ -16,6 +16,7 @@ from crs_jax.reporting.tables import figure_cell, group_row, head, row_head, sen
 from crs_jax.reporting.workdir import Run, is_figure
 
 REWARDS = ("reward", "engagement", "relevance", "sentiment")
+RECOMMENDS = "Replies that recommend, share"
 LOWER_IS_BETTER = ("perplexity", "bits-per-byte", "repetition", "kl")
 
 
@@ -59,11 +60,17 @@ def measure_near(run: Run, measure: str, k: int) -> str | None:
     return measure if measure in found else None
 
 
-def _group(run: Run, where: str, name: str, label: str = "") -> Comparison | None:
+def people_recommend(run: Run) -> Figure | None:
+    """The share of people's test replies that recommend; None where nothing was evaluated."""
+    found = (run.figure("text", row, "recommends-reference") for row in run.table("text"))
+    return next((figure for figure in found if figure), None)
+
+
+def _group(run: Run, where: str, name: str, label: str = "", hint: str = "") -> Comparison | None:
     sft, ppo = (run.figure(where, row, name) for row in ("sft", "ppo"))
     if sft is None and ppo is None:
         return None
-    hint = "lower is better" if name in LOWER_IS_BETTER else ""
+    hint = hint or ("lower is better" if name in LOWER_IS_BETTER else "")
     return Comparison(label or name_of(name), sft, ppo, _difference(run, sft, ppo, where, name), hint)
 
 
@@ -86,6 +93,8 @@ def comparisons(run: Run) -> list[tuple[str, list[Comparison]]]:
         rows = [ranking_comparison(run, "fresh", protocol, name) for name in measures if name]
         groups.append((f"Ranking, fresh targets, {_protocol(run, protocol)}", rows))
     text = [_group(run, "text", name) for name in ("bleu-4", "distinct-2", "rouge-l", "perplexity")]
+    people = people_recommend(run)
+    text.append(_group(run, "text", "recommends", RECOMMENDS, f"people: {number(people.value)}" if people else ""))
     groups.append(("Replies", text))
     groups.append(("Reward on generated replies", list(_reward_comparisons(run))))
     return [(title, kept) for title, rows in groups if (kept := [row for row in rows if row])]
@@ -160,9 +169,24 @@ def findings(run: Run) -> list[Html]:
         row = ranking_comparison(run, "fresh", protocol, name) if name else None
         if row:
             found.append(_change_sentence(f"{row.name}, fresh targets, {_protocol(run, protocol)}", row))
+    if words := _replies_sentence(run):
+        found.append(words)
     rewards = [row for row in _reward_comparisons(run) if row.name == "Mean reward"]
     found += [_change_sentence("Mean reward", row) for row in rewards if row.sft and row.ppo]
     return found
+
+
+def _replies_sentence(run: Run) -> Html | None:
+    """What PPO changes most in replies, beside what people do."""
+    measures = {"recommends": "Test replies that recommend", "bleu-4": "BLEU-4",
+                "perplexity": "perplexity of people's replies"}  # fmt: skip
+    parts = []
+    for name, label in measures.items():
+        figures = {f"under {name_of(row)}": run.figure("text", row, name) for row in ("sft", "ppo")}
+        figures |= {"by people": people_recommend(run)} if name == "recommends" else {}
+        told = [join([tag("b", number(figure.value)), f" {who}"]) for who, figure in figures.items() if figure]
+        parts += [join([f"{label}: ", join(told, ", ")])] if told else []
+    return join([join(parts, "; "), "."]) if parts else None
 
 
 def utility_comparison(run: Run) -> Comparison | None:

@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 from rouge_score import tokenizers
 
@@ -96,3 +97,34 @@ def test_bits_per_byte():
     # each of the four bytes of 'aé!' (é takes two) at probability 1/2: one bit a byte
     assert text.bits_per_byte(4 * math.log(2), ["aé", "!"]) == pytest.approx(1)
     assert math.isnan(text.bits_per_byte(1.0, []))
+
+
+def test_bleu_of_sums_is_corpus_bleu():
+    counts = text.bleu_counts(HYPOTHESES, REFERENCES)
+    assert text.bleu_of(counts.sum(0)) == pytest.approx(text.bleu_4(HYPOTHESES, REFERENCES), rel=1e-12)
+    twice = text.bleu_of((counts * [[2], [0], [1], [1]]).sum(0))
+    chosen = [0, 0, 2, 3]
+    expected = text.bleu_4([HYPOTHESES[i] for i in chosen], [REFERENCES[i] for i in chosen])
+    assert twice == pytest.approx(expected, rel=1e-12)
+    assert text.bleu_of(np.zeros(10)) == text.bleu_4(["", ""], ["a", "b"]) == 0
+
+
+def test_difference_of_bleu_resamples_dialogues():
+    """The interval against a plain loop: whole dialogues drawn, both policies' replies to them scored anew."""
+    rng = np.random.default_rng(0)
+    references = [" ".join(rng.choice(list("abcdefgh"), 9)) for _ in range(40)]
+    after, before = ([r[: rng.integers(5, 18)] + " x" * (i % k) for i, r in enumerate(references)] for k in (2, 5))
+    group = np.arange(40) // 4
+    found = text.bleu_difference(after, before, references, group, 200)
+
+    def difference(rows):
+        scores = [text.bleu_4([said[i] for i in rows], [references[i] for i in rows]) for said in (after, before)]
+        return scores[0] - scores[1]
+
+    drawn = rng.integers(0, 10, (200, 10))
+    gaps = [difference([i for d in dialogues for i in range(4 * d, 4 * d + 4)]) for dialogues in drawn]
+    assert found["value"] == pytest.approx(difference(range(40)), abs=1e-12)
+    assert found["high"] - found["low"] == pytest.approx(np.subtract(*np.percentile(gaps, [97.5, 2.5])), rel=0.25)
+    assert found["low"] < found["value"] < found["high"]
+    same = text.bleu_difference(after, after, references, group, 20)
+    assert (same["value"], same["low"], same["high"]) == (0, 0, 0)

@@ -8,12 +8,12 @@ import pytest
 from tiny_policy import make_layout, random_replies
 
 from crs_jax.rl.scoring import parts
-from crs_jax.training.health import measures, warnings
+from crs_jax.training.health import measures, monitors, warnings
 
 LAYOUT = make_layout(words=4, items=6, act_items=3)
 CALM = {
     "reward": 0.0, "kl": 1.0, "entropy/act": 3.0, "entropy/word": 2.0, "reply_length": 10.0, "ended": 1.0,
-    "health/repetition": 0.1, "health/popularity": 0.5, "health/distinct": 0.8, "seconds": 1.0,
+    "health/repetition": 0.1, "health/popularity": 0.5, "health/distinct": 0.8, "recommends": 0.41, "seconds": 1.0,
 }  # fmt: skip
 
 
@@ -52,6 +52,8 @@ def test_nothing_proposed_and_nothing_said():
         ("length", {"reply_length": 6.5}),
         ("length", {"reply_length": 15.5}),
         ("ended", {"ended": 0.89}),
+        ("recommends", {"recommends": 0.57}),
+        ("recommends", {"recommends": 0.25}),
         ("repetition", {"health/repetition": 0.16}),
         ("popularity", {"health/popularity": -0.6}),
         ("coverage", {"health/distinct": 0.39}),
@@ -68,6 +70,62 @@ def test_a_calm_log_and_a_short_one_warn_of_nothing():
     assert warnings([CALM] * 20) == {}
     assert warnings([CALM] * 2 + [{**CALM, "kl": 99.0}] * 2) == {}
     assert warnings([]) == {}
+
+
+@pytest.mark.parametrize("late", [{"recommends": 0.55}, {"recommends": 0.27}, {"kl": 9.9}, {"ended": 0.91}])
+def test_up_to_a_bound_nothing_is_warned_of(late):
+    assert warnings([CALM] * 5 + [{**CALM, **late}] * 5) == {}
+
+
+def test_the_share_that_recommends_is_watched_on_the_log():
+    found = {m.kind: m for m in monitors([CALM] * 5 + [{**CALM, "recommends": 0.91}] * 5)}["recommends"]
+    assert (found.before, found.now, found.bad) == (pytest.approx(0.41), pytest.approx(0.91), True)
+    assert found.text == "replies that recommend went from 41 to 91 %, more than 15 points"
+
+
+def evaluation(bleu=0.05, interval=(-0.04, -0.01), perplexity=10.0, recommends=0.41):
+    """Sections of metrics.json: SFT's BLEU-4 is .05, its perplexity 10, it recommends in 41 % of its replies."""
+    sft = {"bleu-4": 0.05, "perplexity": 10.0, "recommends": 0.41, "recommends-reference": 0.46}
+    ppo = {**sft, "bleu-4": bleu, "perplexity": perplexity, "recommends": recommends}
+    low, high = interval
+    gap = {"value": bleu - 0.05, "low": low, "high": high}
+    return {"text": {"sft": sft, "ppo": ppo}, "paired": {"ppo-sft": {"text": {"bleu-4": gap}}}}
+
+
+@pytest.mark.parametrize(
+    ("kind", "over", "within"),
+    [
+        ("test-recommends", {"recommends": 0.57}, {"recommends": 0.55}),
+        ("test-recommends", {"recommends": 0.25}, {"recommends": 0.27}),
+        ("test-bleu", {"bleu": 0.039}, {"bleu": 0.041}),
+        ("test-bleu", {"bleu": 0.01, "interval": (-0.08, -0.0001)}, {"bleu": 0.01, "interval": (-0.08, 0.0001)}),
+        ("test-perplexity", {"perplexity": 12.6}, {"perplexity": 12.4}),
+    ],
+)
+def test_the_evaluation_is_watched_on_both_sides_of_each_bound(kind, over, within):
+    assert list(warnings([], evaluation(**over))) == [kind]
+    assert warnings([], evaluation(**within)) == {}
+    assert [m.kind for m in monitors([], evaluation())] == ["test-recommends", "test-bleu", "test-perplexity"]
+
+
+def test_warnings_of_the_evaluation_say_what_they_rest_on():
+    found = warnings([], evaluation(bleu=0.02, perplexity=15.0, recommends=0.91))
+    assert found["test-recommends"].endswith("went from 41 to 91 %, more than 15 points; people: 46 %")
+    assert "from 0.0500 to 0.0200, below 0.8 of it (95 % of the difference: -0.0400 .. -0.0100)" in found["test-bleu"]
+    assert "from 10.00 to 15.00, above 1.25 times it" in found["test-perplexity"]
+
+
+def test_log_and_evaluation_make_one_list():
+    log = [CALM] * 5 + [{**CALM, "kl": 11.0}] * 5
+    assert list(warnings(log, evaluation(recommends=0.91))) == ["kl", "test-recommends"]
+
+
+def test_an_evaluation_of_one_policy_or_without_an_interval_is_no_reason_to_warn():
+    alone = evaluation(recommends=0.91)
+    del alone["text"]["ppo"]
+    assert monitors([], alone) == []
+    for unknown in ((None, None), (float("nan"), float("nan"))):  # as metrics.json has it, and as it is computed
+        assert warnings([], evaluation(bleu=0.01, interval=unknown)) == {}
 
 
 def check(hits, reward, **more):
