@@ -13,6 +13,7 @@ from small_run import run
 from configs import quickstart
 from crs_jax import pipeline
 from crs_jax.errors import InputError
+from crs_jax.evaluation.console import headline
 
 FILES = ("config.json", "metrics.json", "metrics.jsonl", "samples.jsonl", "report.html")
 
@@ -147,7 +148,7 @@ def test_what_the_evaluation_finds_joins_the_warnings(tmp_path, capsys):
     assert list(metrics["health"]) == ["test-recommends"]
     assert metrics["monitors"]["test-recommends"]["bad"]
     assert not metrics["monitors"]["test-perplexity"]["bad"]
-    pipeline.headline(metrics)
+    headline(metrics)
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     for expected in (
         ["people", "0.460", "-", "-"],

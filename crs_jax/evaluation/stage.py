@@ -227,18 +227,29 @@ def reply_rows(task: Task, models: dict[str, Model], aligned: Aligned | None) ->
         {row: tokens[shown] for row, tokens in greedy.items()},
         {row: _rows(j, shown) for row, j in judged.items()},
     )
-    paired = {}
+    return text, rewards, _paired(said, judged, references, group_B, e.bootstrap), lines
+
+
+def _paired(
+    said: dict[str, tuple[list[str], np.ndarray]],
+    judged: dict[str, Judged],
+    references: list[str],
+    group_B: np.ndarray,
+    bootstrap: int,
+) -> Tree:
+    """PPO minus SFT on the same contexts, by section: of the words and whether they recommend, and of the rewards."""
+    paired: Tree = {}
     if {"sft", "ppo"} <= said.keys():
         (before, proposed_B), (after, proposes_B) = said["sft"], said["ppo"]
         gap_B = proposes_B.astype(np.float64) - proposed_B
         paired["text"] = {
-            "bleu-4": bleu_difference(after, before, references, group_B, e.bootstrap),
-            "recommends": mean_with_interval(gap_B, group_B, e.bootstrap),
+            "bleu-4": bleu_difference(after, before, references, group_B, bootstrap),
+            "recommends": mean_with_interval(gap_B, group_B, bootstrap),
         }
     if {"sft", "ppo"} <= judged.keys():
         gap_B = (judged["ppo"].reward_B - judged["sft"].reward_B).astype(np.float64)
-        paired["rewards"] = {"reward": mean_with_interval(gap_B, group_B, e.bootstrap)}
-    return text, rewards, paired, lines
+        paired["rewards"] = {"reward": mean_with_interval(gap_B, group_B, bootstrap)}
+    return paired
 
 
 def _rows(judged: Judged, index: np.ndarray) -> Judged:
