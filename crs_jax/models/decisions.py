@@ -50,8 +50,9 @@ def base_rates(replies: Iterable[Sequence[int]], item_offset: int, say: int, end
             stop_M[count] += 1
         words = np.asarray(tokens[count + 1 :])
         items, ends = int((words >= item_offset).sum()), int((words == end).sum())
-        end_2[count > 0] += ends
-        word_2[count > 0] += len(words) - items - ends
+        proposes = int(count > 0)
+        end_2[proposes] += ends
+        word_2[proposes] += len(words) - items - ends
         own += items if count else 0
     return BaseRates(np.log(stop_M / on_M), np.log(end_2 / word_2), float(np.log(own / word_2[1])))
 
