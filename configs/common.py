@@ -25,6 +25,7 @@ def get_config() -> ConfigDict:
     c.data.dir = ""  # folder with the corpus' files; empty: the hub (simulated: the workdir)
     c.data.hub = ""  # dataset repository on the Hugging Face hub
     c.data.revision = "main"
+    c.data.metadata = ""  # redial: FILE of genres, people, plots (`data/imdb.py` makes one); empty: that in data.dir
     c.data.domain = "movies"  # opendialkg: movies or books
     c.data.window = 8  # k, utterances of context
     c.data.context_tokens = 160  # budget of the context, trimmed from the old end

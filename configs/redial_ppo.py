@@ -14,7 +14,8 @@ All stages on a sample, for a CPU with two cores:
   python -m crs_jax.main --config=configs/redial_ppo.py:tiny --config.data.dir=FOLDER
 
 FOLDER holds ReDial's official train_data.jsonl, test_data.jsonl and movies_with_mentions.csv, and where you have it
-movies_metadata.json (genres, plots and people). Without it the dialogues come from the hub.
+movies_metadata.json (genres, plots and people). Without it the dialogues come from the hub, and genres and people from
+--config.data.metadata=FILE, which `python -m crs_jax.data.imdb` makes of IMDb's tables.
 """
 
 from __future__ import annotations

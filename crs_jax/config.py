@@ -13,7 +13,7 @@ from crs_jax.bounds import BOUNDS, CHOICES, LEAST_TEMPERATURE, broken_bound
 from crs_jax.data.records import clipped
 from crs_jax.errors import InputError
 from crs_jax.signals.feedback_log import read_log
-from crs_jax.storage import is_folder
+from crs_jax.storage import is_file, is_folder
 from crs_jax.user_function import load
 
 STAGES = ("sft", "reward", "ppo", "evaluate")
@@ -149,6 +149,10 @@ def _validate_data(config: ConfigDict) -> None:
         raise _error("data.dir", data.dir, rule)
     if data.dir and data.dataset != "simulated" and not is_folder(data.dir):
         raise _error("data.dir", data.dir, "there is no such folder")
+    if data.metadata and data.dataset != "redial":
+        raise _error("data.metadata", data.metadata, f"--config.data.dataset={data.dataset} has its own; leave it out")
+    if data.metadata and not is_file(data.metadata):
+        raise _error("data.metadata", data.metadata, "there is no such file; `python -m crs_jax.data.imdb` makes one")
     if config.signals.log:
         read_log(pathlib.Path(config.signals.log))
     least = data.act_items + 3  # the act, <|say|>, one word and <|end|>

@@ -32,6 +32,7 @@ from crs_jax.sharding import AXES, place
 from crs_jax.signals.facets import Facets
 from crs_jax.signals.people import People
 from crs_jax.signals.together import Together
+from crs_jax.storage import is_file
 from crs_jax.training.ppo_stage import Aligned, Model, build
 from crs_jax.training.task import Task, new_policy, split_model
 
@@ -85,6 +86,8 @@ def load_run(workdir: pathlib.Path, data_dir: str = "") -> Loaded:
     config = _config(workdir)
     if data_dir:
         config.data.dir = str(data_dir)
+        if not is_file(config.data.get("metadata", "")):  # moved with the rest
+            config.data.metadata = ""
     results = {stage: load_result(workdir, stage) for stage in ("sft", "reward", "ppo")}
     if results["sft"] is None:
         raise InputError(

@@ -30,6 +30,14 @@ def is_folder(path: str | os.PathLike) -> bool:
         return False
 
 
+def is_file(path: str | os.PathLike) -> bool:
+    """Whether there is such a file; a name that no file can have is none."""
+    try:
+        return pathlib.Path(path).expanduser().is_file()
+    except (OSError, RuntimeError, ValueError):
+        return False
+
+
 @contextlib.contextmanager
 def claimed(workdir: pathlib.Path) -> Iterator[None]:
     """Holds the folder for this run; `InputError` where another one is in it.

@@ -14,6 +14,7 @@ from absl import flags
 from crs_jax import export, program
 from crs_jax.chat import __main__ as chat
 from crs_jax.chat import collect
+from crs_jax.data import imdb
 from crs_jax.flags import parse
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -24,7 +25,7 @@ BLOCKS = [block for _, language, block in FENCED if not language]
 LINES = [line for block in BLOCKS for line in block.splitlines() if line.strip()]
 LINES += re.findall(r"`((?:python -m crs_jax|launch/)[^`]* --[^`.]*)`", HERE)
 COMMANDS = {"python": r"python -m crs_jax\.(\S+)", "shell": r"(launch/\w+\.sh)", "hub": r"(hf upload) \S+ \S+$"}
-PROGRAMS = {"chat": chat.main, "chat.collect": collect.main, "export": export.main}
+PROGRAMS = {"chat": chat.main, "chat.collect": collect.main, "export": export.main, "data.imdb": imdb.main}
 
 
 class ParsedError(Exception):
@@ -53,6 +54,7 @@ def test_a_command_is_one_that_its_program_takes(line, monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
     name, argv = words(line)
     argv = [re.sub("FOLDER|data/with_talks", str(tmp_path), word) for word in argv]
+    (tmp_path / "movies_metadata.json").write_text("{}")
     if name in ("main", "launch/local.sh"):
         given = (
             argv if any(word.startswith("--config=") for word in argv) else ["--config=configs/quickstart.py", *argv]
@@ -68,7 +70,7 @@ def test_a_command_is_one_that_its_program_takes(line, monkeypatch, tmp_path):
         monkeypatch.setattr(program.Parser, "parse_args", parsing)
         with pytest.raises(ParsedError) as met:
             PROGRAMS[name](argv)
-        assert met.value.args[0].workdir.startswith(("runs/", "shared/")) or "--workdir" not in line
+        assert "--workdir" not in line or met.value.args[0].workdir.startswith(("runs/", "shared/"))
     elif name == "sweep":
         assert {word.partition("=")[0] for word in argv} == {"--sweep", "--out", "--config.data.dir"}
         assert (ROOT / argv[0].partition("=")[2]).is_file()

@@ -115,7 +115,9 @@ def _inputs(loader: ModuleType, folder: pathlib.Path | None, hub: str, data: Any
         return loader.files(folder, data)
     if not hub or not hasattr(loader, "parse_hub"):
         raise InputError(f"config.data.dir is empty: give the folder that holds {data.dataset}'s files")
-    return sorted(p for p in pathlib.Path(hub).rglob("*") if p.is_file()) if pathlib.Path(hub).is_dir() else []
+    local = sorted(p for p in pathlib.Path(hub).rglob("*") if p.is_file()) if pathlib.Path(hub).is_dir() else []
+    known = redial.metadata_file(data) if loader is redial else None
+    return [*local, *([known] if known else [])]
 
 
 def _split(dataset: str, parsed: Parsed, count: int, seed: int) -> tuple[dict[str, list[Dialogue]], list[str]]:

@@ -48,16 +48,29 @@ def files(folder: pathlib.Path, data: Any) -> list[pathlib.Path]:
     for name in (TRAIN, TEST, MOVIES):
         if not (folder / name).is_file():
             raise InputError(f"config.data.dir={str(folder)!r}: no file {name!r}: give the folder of ReDial's files")
-    return [folder / name for name in (TRAIN, TEST, MOVIES, METADATA) if (folder / name).is_file()]
+    known = metadata_file(data, folder)
+    return [*(folder / name for name in (TRAIN, TEST, MOVIES)), *([known] if known else [])]
+
+
+def metadata_file(data: Any, folder: pathlib.Path | None = None) -> pathlib.Path | None:
+    """`config.data.metadata`, else what the folder has; None where there is none.
+
+    Raises:
+      InputError: the setting names no file.
+    """
+    given = getattr(data, "metadata", "")  # runs of older versions have no such setting
+    if given and not pathlib.Path(given).expanduser().is_file():
+        raise InputError(f"config.data.metadata={given!r}: no such file: give what `python -m crs_jax.data.imdb` made")
+    path = pathlib.Path(given).expanduser() if given else folder / METADATA if folder else None
+    return path if path and path.is_file() else None
 
 
 def parse(folder: pathlib.Path, data: Any, scratch: pathlib.Path) -> Parsed:
     """Reads the official files: train and test as given."""
     faults = Faults(data.on_error)
-    movies = dict(_movie_list(folder / MOVIES, faults))
+    movies = dict(movie_list(folder / MOVIES, faults))
     raw = {name: list(records.read_lines(folder / name, scratch)) for name in (TRAIN, TEST)}
-    metadata = _metadata(folder / METADATA, faults) if (folder / METADATA).is_file() else {}
-    return _parse(raw[TRAIN], raw[TEST], movies, metadata, faults)
+    return _parse(raw[TRAIN], raw[TEST], movies, _metadata(metadata_file(data, folder), faults), faults)
 
 
 def parse_hub(hub: str, data: Any, scratch: pathlib.Path) -> Parsed:
@@ -65,7 +78,8 @@ def parse_hub(hub: str, data: Any, scratch: pathlib.Path) -> Parsed:
     splits = records.read_hub(hub, data.revision, scratch)
     if missing := {"train", "test"} - set(splits):
         raise InputError(f"config.data.hub={hub!r}: no split {sorted(missing)[0]!r}: give a repository that has it")
-    return _parse(splits["train"], splits["test"], {}, {}, Faults(data.on_error))
+    faults = Faults(data.on_error)
+    return _parse(splits["train"], splits["test"], {}, _metadata(metadata_file(data), faults), faults)
 
 
 def _parse(
@@ -205,7 +219,7 @@ def _place_mentions(text: str, movies: Mapping[str, Item]) -> tuple[str, tuple[s
     return _MENTION.sub(place, text), tuple(items)
 
 
-def _movie_list(path: pathlib.Path, faults: Faults) -> Iterator[tuple[str, Item]]:
+def movie_list(path: pathlib.Path, faults: Faults) -> Iterator[tuple[str, Item]]:
     """(id, item) of the official list; `nbMentions` is ignored: it counts test too."""
     seen: set[str] = set()
     try:
@@ -232,8 +246,10 @@ def _movie_list(path: pathlib.Path, faults: Faults) -> Iterator[tuple[str, Item]
         raise InputError(f"{path}: not a CSV file in UTF-8 ({error}): give ReDial's {MOVIES}") from None
 
 
-def _metadata(path: pathlib.Path, faults: Faults) -> dict[str, Item]:
+def _metadata(path: pathlib.Path | None, faults: Faults) -> dict[str, Item]:
     """What is known of each movie. People are directors, then writers, then stars, each once."""
+    if path is None:
+        return {}
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

@@ -117,7 +117,7 @@ def settings(config: ConfigDict, model: str) -> dict[str, Any]:
     """The settings that come along: folders of this machine by their last name, evidence as the policy reads it."""
     config = config.copy_and_resolve_references()
     with config.unlocked():
-        config.data.dir = config.data.cache_dir = config.encoder.path = ""
+        config.data.dir = config.data.metadata = config.data.cache_dir = config.encoder.path = ""
         if model == "ppo" and config.ppo.evidence == "all":
             config.model.leave_out = ()
     return {name: _without_folders(value) for name, value in config.to_dict().items()}

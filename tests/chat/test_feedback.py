@@ -208,5 +208,5 @@ def test_the_program_adds_talks_to_the_runs_own_corpus(finished_run, tmp_path):
 
 
 def load_catalogue(workdir: pathlib.Path) -> Catalogue:
-    movies = dict(redial._movie_list(workdir / "data" / redial.MOVIES, redial.Faults("raise")))
+    movies = dict(redial.movie_list(workdir / "data" / redial.MOVIES, redial.Faults("raise")))
     return Catalogue(tuple(movies.values()))
