@@ -113,7 +113,10 @@ class DialogueTokenizer:
         path = folder / "dialogue_tokenizer.json"
         try:
             facts = json.loads(path.read_text(encoding="utf-8"))
-            tokenizer = cls(Tokenizer.from_str((folder / words).read_text(encoding="utf-8")), facts["num_items"])
+            bpe = json.loads(
+                (folder / words).read_text(encoding="utf-8")
+            )  # transformers' has the controls, text has not
+            tokenizer = cls(Tokenizer.from_str(json.dumps({**bpe, "added_tokens": []})), facts["num_items"])
             same = facts["controls"] == list(CONTROLS) and facts["num_words"] == tokenizer.num_words
         except Exception as error:  # the library raises a bare Exception for what it cannot parse
             raise InputError(f"{folder}: not a saved tokenizer ({error}); remove the folder and run again") from None

@@ -1,7 +1,8 @@
 """GPT-2 weights in and out of the Hugging Face format: `config.json` and safetensors, without torch.
 
-A checkpoint is GPT-2's words, positions and layers. Control tokens, items and heads are this project's and no part of
-it: they keep their first values on the way in and are left out, and named, on the way out.
+A checkpoint is GPT-2's words, positions and layers. Control tokens, items and heads are this project's: they keep their
+first values on the way in. On the way out the controls stand behind the words, so that a reply can end; what is left
+out is named.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ REVISIONS = {  # of the hub's repositories under their short names
 }
 FLAG = "--config.model.init"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+CONTROLS = "control_tokens"  # in config.json: how many of the last rows are no words of GPT-2's
 # Tensor of one layer -> (parameter of `Block`, its axes in config.json's letters; C is query, key, value).
 LAYER = {
     "ln_1.weight": ("ln1_scale", "D"),
@@ -116,7 +118,7 @@ def load_gpt2(source: str | os.PathLike[str]) -> Checkpoint:
         missing or of another shape than `config.json` says.
     """
     folder = find_gpt2(os.fspath(source))
-    config, num_words = read_config(folder / "config.json")
+    config, num_words, controls = read_config(folder / "config.json")
     arrays = _read_arrays(folder)
     D, H, K = config.width, config.heads, config.head_width
     sizes = {"D": D, "H": H, "K": K, "C": 3, "F": 4 * D}
@@ -133,7 +135,7 @@ def load_gpt2(source: str | os.PathLike[str]) -> Checkpoint:
         flat = _flat(shape, axes)
         return np.stack([take(f"h.{n}.{name}", *flat).reshape(shape) for n in range(config.layers)])
 
-    words_VD = take("wte.weight", num_words, D)
+    words_VD = take("wte.weight", num_words + controls, D)[:num_words]
     if "lm_head.weight" in arrays and not np.array_equal(arrays["lm_head.weight"], arrays["wte.weight"]):
         raise InputError(f"{folder}: lm_head.weight differs from wte.weight; only tied embeddings are supported")
     trunk = {
@@ -145,8 +147,8 @@ def load_gpt2(source: str | os.PathLike[str]) -> Checkpoint:
     return Checkpoint(config, words_VD, trunk, os.fspath(source))
 
 
-def read_config(path: pathlib.Path) -> tuple[GPT2Config, int]:
-    """The trunk's shape and the number of words that a `config.json` states."""
+def read_config(path: pathlib.Path) -> tuple[GPT2Config, int, int]:
+    """The trunk's shape, and the numbers of words and of this project's controls behind them, of a `config.json`."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         found = {name: config[name] for name in ("model_type", "n_layer", "n_embd", "n_head", "vocab_size")}
@@ -172,7 +174,8 @@ def read_config(path: pathlib.Path) -> tuple[GPT2Config, int]:
     )
     if shape.width % shape.heads:
         raise InputError(f"{path}: n_embd {shape.width} is not a multiple of n_head {shape.heads}")
-    return shape, found["vocab_size"]
+    controls = config.get(CONTROLS, 0)
+    return shape, found["vocab_size"] - controls, controls
 
 
 def fill(policy: Policy, checkpoint: Checkpoint) -> None:
@@ -207,10 +210,15 @@ def fill(policy: Policy, checkpoint: Checkpoint) -> None:
     nnx.update(policy.trunk, jax.tree.map(jnp.asarray, trunk))
 
 
+def vocabulary(policy: Policy) -> np.ndarray:
+    """`[V + 6, D]` vectors of words and controls, in the order of their ids."""
+    return np.asarray(policy.words[...])[: policy.layout.item_offset]
+
+
 def export_gpt2(policy: Policy, folder: str | os.PathLike[str]) -> list[str]:
     """Writes the GPT-2 part of a policy to a folder that transformers' `AutoModelForCausalLM` loads.
 
-    Words' logits of the loaded model are those of the policy over its words, given the same word tokens.
+    Logits of the loaded model over words and `<|end|>` are those of the policy, given the same words and controls.
 
     Returns:
       What the format has no place for and the folder lacks; its README.md says the same.
@@ -220,7 +228,7 @@ def export_gpt2(policy: Policy, folder: str | os.PathLike[str]) -> list[str]:
     D = config.width
     host = jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(policy.trunk, nnx.Param)))
     arrays = {
-        "transformer.wte.weight": np.asarray(policy.words[...])[: layout.num_words],
+        "transformer.wte.weight": vocabulary(policy),
         "transformer.wpe.weight": host["positions"],
         "transformer.ln_f.weight": host["final_scale"],
         "transformer.ln_f.bias": host["final_bias"],
@@ -229,7 +237,6 @@ def export_gpt2(policy: Policy, folder: str | os.PathLike[str]) -> list[str]:
         for n, array in enumerate(host["blocks"][parameter]):
             arrays[f"transformer.h.{n}.{name}"] = array.reshape(_flat(array.shape, axes))
     contiguous = {name: np.ascontiguousarray(array, np.float32) for name, array in arrays.items()}
-    end = 50256 if layout.num_words == 50257 else None
     settings = {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
@@ -240,15 +247,16 @@ def export_gpt2(policy: Policy, folder: str | os.PathLike[str]) -> list[str]:
         "n_positions": config.positions,
         "n_ctx": config.positions,
         "n_inner": None,
-        "vocab_size": layout.num_words,
+        "vocab_size": layout.item_offset,
+        CONTROLS: layout.item_offset - layout.num_words,
         "layer_norm_epsilon": config.epsilon,
         "tie_word_embeddings": True,
-        "bos_token_id": end,
-        "eos_token_id": end,
+        "bos_token_id": None,
+        "eos_token_id": layout.end,
+        "pad_token_id": layout.pad,
         "torch_dtype": "float32",
     }
     left_out = [
-        f"{layout.item_offset - layout.num_words} control tokens (turns, act, words, end)",
         f"{layout.num_items} items (content projection, residuals, biases)",
         "the tokenizer, the grammar of act and words, and all heads",
     ]

@@ -174,12 +174,20 @@ for item in run.recommend(dialogue):
 print(run.reply(dialogue).text)
 ```
 
-Its GPT-2 part alone, words without items, control tokens and evidence:
+Its GPT-2 part alone, which talks without items and evidence (a control's name in a text stays words, unless
+`split_special_tokens` is false, as the chat template needs it):
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model, tokenizer = AutoModelForCausalLM.from_pretrained("FOLDER"), AutoTokenizer.from_pretrained("FOLDER")
+talk = [{"role": "user", "content": "Hi! Something light and funny, please."}]
+prompt = tokenizer.apply_chat_template(
+    talk, add_generation_prompt=True, return_tensors="pt", return_dict=True,
+    tokenizer_kwargs={"split_special_tokens": False},
+)
+reply = model.generate(**prompt)
+print(tokenizer.decode(reply[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True))
 ```"""
 
 

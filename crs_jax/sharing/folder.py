@@ -1,7 +1,8 @@
 """One policy of a finished run as a folder of its own that needs neither the run nor its corpus, and back.
 
-    config.json, model.safetensors               words, positions and layers as transformers' GPT-2
-    tokenizer.json, tokenizer_config.json        the words' tokenizer as transformers reads it
+    config.json, model.safetensors               words, controls, positions and layers as transformers' GPT-2
+    generation_config.json                       how its replies end
+    tokenizer.json, tokenizer_config.json        words and controls, and a chat template, as transformers reads them
     crs_jax.safetensors                          the rest of the policy, frozen item contents, counts of what is named
                                                  together
     crs_jax.json                                 settings, and what each file must be (SHA-256); written last
@@ -41,6 +42,7 @@ from crs_jax.models.encoder import FILES, embed_on_host, find_encoder
 from crs_jax.models.hf import SINGLE, export_gpt2, load_gpt2
 from crs_jax.sharding import place
 from crs_jax.sharing import ABOUT, shared_model
+from crs_jax.sharing.transformers_files import write_generation, write_tokenizer
 from crs_jax.signals.facets import Facets
 from crs_jax.signals.people import People
 from crs_jax.signals.together import Together
@@ -73,9 +75,8 @@ def write(loaded: Loaded, model: str, folder: pathlib.Path, card: str, overwrite
     task, (graphdef, params, frozen) = loaded.task, loaded.models[model]
     export_gpt2(nnx.merge(graphdef, params, frozen), part)
     task.tokenizer.save(part, WORDS)
-    words: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    words |= dict.fromkeys(("bos_token", "eos_token", "unk_token"))  # the words have none
-    write_json(part / "tokenizer_config.json", {**words, "model_max_length": task.config.model.positions})
+    write_tokenizer(task.tokenizer, part, WORDS, task.config.model.positions)
+    write_generation(task.tokenizer, part, task.config.data.reply_tokens)
     save_file(_arrays(task, params, frozen), part / REST)
     for name in (SINGLE, REST):  # safetensors' are its owner's alone
         (part / name).chmod((part / "config.json").stat().st_mode)

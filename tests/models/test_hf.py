@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 from crs_jax.errors import InputError
 from crs_jax.models import hf
 from crs_jax.models.gpt2 import GPT2Config
+from crs_jax.models.likelihood import word_likelihood
 from crs_jax.models.policy import Layout, Policy
 
 V, N, LAYERS, WIDTH, HEADS, POSITIONS = 97, 5, 3, 24, 4, 32
@@ -114,7 +115,32 @@ def test_export_loads_in_transformers_with_equal_logits(tmp_path):
     model, report = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
-    assert_close(torch_logits(model.eval(), TOKENS), word_logits(policy, TOKENS))
+    assert_close(torch_logits(model.eval(), TOKENS)[..., :V], word_logits(policy, TOKENS))
+    ids = model.config
+    assert (ids.vocab_size, ids.eos_token_id, ids.pad_token_id, ids.bos_token_id) == (V + 6, V + 5, V, None)
+
+
+def test_an_exported_model_ends_a_reply_as_the_policy_does(tmp_path):
+    """Over words and `<|end|>`, after words and controls."""
+    torch = pytest.importorskip("torch")
+    from transformers import AutoModelForCausalLM
+
+    policy = make_policy(seed=3)
+    policy.words[...] *= 20  # logits far from even
+    hf.export_gpt2(policy, tmp_path)
+    tokens = TOKENS.copy()
+    tokens[:, [0, 3, 4, 5, 6]] = [V + 1, V + 5, V + 2, V + 3, V + 4]
+    logits = torch.tensor(torch_logits(AutoModelForCausalLM.from_pretrained(tmp_path).eval(), tokens))
+    legal = [*range(V), V + 5]
+    found = torch.log_softmax(logits[..., legal], -1).numpy()
+    T = tokens.shape[1]
+    with jax.default_matmul_precision("float32"):
+        mask = jnp.broadcast_to(jnp.tril(jnp.ones((T, T), bool)), (len(tokens), T, T))
+        hidden = policy.trunk(jnp.asarray(hf.vocabulary(policy))[tokens], jnp.arange(T)[None], mask)
+        none, items = jnp.full((*tokens.shape, 2), -1), policy.item_table()
+        expected = [word_likelihood(policy, items, hidden, none, jnp.full(tokens.shape, t)).logp for t in legal]
+    assert np.std(expected) > 1
+    np.testing.assert_allclose(found, np.stack(expected, -1), atol=2e-4)
 
 
 def test_round_trip_is_bit_equal(saved, tmp_path):
@@ -128,6 +154,7 @@ def test_round_trip_is_bit_equal(saved, tmp_path):
     original, written = load_file(saved / hf.SINGLE), load_file(tmp_path / hf.SINGLE)
     assert set(written) == set(original) - {"lm_head.weight"}
     for name, array in written.items():
+        array = array[:V] if name == "transformer.wte.weight" else array  # controls stand behind the words
         np.testing.assert_array_equal(array, original[name], err_msg=name)
 
 
