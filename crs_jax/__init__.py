@@ -1,7 +1,19 @@
-"""Aligns conversational recommenders with implicit user feedback; see README.md.
+"""Aligns conversational recommenders with implicit user feedback (README.md).
 
-What a program needs of it is here: `load` a finished run, or `train` one; a `Run` recommends, replies and scores. It is
-imported when it is first used, so that `import crs_jax` costs nothing.
+  load(workdir)           a finished run, or an exported folder, as a `Run`
+  train(config, workdir)  runs a config's stages and loads what came out
+  Run                     `recommend`, `reply` and `score` for a dialogue; `export`, `using`, `message`, `warm_up`
+  Recommendation, Reply, Score   what these give
+  InputError              all that is wrong with what was given, in one sentence
+
+  >>> import crs_jax
+  >>> run = crs_jax.load(workdir)
+  >>> talk = [("user", "Hi! Something light and funny, please.")]
+  >>> reply = run.reply(talk, temperature=0.7, seed=1)
+  >>> [item.name for item in run.recommend(talk)] == [item.name for item in reply.top]
+  True
+
+Each is imported when it is first used, so that `import crs_jax` costs nothing.
 """
 
 from __future__ import annotations
@@ -23,6 +35,16 @@ __all__ = ["InputError", "Recommendation", "Reply", "Run", "Score", "load", "tra
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        metadata = import_module("importlib.metadata")
+        try:
+            return metadata.version("crs-jax")
+        except metadata.PackageNotFoundError:
+            raise AttributeError("crs_jax is not installed, so it has no version; pip install -e .") from None
     if name not in _HOME:
         raise AttributeError(f"module 'crs_jax' has no attribute {name!r}")
     return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__", *(name for name in globals() if name.startswith("__"))]

@@ -1,38 +1,61 @@
 """The Python API: a finished run that recommends, replies and scores replies, and training from a config.
 
 A dialogue is what was said so far, oldest first: a list of (role, text) pairs, of the dicts with `role` and `content`
-that chat software uses, or of `Turn` records. Roles are `seeker` or `user`, and `recommender` or `assistant`. Titles in
-a text are linked to the catalogue (`data/titles.py`); nothing else in it has a meaning beyond its words.
+that chat software uses, or of `Turn` records. Roles are `seeker` or `user`, and `recommender` or `assistant`; messages
+of `system` are left out, since the models follow no instructions. A text can be a list of text parts. Titles in it are
+linked to the catalogue (`data/titles.py`); nothing else in it has a meaning beyond its words.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
+from crs_jax import arguments, pipeline
 from crs_jax import flags as command_line
-from crs_jax import pipeline
 from crs_jax.checkpoint import done_meta
 from crs_jax.data.catalogue import Catalogue
 from crs_jax.data.dialogue import RECOMMENDER, SEEKER, Dialogue, Turn
-from crs_jax.data.messages import Message, read_dialogue
+from crs_jax.data.messages import Message, read_dialogue, read_message
 from crs_jax.errors import InputError
 from crs_jax.evaluation.policies import generate, judge_replies, ranking_scores
 from crs_jax.loading import MODELS, NO_ID, Loaded, load_run
-from crs_jax.proposals import Recommendation, Reply, Score
+from crs_jax.proposals import Recommendation, Reply, Score, recommendations
 from crs_jax.sharing import shared_model
 from crs_jax.sharing.card import model_card
 from crs_jax.sharing.folder import read, write
 from crs_jax.training.contexts import Contexts, contexts_at
 from crs_jax.training.ppo_stage import Model
-from crs_jax.training.replies import reply_arrays
+
+T = TypeVar("T")
 
 
+def _public(thing: T) -> T:
+    """A function, or a class with its methods, whose errors name arguments."""
+    if inspect.isclass(thing):
+        for name, method in list(vars(thing).items()):
+            if inspect.isfunction(method) and not name.startswith("_"):
+                setattr(thing, name, _public(method))
+        return thing
+
+    @functools.wraps(thing)  # type: ignore[arg-type]
+    def call(*args: Any, **settings: Any) -> Any:
+        try:
+            return thing(*args, **settings)  # type: ignore[operator]
+        except InputError as error:
+            raise InputError(arguments.in_python(str(error))) from None
+
+    return call  # type: ignore[return-value]
+
+
+@_public
 class Run:
     """A finished run, with one of its policies at work. Made by `load` and `train`; from an exported folder it has that
     policy alone, and no reward model.
@@ -116,14 +139,13 @@ class Run:
         Raises:
           InputError: the dialogue is empty or has another shape, or `top` is below 1.
         """
-        if top < 1:
-            raise InputError(f"top={top}: take at least 1")
+        top, fresh = arguments.whole("top", top, 1), arguments.boolean("fresh", fresh)
         turns = self._turns(dialogue)
         scores_N = self._scores(turns)
         named = {item for turn in turns for item in turn.items} if fresh else set[str]()
         catalogue = self.catalogue
         order = [row for row in np.argsort(-scores_N, kind="stable") if catalogue.items[row].item_id not in named]
-        return self._recommendations(order[:top], scores_N)
+        return recommendations(catalogue, order[:top], scores_N)
 
     def reply(
         self, dialogue: Sequence[Message], temperature: float = 1.0, seed: int = 0, top: int = 5, fresh: bool = True
@@ -144,10 +166,11 @@ class Run:
           top, fresh: of `Reply.top`, as for `recommend`.
 
         Raises:
-          InputError: as `recommend`; or the temperature is below 0.
+          InputError: as `recommend`; or the temperature is below 0, or the seed no number of 63 bits.
         """
-        if not 0 <= temperature < float("inf"):
-            raise InputError(f"temperature={temperature}: take a number of at least 0")
+        temperature = arguments.temperature("temperature", temperature)
+        seed = arguments.whole("seed", seed, 0, arguments.MOST_SEED)
+        top, fresh = arguments.whole("top", top, 1), arguments.boolean("fresh", fresh)
         turns = self._turns(dialogue)
         task, catalogue = self._loaded.task, self.catalogue
         with self._loaded.precision():
@@ -155,7 +178,7 @@ class Run:
         tokens = tuple(tokens_BR[0][mask_BR[0]].tolist())
         turn = task.tokenizer.decode_turn([task.tokenizer.recommender, task.tokenizer.rec, *tokens], catalogue)
         proposed = task.tokenizer.decode_reply(tokens, catalogue)[0]
-        items = tuple(self._recommendations(proposed, self._scores(turns)))
+        items = tuple(recommendations(catalogue, proposed, self._scores(turns)))
         return Reply(turn.render(catalogue.names), items, tuple(self.recommend(turns, top, fresh)), turn, tokens)
 
     def score(self, dialogue: Sequence[Message], reply: str | Turn | Reply) -> Score:
@@ -177,14 +200,9 @@ class Run:
                 f"--workdir={self.workdir}: it holds no finished stages reward and ppo, which score replies"
             )
         turns, task = self._turns(dialogue), self._loaded.task
-        if isinstance(reply, Reply):
-            R = task.config.data.reply_tokens
-            tokens_BR, mask_BR = np.full((1, R), task.tokenizer.pad, np.int32), np.zeros((1, R), bool)
-            tokens_BR[0, : len(reply.tokens)], mask_BR[0, : len(reply.tokens)] = reply.tokens, True
-        else:
-            said = reply if isinstance(reply, Turn) else self._loaded.titles.turn(RECOMMENDER, reply)
-            both = self._loaded.about(Dialogue(NO_ID, (*turns, said)))
-            tokens_BR, mask_BR = reply_arrays(both, "test", [(0, len(turns))])
+        if not isinstance(reply, (Reply, Turn)):
+            reply = read_message(RECOMMENDER, reply, self._loaded.titles, words_are="reply is") or ""
+        tokens_BR, mask_BR = self._loaded.reply_arrays(turns, reply.tokens if isinstance(reply, Reply) else reply)
         with self._loaded.precision():
             judged = judge_replies(task, aligned, self._policy, self._contexts(turns), tokens_BR, mask_BR, "")
         found = [float(value) if np.isfinite(value) else None for value in judged.signal_BS[0]]
@@ -202,7 +220,10 @@ class Run:
         Raises:
           InputError: it has no words, or the role is none.
         """
-        return self._turns([(role, text)])[0]
+        turn = read_message(role, text, self._loaded.titles)
+        if turn is None:
+            raise InputError(f"role={role!r}, text={text!r:.80}: take words of the seeker or the recommender")
+        return turn
 
     def warm_up(self) -> None:
         """Compiles all that the other methods run, so that none of their calls waits for it.
@@ -235,7 +256,8 @@ class Run:
         """
         if self._loaded.shared:
             raise InputError(f"{self.workdir}: is an exported folder already; copy it, or name the run it came from")
-        folder = pathlib.Path(folder).expanduser()
+        folder, licence = arguments.path("folder", folder), arguments.text("licence", licence)
+        overwrite = arguments.boolean("overwrite", overwrite)
         write(self._loaded, self.model, folder, model_card(self.workdir, self.model, licence), overwrite)
 
     @property
@@ -257,20 +279,9 @@ class Run:
         with self._loaded.precision():
             return ranking_scores(self._loaded.task, self._policy, self._contexts(turns), "")[0]
 
-    def _recommendations(self, rows: Sequence[int], scores_N: np.ndarray) -> list[Recommendation]:
-        share_N = np.exp(scores_N.astype(np.float64) - scores_N.max())
-        share_N /= share_N.sum()
-        items = self.catalogue.items
-        return [
-            Recommendation(
-                items[row].item_id, items[row].title, items[row].year, items[row].genres,
-                float(share_N[row]), float(scores_N[row]),
-            )
-            for row in rows
-        ]  # fmt: skip
 
-
-def load(workdir: str | pathlib.Path, model: str = "", data_dir: str = "") -> Run:
+@_public
+def load(workdir: str | pathlib.Path, model: str = "", data_dir: str | pathlib.Path = "") -> Run:
     """A finished run from its folder, or one policy from a folder that `python -m crs_jax.export` wrote.
 
     The folder is left as it is, and a run may go on in it.
@@ -280,19 +291,23 @@ def load(workdir: str | pathlib.Path, model: str = "", data_dir: str = "") -> Ru
     'sft'
 
     Args:
-      workdir: what `--workdir` was, or the exported folder.
+      workdir: the run's folder, or the exported one.
       model: ppo, or sft, the policy before it; by default ppo, and of an exported folder the one it holds.
       data_dir: where the corpus' files are, if not where they were.
 
     Raises:
       InputError: the folder is no finished run, or lacks the model; says what is missing.
     """
-    folder = pathlib.Path(workdir).expanduser()
+    folder = arguments.path("workdir", workdir)
+    if model not in ("", *MODELS):
+        raise InputError(f"model={model!r:.80}: take {' or '.join(MODELS)}")
+    data_dir = str(arguments.path("data_dir", data_dir)) if data_dir != "" else ""
     if own := shared_model(folder):
         return Run(read(folder), own).using(model or own)
     return Run(load_run(folder, data_dir), "sft").using(model or "ppo")
 
 
+@_public
 def train(
     config: str | pathlib.Path | ConfigDict, workdir: str | pathlib.Path, overrides: Mapping[str, Any] | None = None
 ) -> Run:
@@ -314,14 +329,16 @@ def train(
     Raises:
       InputError: a setting or the data cannot be used; names it.
     """
-    changes = [f"--config.{name}={value}" for name, value in (overrides or {}).items()]
+    folder = arguments.path("workdir", workdir)
+    overrides = arguments.settings("overrides", overrides)
+    changes = [f"--config.{name}={value}" for name, value in overrides.items()]
     if isinstance(config, ConfigDict):
-        chosen, flag = _changed(config.copy_and_resolve_references(), overrides or {}), "--config=CONFIG"
+        chosen, flag = _changed(config.copy_and_resolve_references(), overrides), "--config=CONFIG"
     else:  # as the command line, with all that it says of a name or a value
-        flag = f"--config={config}"
+        flag = f"--config={arguments.path('config', config)}"
         chosen = command_line.parse(["train", flag, *changes], flags.FlagValues()).config
-    pipeline.run(chosen, pathlib.Path(workdir), [flag, f"--workdir={workdir}", *changes])
-    return load(workdir, "ppo" if done_meta(pathlib.Path(workdir).expanduser(), "ppo") else "sft")
+    pipeline.run(chosen, folder, [flag, f"--workdir={workdir}", *changes])
+    return load(folder, "ppo" if done_meta(folder, "ppo") else "sft")
 
 
 def _changed(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import AxisType
 from ml_collections import ConfigDict
@@ -20,7 +21,7 @@ from ml_collections import ConfigDict
 from crs_jax.checkpoint import done_meta, load_result
 from crs_jax.compilation import keep_programs
 from crs_jax.data.corpus import Corpus, load
-from crs_jax.data.dialogue import RECOMMENDER, Dialogue
+from crs_jax.data.dialogue import RECOMMENDER, Dialogue, Turn
 from crs_jax.data.titles import Titles
 from crs_jax.data.tokenizer import DialogueTokenizer
 from crs_jax.errors import InputError
@@ -32,8 +33,9 @@ from crs_jax.sharding import AXES, place
 from crs_jax.signals.facets import Facets
 from crs_jax.signals.people import People
 from crs_jax.signals.together import Together
-from crs_jax.storage import is_file
+from crs_jax.storage import is_file, is_folder
 from crs_jax.training.ppo_stage import Aligned, Model, build
+from crs_jax.training.replies import reply_arrays
 from crs_jax.training.task import Task, new_policy, split_model
 
 MODELS = ("ppo", "sft")
@@ -67,6 +69,23 @@ class Loaded:
         corpus = dataclasses.replace(self.task.corpus, test=(dialogue,))
         return dataclasses.replace(self.task, corpus=corpus, encoded={**self.task.encoded, "test": encoded})
 
+    def reply_arrays(self, turns: tuple[Turn, ...], reply: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens `[1, R]` after `<|rec|>` and their mask of a reply to the turns: a recommender's turn, or its tokens.
+
+        Raises:
+          InputError: it is neither.
+        """
+        R, tokenizer = self.task.config.data.reply_tokens, self.task.tokenizer
+        if isinstance(reply, tuple):
+            if len(reply) > R or max(reply, default=0) >= tokenizer.vocab_size:
+                raise InputError("reply: its tokens are another run's; give its text")
+            tokens_BR, mask_BR = np.full((1, R), tokenizer.pad, np.int32), np.zeros((1, R), bool)
+            tokens_BR[0, : len(reply)], mask_BR[0, : len(reply)] = reply, True
+            return tokens_BR, mask_BR
+        if not isinstance(reply, Turn) or reply.role != RECOMMENDER:
+            raise InputError(f"reply={reply!r:.80}: take what the recommender says, with words")
+        return reply_arrays(self.about(Dialogue(NO_ID, (*turns, reply))), "test", [(0, len(turns))])
+
     def precision(self) -> contextlib.AbstractContextManager[Any]:
         """That of the run's matrix products; programs are to be called within it."""
         return jax.default_matmul_precision(self.task.config.model.matmul)
@@ -85,6 +104,8 @@ def load_run(workdir: pathlib.Path, data_dir: str = "") -> Loaded:
     workdir = pathlib.Path(workdir).expanduser()
     config = _config(workdir)
     if data_dir:
+        if not is_folder(data_dir):
+            raise InputError(f"--data_dir={data_dir}: there is no such folder")
         config.data.dir = str(data_dir)
         if not is_file(config.data.get("metadata", "")):  # moved with the rest
             config.data.metadata = ""

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from crs_jax.arguments import command_line
 from crs_jax.errors import InputError, StorageError
 
 
@@ -24,7 +25,8 @@ class Parser(argparse.ArgumentParser):
 def run_program(main: Callable[[Sequence[str]], None]) -> int:
     """Calls `main` with the command line; exit status, and one line on stderr for what cannot be used."""
     try:
-        main(sys.argv[1:])
+        with command_line():
+            main(sys.argv[1:])
     except InputError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

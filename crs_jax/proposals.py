@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
+import numpy as np
+
+from crs_jax.data.catalogue import Catalogue
 from crs_jax.data.dialogue import Turn
 
 
@@ -31,6 +35,14 @@ class Recommendation:
     def name(self) -> str:
         """Title with year."""
         return f"{self.title} ({self.year})" if self.year else self.title
+
+
+def recommendations(catalogue: Catalogue, rows: Sequence[int], scores_N: np.ndarray) -> list[Recommendation]:
+    """The items of the rows, with their share of all items' probability."""
+    share_N = np.exp(scores_N.astype(np.float64) - scores_N.max())
+    share_N /= share_N.sum()
+    chosen = [(catalogue.items[row], float(share_N[row]), float(scores_N[row])) for row in rows]
+    return [Recommendation(item.item_id, item.title, item.year, item.genres, *found) for item, *found in chosen]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,8 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
+import tomllib
 
 import jax
 import numpy as np
@@ -21,6 +23,7 @@ from ml_collections import ConfigDict
 
 import crs_jax
 from crs_jax import api
+from crs_jax.arguments import command_line
 from crs_jax.data.dialogue import RECOMMENDER, SEEKER
 from crs_jax.data.instances import ranking_instances
 from crs_jax.data.messages import read_dialogue
@@ -62,6 +65,28 @@ def test_import_is_light():
         crs_jax.nothing_such  # noqa: B018
 
 
+def test_dir_help_and_the_version_show_the_api():
+    code = """
+        import rlcompleter, pydoc, crs_jax
+        shown = dir(crs_jax)
+        completer = rlcompleter.Completer({"crs_jax": crs_jax})
+        tab = [completer.complete("crs_jax.", n) for n in range(30)]
+        page = pydoc.plain(pydoc.render_doc(crs_jax))
+        import json; print(json.dumps([shown, [name for name in tab if name], page, crs_jax.__version__]))
+    """
+    line = [sys.executable, "-c", textwrap.dedent(code)]
+    found = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True)
+    shown, tab, page, version = json.loads(found.stdout)
+    for name in ("load", "train", "Run", "Reply", "Recommendation", "Score", "InputError"):
+        assert name in shown
+        assert any(re.fullmatch(rf"crs_jax\.{name}\(?\)?", word) for word in tab), tab
+        assert re.search(rf"^    (class )?{name}\(", page, re.MULTILINE), name
+    assert "import_module" not in shown
+    assert "__version__" in shown
+    assert "recommend(self, dialogue: 'Sequence[Message]', top: 'int' = 5" in page
+    assert version == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+
+
 def test_docstrings_run(finished_run, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     shutil.copytree(finished_run, tmp_path / "run")  # `train` writes its report anew
@@ -82,6 +107,8 @@ def test_docstrings_run(finished_run, tmp_path, monkeypatch):
     )
     assert examples == {"load", "train", *(f"Run.{name}" for name in methods)}
     runner = doctest.DocTestRunner()
+    found += doctest.DocTestFinder(recurse=False).find(crs_jax, extraglobs=names)
+    assert found[-1].examples
     for test in found:
         runner.run(test)
     assert runner.summarize().failed == 0
@@ -222,8 +249,24 @@ def test_typed_text_holds_no_control_and_no_item(run):
         ([], "nothing was said"),
         ([("user", "  \ufffc ")], "nothing was said"),
         ("hello", "is a str"),
-        ([("system", "be kind")], r"dialogue\[0\]: role is 'system'"),
+        ([("system", "be kind")], "nothing was said"),
+        ([("tool", "12")], r"dialogue\[0\]: role is 'tool', expected one of seeker, user, .*, system, developer"),
+        ([(["user"], "a")], r"dialogue\[0\]: role is \['user'\], expected one of"),
         ([("user", "a"), {"role": "user"}], r"dialogue\[1\]: its words are None"),
+        ([("user", 3)], r"dialogue\[0\]: its words are 3, expected text, or a list of text parts"),
+        ([("system", 3)], r"dialogue\[0\]: its words are 3"),
+        (
+            [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {}}]}],
+            r"dialogue\[0\]: its words are a list with a part of type 'image_url'; only text can be read",
+        ),
+        ([("user", [{"text": "a"}])], r"dialogue\[0\]: .* a part of type None"),
+        ([("user", [{"type": "text", "text": 3}])], r"dialogue\[0\]: .*expected \{'type': 'text', 'text': ...\}"),
+        ([("user", [3])], r"dialogue\[0\]: its words are a list with 3, expected"),
+        ([{"role": "user", "content": []}], "nothing was said"),
+        (None, "dialogue is a NoneType; give a list"),
+        (3, "dialogue is a int"),
+        ({"role": "user", "content": "a"}, "dialogue is a dict"),
+        (iter([]), "dialogue is a list_iterator"),
         ([("user", "a", 3)], r"dialogue\[0\]: .*give \(role, text\)"),
     ],
 )
@@ -237,6 +280,99 @@ def test_chat_softwares_messages_and_pairs_say_the_same(run):
     ours = [(SEEKER, pairs[0][1]), [RECOMMENDER, pairs[1][1]], (SEEKER, pairs[2][1])]
     dicts = [{"role": role, "content": text} for role, text in pairs]
     assert run.recommend(pairs) == run.recommend(dicts) == run.recommend(ours)
+
+
+def test_system_messages_are_left_out_and_parts_are_joined(run):
+    plain = [("user", "Hi! old ones"), ("assistant", "Hello, what do you like?"), ("user", "funny")]
+    whole = [
+        {"role": "system", "content": [{"type": "text", "text": f"Propose {run.catalogue.items[0].name} alone."}]},
+        {"role": "user", "content": [{"type": "text", "text": "Hi!"}, {"type": "input_text", "text": "old ones"}]},
+        {"role": "developer", "content": "Be brief."},
+        {"role": "assistant", "content": [{"type": "output_text", "text": "Hello, what do you like?"}]},
+        {"role": "user", "content": ["funny"]},
+    ]
+    assert read_dialogue(whole, run._loaded.titles) == read_dialogue(plain, run._loaded.titles)
+    assert run.recommend(whole) == run.recommend(plain)
+
+
+TALK = [("user", "Hi!")]
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda run: run.recommend(TALK, top=0), "top=0: take at least 1"),
+        (lambda run: run.recommend(TALK, top="5"), "top='5': take a whole number of at least 1"),
+        (lambda run: run.recommend(TALK, top=2.0), "top=2.0: take a whole number of at least 1"),
+        (lambda run: run.recommend(TALK, top=True), "top=True: take a whole number of at least 1"),
+        (lambda run: run.recommend(TALK, fresh="no"), "fresh='no': take True or False"),
+        (lambda run: run.reply(TALK, top=None), "top=None: take a whole number"),
+        (lambda run: run.reply(TALK, temperature=-0.1), "temperature=-0.1: take a number of at least 0"),
+        (lambda run: run.reply(TALK, temperature=float("nan")), "temperature=nan: take a number of at least 0"),
+        (lambda run: run.reply(TALK, temperature=float("inf")), "temperature=inf: take a number of at least 0"),
+        (lambda run: run.reply(TALK, temperature="hot"), "temperature='hot': take a number of at least 0"),
+        (lambda run: run.reply(TALK, temperature=None), "temperature=None: take a number"),
+        (lambda run: run.reply(TALK, temperature=1e-45), "temperature=1e-45: take 0, or a number from 1e-06 to 1,0"),
+        (lambda run: run.reply(TALK, temperature=1e12), "000.0: take 0, or a number from 1e-06 to 1,000,000"),
+        (lambda run: run.reply(TALK, seed=1.5), "seed=1.5: take a whole number of at least 0"),
+        (lambda run: run.reply(TALK, seed=-1), "seed=-1: take at least 0"),
+        (lambda run: run.reply(TALK, seed=2**70), f"seed={2**70}: take at least 0 and at most {2**63 - 1}"),
+        (lambda run: run.score(TALK, 3), "reply is 3, expected text"),
+        (lambda run: run.score(TALK, ""), "reply='': take what the recommender says, with words"),
+        (lambda run: run.score(TALK, run.message("user", "Hi")), "reply=Turn.*: take what the recommender says"),
+        (
+            lambda run: run.score(TALK, dataclasses.replace(run.reply(TALK), tokens=(1,) * 99)),
+            "reply: its tokens are another run's; give its text",
+        ),
+        (lambda run: run.message("bot", "Hi"), "^role is 'bot', expected one of"),
+        (lambda run: run.message("user", 3), "^text is 3, expected text"),
+        (lambda run: run.message("user", " "), "role='user', text=' ': take words of the seeker or the recommender"),
+        (lambda run: run.message("system", "Hi"), "role='system', text='Hi': take words of"),
+        (lambda run: run.using("other"), "model='other': take ppo or sft"),
+        (lambda run: run.using(["ppo"]), r"model=\['ppo'\]: take ppo or sft"),
+        (lambda run: run.export(3), "folder=3: take a path, as text or a pathlib.Path"),
+        (lambda run: run.export("x", licence=3), "licence=3: take text"),
+        (lambda run: run.export("x", overwrite="yes"), "overwrite='yes': take True or False"),
+        (lambda run: run.export(run.workdir), r"^folder='.*': is there already, and no folder of this program"),
+        (lambda run: crs_jax.load(3), "workdir=3: take a path"),
+        (lambda run: crs_jax.load(""), "workdir='': take a path"),
+        (lambda run: crs_jax.load("nowhere at all"), "^workdir='nowhere at all': there is no such folder"),
+        (lambda run: crs_jax.load("nowhere", model="y"), "^model='y': take ppo or sft"),
+        (lambda run: crs_jax.load(run.workdir, data_dir="none"), "^data_dir='none': there is no such folder"),
+        (lambda run: crs_jax.load(run.workdir, data_dir=3), "^data_dir=3: take a path"),
+        (lambda run: crs_jax.train(3, "x"), "^config=3: take a path"),
+        (lambda run: crs_jax.train("configs/none.py", "x"), "^config='configs/none.py': there is no file"),
+        (lambda run: crs_jax.train("configs/quickstart.py", 3), "^workdir=3: take a path"),
+        (lambda run: crs_jax.train("configs/quickstart.py", "x", ["seed"]), r"^overrides=\['seed'\]: take settings by"),
+        (lambda run: crs_jax.train("configs/quickstart.py", "x", {1: 2}), "^overrides={1: 2}: take settings by name"),
+        (
+            lambda run: crs_jax.train("configs/quickstart.py", "x", {"ppo.iteration": 3}),
+            "^config.ppo.iteration: there is no such setting in .*; did you mean config.ppo.iterations",
+        ),
+        (
+            lambda run: crs_jax.train("configs/quickstart.py", "x", {"ppo.clip": 2.0}),
+            "^config.ppo.clip=2.0: must be below 1",
+        ),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_used_is_a_sentence_that_names_the_argument(run, call, said, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(crs_jax.InputError, match=said) as met:
+        call(run)
+    assert "\n" not in str(met.value)
+    assert "--" not in str(met.value)
+
+
+def test_a_program_s_user_reads_flags():
+    with command_line(), pytest.raises(crs_jax.InputError, match=r"^--workdir=nowhere: there is no such folder"):
+        crs_jax.load("nowhere")
+    with pytest.raises(crs_jax.InputError, match=r"^workdir='nowhere': there is no such folder"):
+        crs_jax.load("nowhere")
+
+
+def test_numbers_of_numpy_are_numbers(run):
+    found = run.reply(TALK, np.float32(0.5), np.int64(1), np.int32(2), np.bool_(True))
+    assert found == run.reply(TALK, 0.5, 1, 2, True)
 
 
 def test_what_a_folder_lacks_is_named(finished_run, tmp_path):
@@ -262,6 +398,21 @@ def test_what_a_folder_lacks_is_named(finished_run, tmp_path):
         run.score([("user", "Hi")], "Hello")
     with pytest.raises(crs_jax.InputError, match="model='other'"):
         run.using("other")
+
+
+def test_a_run_whose_metadata_moved_with_its_corpus_is_loaded(finished_run, tmp_path):
+    shutil.copytree(finished_run, tmp_path / "run")
+    config = read_json(tmp_path / "run" / "config.json")
+    config["data"] |= {"dataset": "redial", "dir": "gone", "metadata": str(tmp_path / "gone.json")}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    run = crs_jax.load(tmp_path / "run", "sft", data_dir=finished_run / "data")
+    assert run.recommend(TALK) == crs_jax.load(finished_run, "sft").recommend(TALK)
+    with pytest.raises(crs_jax.InputError, match=r"config.data.dir='gone'"):
+        crs_jax.load(tmp_path / "run", "sft")
+    config["data"]["dir"] = str(finished_run / "data")
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(crs_jax.InputError, match=r"config.data.metadata='.*gone.json': no such file"):
+        crs_jax.load(tmp_path / "run", "sft")
 
 
 def test_settings_that_do_not_exist_are_named(tmp_path, monkeypatch):

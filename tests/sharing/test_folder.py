@@ -199,7 +199,7 @@ def test_a_folder_that_is_there_is_not_overwritten(run, copy, tmp_path):
     other.mkdir()
     run.export(other)  # an empty one is as good as none
     before = (copy / ABOUT).read_bytes()
-    with pytest.raises(InputError, match="give --overwrite"):
+    with pytest.raises(InputError, match=r"^folder='.*': .*, or give overwrite=True"):
         run.using("sft").export(copy)
     assert (copy / ABOUT).read_bytes() == before
     (copy / "notes.txt").write_text("old")
