@@ -136,7 +136,8 @@ def load_gpt2(source: str | os.PathLike[str]) -> Checkpoint:
         return np.stack([take(f"h.{n}.{name}", *flat).reshape(shape) for n in range(config.layers)])
 
     words_VD = take("wte.weight", num_words + controls, D)[:num_words]
-    if "lm_head.weight" in arrays and not np.array_equal(arrays["lm_head.weight"], arrays["wte.weight"]):
+    output_VD = arrays.get("lm_head.weight", arrays["wte.weight"])
+    if not np.array_equal(output_VD[:num_words], words_VD):
         raise InputError(f"{folder}: lm_head.weight differs from wte.weight; only tied embeddings are supported")
     trunk = {
         "positions": take("wpe.weight", config.positions, D),
@@ -211,14 +212,17 @@ def fill(policy: Policy, checkpoint: Checkpoint) -> None:
 
 
 def vocabulary(policy: Policy) -> np.ndarray:
-    """`[V + 6, D]` vectors of words and controls, in the order of their ids."""
-    return np.asarray(policy.words[...])[: policy.layout.item_offset]
+    """`[V + 6, D]` input embeddings of words and controls, in the order of their ids."""
+    words_VD = np.asarray(policy.words[...])[: policy.layout.num_words]
+    mean_D = np.asarray(policy.tables().mean_D)
+    return np.concatenate([words_VD, mean_D + np.asarray(policy.controls[...])])
 
 
-def export_gpt2(policy: Policy, folder: str | os.PathLike[str]) -> list[str]:
+def export_gpt2(policy: Policy, folder: str | os.PathLike[str], ending_D: np.ndarray | None = None) -> list[str]:
     """Writes the GPT-2 part of a policy to a folder that transformers' `AutoModelForCausalLM` loads.
 
-    Logits of the loaded model over words and `<|end|>` are those of the policy, given the same words and controls.
+    Logits of the loaded model over words are those of the policy, given the same words and controls. That of `<|end|>`
+    is its hidden state times `ending_D` (`sharing/ending.py`), where given: the output is no longer tied then.
 
     Returns:
       What the format has no place for and the folder lacks; its README.md says the same.
@@ -236,6 +240,10 @@ def export_gpt2(policy: Policy, folder: str | os.PathLike[str]) -> list[str]:
     for name, (parameter, axes) in LAYER.items():
         for n, array in enumerate(host["blocks"][parameter]):
             arrays[f"transformer.h.{n}.{name}"] = array.reshape(_flat(array.shape, axes))
+    if ending_D is not None:
+        output = vocabulary(policy)
+        output[layout.end] = ending_D
+        arrays["lm_head.weight"] = output
     contiguous = {name: np.ascontiguousarray(array, np.float32) for name, array in arrays.items()}
     settings = {
         "architectures": ["GPT2LMHeadModel"],
@@ -250,7 +258,7 @@ def export_gpt2(policy: Policy, folder: str | os.PathLike[str]) -> list[str]:
         "vocab_size": layout.item_offset,
         CONTROLS: layout.item_offset - layout.num_words,
         "layer_norm_epsilon": config.epsilon,
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": ending_D is None,
         "bos_token_id": None,
         "eos_token_id": layout.end,
         "pad_token_id": layout.pad,

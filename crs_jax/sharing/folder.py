@@ -42,6 +42,7 @@ from crs_jax.models.encoder import FILES, embed_on_host, find_encoder
 from crs_jax.models.hf import SINGLE, export_gpt2, load_gpt2
 from crs_jax.sharding import place
 from crs_jax.sharing import ABOUT, shared_model
+from crs_jax.sharing.ending import fitted_ending
 from crs_jax.sharing.transformers_files import write_generation, write_tokenizer
 from crs_jax.signals.facets import Facets
 from crs_jax.signals.people import People
@@ -73,7 +74,7 @@ def write(loaded: Loaded, model: str, folder: pathlib.Path, card: str, overwrite
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     task, (graphdef, params, frozen) = loaded.task, loaded.models[model]
-    export_gpt2(nnx.merge(graphdef, params, frozen), part)
+    export_gpt2(nnx.merge(graphdef, params, frozen), part, fitted_ending(task, loaded.models[model]))
     task.tokenizer.save(part, WORDS)
     write_tokenizer(task.tokenizer, part, WORDS, task.config.model.positions)
     write_generation(task.tokenizer, part, task.config.data.reply_tokens)

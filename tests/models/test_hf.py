@@ -12,7 +12,6 @@ from safetensors.numpy import load_file, save_file
 from crs_jax.errors import InputError
 from crs_jax.models import hf
 from crs_jax.models.gpt2 import GPT2Config
-from crs_jax.models.likelihood import word_likelihood
 from crs_jax.models.policy import Layout, Policy
 
 V, N, LAYERS, WIDTH, HEADS, POSITIONS = 97, 5, 3, 24, 4, 32
@@ -120,27 +119,29 @@ def test_export_loads_in_transformers_with_equal_logits(tmp_path):
     assert (ids.vocab_size, ids.eos_token_id, ids.pad_token_id, ids.bos_token_id) == (V + 6, V + 5, V, None)
 
 
-def test_an_exported_model_ends_a_reply_as_the_policy_does(tmp_path):
-    """Over words and `<|end|>`, after words and controls."""
+def test_an_exported_model_says_the_words_that_the_policy_says(tmp_path):
+    """After words and controls; the end's logit is the product with the vector given."""
     torch = pytest.importorskip("torch")
     from transformers import AutoModelForCausalLM
 
     policy = make_policy(seed=3)
     policy.words[...] *= 20  # logits far from even
-    hf.export_gpt2(policy, tmp_path)
+    ending = np.random.default_rng(0).normal(size=WIDTH).astype(np.float32)
+    hf.export_gpt2(policy, tmp_path, ending)
     tokens = TOKENS.copy()
     tokens[:, [0, 3, 4, 5, 6]] = [V + 1, V + 5, V + 2, V + 3, V + 4]
     logits = torch.tensor(torch_logits(AutoModelForCausalLM.from_pretrained(tmp_path).eval(), tokens))
-    legal = [*range(V), V + 5]
-    found = torch.log_softmax(logits[..., legal], -1).numpy()
+    found = torch.log_softmax(logits[..., :V], -1).numpy()
     T = tokens.shape[1]
     with jax.default_matmul_precision("float32"):
         mask = jnp.broadcast_to(jnp.tril(jnp.ones((T, T), bool)), (len(tokens), T, T))
-        hidden = policy.trunk(jnp.asarray(hf.vocabulary(policy))[tokens], jnp.arange(T)[None], mask)
-        none, items = jnp.full((*tokens.shape, 2), -1), policy.item_table()
-        expected = [word_likelihood(policy, items, hidden, none, jnp.full(tokens.shape, t)).logp for t in legal]
+        tables = policy.tables()
+        hidden = policy.trunk(policy.embed(tokens, tables), jnp.arange(T)[None], mask)
+        expected = policy.word_logits(hidden, tables, jnp.full((*tokens.shape, 2), -1)).main[..., :V]
     assert np.std(expected) > 1
-    np.testing.assert_allclose(found, np.stack(expected, -1), atol=2e-4)
+    np.testing.assert_allclose(found, expected, atol=2e-4)
+    np.testing.assert_allclose(logits[..., V + 5], hidden @ ending, rtol=1e-3, atol=1e-3)
+    np.testing.assert_array_equal(hf.load_gpt2(tmp_path).words, policy.words[...][:V])
 
 
 def test_round_trip_is_bit_equal(saved, tmp_path):

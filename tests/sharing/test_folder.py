@@ -24,8 +24,11 @@ from crs_jax.checkpoint import load_result
 from crs_jax.data.tokenizer import CONTROLS, DialogueTokenizer
 from crs_jax.errors import InputError, StorageError
 from crs_jax.sharing import ABOUT, folder, shared_model
+from crs_jax.sharing.ending import endings
 from crs_jax.sharing.transformers_files import write_generation, write_tokenizer
 from crs_jax.storage import writing
+from crs_jax.training.contexts import contexts_at
+from crs_jax.training.replies import reply_arrays
 
 TALKS = [
     [("user", "Hi! Something light and funny, please.")],
@@ -211,6 +214,18 @@ def test_generate_stops_by_itself(run, shared, request):
     sampled = model.generate(**given, do_sample=True, temperature=50.0)  # near even: words and the end alone
     beside = {token for row in sampled[:, given["input_ids"].shape[1] :].tolist() for token in row}
     assert {token for token in beside if token >= own.num_words} <= {own.end, own.pad}
+
+
+def test_the_exported_end_is_about_the_policys(run, shared):
+    """A least-squares fit, so it is near on replies that it was not fitted on, not equal."""
+    task, model = run._loaded.task, run._loaded.models["ppo"]
+    fitted = load_file(shared["ppo"] / "model.safetensors")["lm_head.weight"][task.layout.end]
+    where = task.replies("test")[:64]
+    hidden, wanted = endings(model, contexts_at(task, "test", where), *reply_arrays(task, "test", where))
+    assert len(wanted) > 100
+    gap = hidden @ fitted - wanted
+    assert np.square(gap).mean() < 0.25 * np.var(wanted)
+    assert abs(gap.mean()) < 0.2
 
 
 def test_files_are_plain_and_name_nothing_of_the_machine(shared, finished_run):
