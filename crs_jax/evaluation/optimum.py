@@ -93,7 +93,7 @@ def first_token(task: Task, model: Model, contexts: Contexts, label: str) -> np.
     """Log-probabilities of an act's first token, `[I, N + 1]`: the items, and `<|say|>` last."""
     graphdef, params, frozen = model
     run = _first_token(graphdef, task.mesh, task.config.ppo.temperature)
-    return run_batched(task, lambda _, c: run(params, frozen, c), len(contexts.prompt_CP), contexts, label)
+    return run_batched(task, lambda c: run(params, frozen, c), len(contexts.prompt_CP), contexts, label)
 
 
 @functools.cache
@@ -110,7 +110,7 @@ def act_rewards(task: Task, aligned: Aligned, contexts: Contexts, row_IA: np.nda
     run = _act_rewards(aligned.graphs, task.mesh, task.layout, c.relevance == "exact", c.clip)
     return run_batched(
         task,
-        lambda _, batch: run(aligned.judges, aligned.normaliser, *batch),
+        lambda batch: run(aligned.judges, aligned.normaliser, *batch),
         len(row_IA),
         (contexts, row_IA),
         "rewards of acts",

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from crs_jax.progress import Progress
 from crs_jax.rl import ppo
 from crs_jax.rl.reward import score
-from crs_jax.rl.rollout import Replies, sample
+from crs_jax.rl.rollout import Replies, keys_of, sample
 from crs_jax.sharding import everywhere, on_mesh, shard_batch
 from crs_jax.training.batches import take
 from crs_jax.training.contexts import Contexts, after_rec
@@ -66,12 +66,15 @@ def batches(count: int, size: int, label: str) -> Iterator[tuple[np.ndarray, int
 
 
 def run_batched(task: Task, function: Callable, count: int, inputs: Any, label: str) -> Any:
-    """Applies `function(batch number, batch)` over rows of the host tree `inputs`; joins the trees it returns."""
+    """Applies `function(batch)` over rows of the host tree `inputs`; joins the trees it returns.
+
+    It is not told the number of the batch: nothing may depend on how rows are batched.
+    """
     size = task.config.evaluation.batch
     out = []
-    for number, (index, real) in enumerate(batches(count, size, label)):
+    for index, real in batches(count, size, label):
         batch = shard_batch(jax.tree.map(lambda a, index=index: a[index], inputs), task.mesh)
-        result = function(number, batch)
+        result = function(batch)
         out.append(jax.tree.map(lambda a, real=real: np.asarray(a)[:real], result))
     return jax.tree.map(lambda *parts: np.concatenate(parts), *out)
 
@@ -94,13 +97,13 @@ def _likelihood(graphdef: Any, mesh: Mesh):
 
 @functools.cache
 def _generator(graphdef: Any, mesh: Mesh, reply_tokens: int, greedy: bool):
-    def run(params, frozen, contexts, key, temperature):
+    def run(params, frozen, contexts, number_B, key, temperature):
         policy = nnx.merge(graphdef, params, frozen)
         replies = sample(
             policy,
             contexts.prompt_CP,
             contexts.mask_CP,
-            key,
+            keys_of(key, number_B),
             group=1,
             evidence=contexts.evidence,
             reply_tokens=reply_tokens,
@@ -135,7 +138,7 @@ def ranking_scores(task: Task, model: Model, contexts: Contexts, label: str) -> 
     """Logits of all N items right after `<|rec|>`, `[I, N]` float32: they see the context alone."""
     graphdef, params, frozen = model
     run = _ranker(graphdef, task.mesh)
-    return run_batched(task, lambda _, c: run(params, frozen, c), len(contexts.prompt_CP), contexts, label)
+    return run_batched(task, lambda c: run(params, frozen, c), len(contexts.prompt_CP), contexts, label)
 
 
 def reference_nll(task: Task, model: Model, contexts: Contexts, replies: tuple, label: str) -> dict[str, float]:
@@ -156,17 +159,16 @@ def reference_nll(task: Task, model: Model, contexts: Contexts, replies: tuple, 
 def generate(
     task: Task, model: Model, contexts: Contexts, temperature: float, seed: int, label: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One reply a context, tokens `[B, R]` and mask; the mode of each step at temperature 0."""
+    """One reply a context, tokens `[B, R]` and mask; the mode of each step at temperature 0.
+
+    Context b draws by its own key, a function of `seed` and b.
+    """
     graphdef, params, frozen = model
     run, key = _generator(graphdef, task.mesh, task.config.data.reply_tokens, temperature == 0), jax.random.key(seed)
     divisor = jnp.float32(temperature or 1.0)  # an argument, so that one program serves all temperatures
-    return run_batched(
-        task,
-        lambda number, c: run(params, frozen, c, jax.random.fold_in(key, number), divisor),
-        len(contexts.prompt_CP),
-        contexts,
-        label,
-    )
+    count = len(contexts.prompt_CP)
+    inputs = (contexts, np.arange(count, dtype=np.int32))
+    return run_batched(task, lambda batch: run(params, frozen, *batch, key, divisor), count, inputs, label)
 
 
 def judge_replies(
@@ -186,7 +188,7 @@ def judge_replies(
     return Judged(
         *run_batched(
             task,
-            lambda _, batch: run(params, aligned.judges, aligned.normaliser, *batch),
+            lambda batch: run(params, aligned.judges, aligned.normaliser, *batch),
             len(tokens_BR),
             inputs,
             label,

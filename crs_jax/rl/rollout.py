@@ -51,12 +51,15 @@ def sample_logits(logits: Logits, key: jax.Array, greedy: bool = False) -> tuple
 
     Args:
       logits: main `[B, V]` with V a multiple of 128, extra `[B, X]`; at the temperature already.
-      key: one key for the whole batch.
+      key: one key for the whole batch, or a key a row `[B]`.
       greedy: take the mode instead.
 
     Returns:
       Index into main followed by extra `[B]` and its log-probability `[B]`.
     """
+    if key.ndim and not greedy:
+        index_B1, logp_B1 = jax.vmap(sample_logits)(Logits(*(a[:, None] for a in logits)), key)
+        return index_B1[:, 0], logp_B1[:, 0]
     B, V = logits.main.shape
     total = log_normaliser(logits)
     if greedy:
@@ -84,6 +87,16 @@ def act_mode(logits: Logits) -> tuple[jax.Array, jax.Array]:
     propose_B = logits.extra[:, 0] < 0
     index_B = jnp.where(propose_B, logits.main.argmax(-1), logits.main.shape[-1])
     return index_B, jnp.where(propose_B, logits.main.max(-1), logits.extra[:, 0]) - total
+
+
+def keys_of(key: jax.Array, number_B: jax.Array) -> jax.Array:
+    """A key for each number: that of an instance, whatever batch it is in."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, number_B)
+
+
+def folded(key: jax.Array, data: int | jax.Array) -> jax.Array:
+    """`fold_in` of a key, or of a key a row."""
+    return jax.vmap(jax.random.fold_in, (0, None))(key, data) if key.ndim else jax.random.fold_in(key, data)
 
 
 class _State(NamedTuple):
@@ -116,7 +129,8 @@ def sample(
       policy: the recommender.
       prompt_CP: token ids, left-padded, ending in `<|recommender|> <|rec|>`.
       prompt_mask_CP: True on real tokens.
-      key: a fresh key for this call; token r of all rows uses `fold_in(key, r)`.
+      key: a fresh key for this call; token r of all rows uses `fold_in(key, r)`. Or a key a reply `[B]`: then what is
+        drawn does not depend on the batch that it is drawn in.
       group: G.
       reply_tokens: R, the longest reply; rows that reach it have no `<|end|>`.
       evidence: of each context, what its acts are matched with besides.
@@ -140,20 +154,21 @@ def sample(
     beside = None if wish is None else wish.beside
 
     def step(state: _State, _):
-        r, key_r = state.slot, jax.random.fold_in(key, state.slot)
+        r = state.slot
+        key_r = folded(key, r)
 
         def act(hidden_BD):
             logits = policy.act_logits(policy.acting(hidden_BD, wish), tables, state.act_BM, beside, temperature)
             if greedy:
                 index_B, logp_B = act_mode(logits)
             else:
-                index_B, logp_B = sample_logits(logits, jax.random.fold_in(key_r, 0))
+                index_B, logp_B = sample_logits(logits, folded(key_r, 0))
             item = index_B < logits.main.shape[-1]
             return jnp.where(item, layout.item_offset + index_B, layout.say), logp_B
 
         def words(hidden_BD):
             logits = policy.word_logits(hidden_BD, tables, state.act_BM, temperature)
-            index_B, logp_B = sample_logits(logits, jax.random.fold_in(key_r, 1), greedy)
+            index_B, logp_B = sample_logits(logits, folded(key_r, 1), greedy)
             rows = logits.main.shape[-1]
             own_B1 = jnp.clip(index_B - rows, 0, M - 1)[:, None]
             item_B = layout.item_offset + jnp.take_along_axis(state.act_BM, own_B1, 1)[:, 0]

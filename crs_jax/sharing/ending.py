@@ -46,7 +46,7 @@ def fitted_ending(task: Task, model: Model) -> np.ndarray:
 def endings(
     model: Model, contexts: Contexts, tokens_BR: np.ndarray, mask_BR: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Hidden states `[n, D]` before each word of the replies, and the logit `[n]` of `<|end|>` there beside the words'."""
+    """Hidden states `[n, D]` before each word of the replies, and the logits `[n]` of `<|end|>` there."""
     graphdef, params, frozen = model
     found = _endings(graphdef, params, frozen, contexts, tokens_BR, mask_BR)
     hidden_BRD, word_BR, logit_BR = (np.asarray(a) for a in found)

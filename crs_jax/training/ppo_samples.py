@@ -13,7 +13,7 @@ from crs_jax.tensorboard import markdown_table
 from crs_jax.training.ppo_validation import Validated, Validation
 from crs_jax.training.task import Task
 
-SHOWN = 4  # contexts, of the first batch
+SHOWN = 4  # contexts
 PLACES = ("dialogue", "message", "context", "person")
 
 
@@ -30,9 +30,8 @@ class Samples:
     def __init__(self, task: Task, validation: Validation, params: Any, normaliser: Normaliser):
         self.task, self.validation = task, validation
         self._before: Validated | None = None
-        self._draw = lambda: validation.first(params, normaliser)
-        size = min(validation.count, task.config.evaluation.batch)
-        self._shown = sorted({round(i) for i in np.linspace(0, size - 1, min(SHOWN, size))})
+        self._shown = sorted({round(i) for i in np.linspace(0, validation.count - 1, min(SHOWN, validation.count))})
+        self._draw = lambda: validation.replies(params, normaliser)
 
     def write(self, writer: MetricsWriter, number: int) -> None:
         """Logs the replies of the last check, that after iteration `number`; nothing without contexts."""

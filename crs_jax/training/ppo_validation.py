@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +15,7 @@ from crs_jax.evaluation.text import bleu_4, repetition
 from crs_jax.models.heads import SIGNALS
 from crs_jax.models.policy import MASKED, add_at
 from crs_jax.rl.reward import Normaliser, score
-from crs_jax.rl.rollout import sample
+from crs_jax.rl.rollout import keys_of, sample
 from crs_jax.sharding import everywhere, on_mesh, shard_batch
 from crs_jax.training.contexts import Contexts, contexts_at
 from crs_jax.training.examples import fresh_instances
@@ -54,6 +55,7 @@ class Validation:
             self._target_IY[i, : len(rows)] = rows
         self.where = where = [(i.dialogue, i.turn) for i in chosen]
         self.last: Validated | None = None
+        self._key = jax.random.key(c.seed + 31)
         if self.count:
             self._contexts: Contexts = contexts_at(task, "validation", where)
         names, dialogues = task.corpus.catalogue.names, task.corpus.validation
@@ -66,12 +68,12 @@ class Validation:
                 reply_tokens=c.data.reply_tokens, evidence=contexts.evidence, block=p.decode_block, **how,
             )  # fmt: skip
 
-        def check(params, judges: Judges, normaliser: Normaliser, contexts: Contexts, target_CY, key):
+        def check(params, judges: Judges, normaliser: Normaliser, contexts: Contexts, target_CY, number_C, key):
             first_CN = first_of(graphs.aligned, params, judges.frozen, contexts, p.temperature)[:, :-1]
             first_CN = add_at(first_CN, contexts.named_CX, jnp.full(contexts.named_CX.shape, MASKED))
             target_CY1 = jnp.take_along_axis(first_CN, jnp.maximum(target_CY, 0), 1)[..., None]
             rank_CY = lax.map(lambda x: (x[0] >= x[1]).sum(-1), (first_CN, target_CY1))
-            replies = draw(params, judges, contexts, key, temperature=p.temperature)
+            replies = draw(params, judges, contexts, keys_of(key, number_C), temperature=p.temperature)
             say_JBS, end_JBS, relevance_JB, _ = judge(graphs, judges, contexts, replies, exact)
             scores = score(say_JBS, end_JBS, relevance_JB, normaliser, judges.weight_S, clip, judges.spread)
             both = [
@@ -89,7 +91,7 @@ class Validation:
         )
 
     def __call__(self, params: Any, normaliser: Normaliser) -> dict[str, float]:
-        """The figures of one check; the same random numbers each time. Empty where there are no contexts.
+        """The figures of one check; the same random numbers for a context each time. Empty where there are no contexts.
 
         Returns:
           validation/hr@10: over the new items.
@@ -101,15 +103,12 @@ class Validation:
         """
         if not self.count:
             return {}
-        found = []
-        for start in range(0, self.count, self.task.config.evaluation.batch):
-            inputs, key, kept = self._inputs(start)
-            out = (
-                *self._check(params, self.judges, normaliser, *inputs, key),
-                self._mode(params, self.judges, inputs[0]),
-            )
-            found.append(jax.tree.map(lambda a, kept=kept: np.asarray(a)[:kept], out))
-        rank_IY, self.last, token_IR = jax.tree.map(lambda *parts: np.concatenate(parts), *found)
+
+        def both(contexts: Contexts, *rest: jax.Array) -> tuple[Any, ...]:
+            found = self._check(params, self.judges, normaliser, contexts, *rest, self._key)
+            return *found, self._mode(params, self.judges, contexts)
+
+        rank_IY, self.last, token_IR = self._batched(both)
         total_I, kl_I = self.last.reward_I, self.last.kl_I
         mood_I = self.last.signal_IS[:, SIGNALS.index("sentiment")]
         hit = rank_IY[self._target_IY >= 0] <= 10
@@ -124,16 +123,16 @@ class Validation:
             "validation/repetition": repetition(said),
         }
 
-    def first(self, params: Any, normaliser: Normaliser) -> Validated:
-        """The sampled replies of the first batch alone, as a check draws them."""
-        inputs, key, kept = self._inputs(0)
-        _, found = self._check(params, self.judges, normaliser, *inputs, key)
-        return jax.tree.map(lambda a: np.asarray(a)[:kept], found)
+    def replies(self, params: Any, normaliser: Normaliser) -> Validated:
+        """The sampled replies, as a check draws them."""
+        return self._batched(lambda *batch: self._check(params, self.judges, normaliser, *batch, self._key)[1])
 
-    def _inputs(self, start: int) -> tuple[tuple[Contexts, jax.Array], jax.Array, int]:
-        """Of the batch from a context on: contexts and targets, the key, and how many are not repeats."""
-        size = self.task.config.evaluation.batch
-        index = np.minimum(np.arange(start, start + size), self.count - 1)
-        inputs = jax.tree.map(lambda a: a[index], (self._contexts, self._target_IY))
-        key = jax.random.fold_in(jax.random.key(self.task.config.seed + 31), start // size)
-        return shard_batch(inputs, self.task.mesh), key, self.count - start
+    def _batched(self, function: Callable) -> Any:
+        """`function(contexts, targets, their numbers)` over the contexts in batches; joined."""
+        size, found = self.task.config.evaluation.batch, []
+        for start in range(0, self.count, size):
+            index = np.minimum(np.arange(start, start + size), self.count - 1)
+            inputs = jax.tree.map(lambda a, index=index: a[index], (self._contexts, self._target_IY))
+            out = function(*shard_batch((*inputs, index.astype(np.int32)), self.task.mesh))
+            found.append(jax.tree.map(lambda a, start=start: np.asarray(a)[: self.count - start], out))
+        return jax.tree.map(lambda *parts: np.concatenate(parts), *found)

@@ -24,16 +24,15 @@ from crs_jax.errors import InputError
 from crs_jax.metrics import MetricsWriter
 from crs_jax.models.heads import SIGNALS
 from crs_jax.progress import say
-from crs_jax.rl.ppo import masked_mean
-from crs_jax.rl.reward import RewardModel, mean_of, members, predict, read_heads, together
-from crs_jax.rl.scoring import parts, tree_hidden
+from crs_jax.rl.reward import RewardModel, mean_of, members, predict, together
 from crs_jax.sharding import everywhere, in_parts, on_mesh, place, shard_batch
 from crs_jax.training.counterfactual import Counterfactuals
 from crs_jax.training.ensemble import Member, member
 from crs_jax.training.labels import label, log_fingerprint
 from crs_jax.training.optimizer import make_optimizer, reward_rates
 from crs_jax.training.replies import Wishes, reply_arrays
-from crs_jax.training.sft import DeviceRows, at_slots, epoch_seed, make_packer, packed_hidden
+from crs_jax.training.reward_loss import held_out_loss, label_counts, reward_loss
+from crs_jax.training.sft import DeviceRows, epoch_seed, make_packer
 from crs_jax.training.state import (
     Stopwatch,
     TrainState,
@@ -60,76 +59,7 @@ def split_holdout(task: Task) -> tuple[np.ndarray, np.ndarray]:
     return np.sort(order[held:]), np.sort(order[:held])
 
 
-HELD = 1_000_000_000  # number of the first draw of copies that is held out
-READ_AT = (
-    ("act_at_RA", "say_label_RAS", "say_features_RAF"),
-    ("word_at_RW", "end_label_RWS", "end_features_RWF"),
-)
-"""Slots that the heads are read after, with the keys of their labels and features."""
-
-
-def label_counts(rows: DeviceRows) -> dict[str, jax.Array]:
-    """How many labels of each signal there are, `[S]`, at `<|say|>` and at `<|end|>`, and replies beside the rows."""
-    counts = {labels: jnp.isfinite(rows[labels]).sum((0, 1)) for _, labels, _ in READ_AT}
-    return counts | ({"others": jnp.asarray(rows["other_label_RG"].size)} if "other_label_RG" in rows else {})
-
-
-def reward_loss(
-    model: RewardModel,
-    rows: DeviceRows,
-    window: int,
-    key: jax.Array | None,
-    counts: dict[str, jax.Array] | None = None,
-    counterfactual: float = 0.0,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Mean squared error over the labels that exist, signals weighing alike, `<|say|>` and `<|end|>` alike.
-
-    `rows` are packed rows with `slot_labels`. Of a micro-batch, with the `label_counts` of the whole batch: its share
-    of the means. Where the rows hold replies with their copies (`training/counterfactual.py`), `counterfactual` times
-    their loss is added.
-    """
-    counts = label_counts(rows) if counts is None else counts
-    policy = model.policy
-    hidden_RTD = packed_hidden(policy, policy.tables(), rows, window, key)
-    metrics: dict[str, jax.Array] = {}
-    loss = jnp.float32(0)
-    last = rows["tokens_RT"].shape[1] - 1
-    for where, labels, features in READ_AT:
-        label_RXS = rows[labels]
-        read = model.heads(at_slots(hidden_RTD, jnp.minimum(rows[where] + 1, last)), rows[features])
-        for s, name in enumerate(SIGNALS):
-            known = jnp.isfinite(label_RXS[..., s])
-            error = masked_mean(
-                jnp.square(read[..., s] - jnp.where(known, label_RXS[..., s], 0.0)), known, counts[labels][s]
-            )
-            metrics[f"{name}_loss"] = metrics.get(f"{name}_loss", 0.0) + 0.5 * error
-            loss = loss + 0.5 * error / len(SIGNALS)
-    if "other_tokens_RGL" in rows:
-        added, found = counterfactual_loss(model, rows, key, counts["others"])
-        metrics |= found
-        loss = loss + counterfactual * added
-    return loss, {"loss": loss, **metrics}
-
-
-def counterfactual_loss(
-    model: RewardModel, rows: DeviceRows, key: jax.Array | None, count: jax.Array
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Mean squared error of engagement over logged replies and their copies, `<|say|>` and `<|end|>` alike.
-
-    `count` is the number of replies in the whole batch. Also `real_over_other`: how much higher logged replies read
-    than their copies at `<|say|>`, in standard deviations of the label.
-    """
-    tokens, real, policy = rows["other_tokens_RGL"], rows["other_real_RGL"], model.policy
-    R, G, L = tokens.shape
-    prompt = rows["other_prompt_RP"], rows["other_mask_RP"]
-    other_key = None if key is None else jax.random.fold_in(key, 1)
-    hidden = tree_hidden(policy, policy.tables(), *prompt, tokens, real, other_key)
-    split = parts(tokens.reshape(R * G, L), real.reshape(R * G, L), policy.layout)
-    both = read_heads(model.heads, hidden, split, rows["other_features_RGF"].reshape(R * G, -1))
-    read = [values_BS[:, SIGNALS.index("engagement")].reshape(R, G) for values_BS in both]
-    error = sum(0.5 * jnp.square(read_RG - rows["other_label_RG"]).sum() for read_RG in read) / count
-    gap = (read[0][:, 0] - read[0][:, 1:].mean(1)).sum() * G / count
-    return error, {"counterfactual_loss": error, "real_over_other": gap}
+HELD = 1_000_000_000  # number of the draw of copies that is held out
 
 
 def slot_labels(task: Task, rows: Rows, numbers: np.ndarray, signal_DTS: np.ndarray, wishes: Wishes) -> Rows:
@@ -262,7 +192,6 @@ def run_reward(task: Task, writer: MetricsWriter, sft: tuple[Any, Any, Any]) -> 
     signal_DTS, wishes = label(task, "train").signal_DTS, Wishes(task, "train")
     fitted, held = split_holdout(task)
     team = [member(task, number, fitted, signal_DTS, wishes) for number in range(c.reward.ensemble)]
-    held_rows = make_packer(task, "train", held).epoch(rows=c.sft.rows, crop=0.0, rng=epoch_seed(task, "held", 0))
     per_epoch = len(team[0].packer.epoch(rows=c.sft.rows, crop=c.sft.crop, rng=epoch_seed(task, "reward", 0)))
     steps = max(round(c.reward.epochs * per_epoch), 1)
     optimizer = make_optimizer(reward_rates(c), 0.05, steps, c.reward.clip_norm)
@@ -276,24 +205,12 @@ def run_reward(task: Task, writer: MetricsWriter, sft: tuple[Any, Any, Any]) -> 
     writer.drop_after("reward", first)
     step = functools.cache(lambda beside: make_step(graphdef, optimizer, task))  # a program with others and one without
 
-    held_others = Counterfactuals(task, held, signal_DTS, wishes) if c.reward.counterfactual else None
-
-    def loss_of(params: Any, frozen: Any, rows: Any) -> dict[str, jax.Array]:
-        model = nnx.merge(graphdef, params, frozen)
-        return reward_loss(model, rows, c.data.window, None, None, c.reward.counterfactual)[1]
-
-    held_loss = jax.jit(on_mesh(loss_of, task.mesh))
-
     def with_labels(rows: Rows, numbers: np.ndarray, beside: Counterfactuals | None, step: int) -> Rows:
         rows = slot_labels(task, rows, numbers, signal_DTS, wishes)
-        return rows | beside.draw(c.sft.rows, step) if beside is not None and beside.where else rows
+        return rows | beside.draw(len(rows["tokens_RT"]), step) if beside is not None and beside.where else rows
 
-    def validate(params) -> dict[str, float]:
-        sums = [
-            held_loss(params, frozen, shard_batch(with_labels(rows, held, held_others, HELD + n), task.mesh))
-            for n, rows in enumerate(held_rows)
-        ]
-        return {name: float(np.mean([float(s[name]) for s in sums])) for name in sums[0]}
+    held_others = Counterfactuals(task, held, signal_DTS, wishes) if c.reward.counterfactual else None
+    held_rows = with_labels(make_packer(task, "train", held).pack(), held, held_others, HELD)
 
     def labelled(number: int, given: tuple[tuple[int, Rows], ...]) -> list[Rows]:
         each = zip(given, team, strict=True)
@@ -304,7 +221,8 @@ def run_reward(task: Task, writer: MetricsWriter, sft: tuple[Any, Any, Any]) -> 
 
     stage = Supervised(
         stage="reward", label="reward model", task=task, writer=writer, checkpoints=checkpoints, steps=steps,
-        look=max(per_epoch // 2, 1), batch=labelled, step=stepped, validate=validate,
+        look=max(per_epoch // 2, 1), batch=labelled, step=stepped,
+        validate=held_out_loss(task, graphdef, frozen, held_rows),
     )  # fmt: skip
     given = zip(*(one.batches(task) for one in team), strict=True)
     return graphdef, together(stage.run(states, best, given, first, lambda: spent.since(saved))), frozen

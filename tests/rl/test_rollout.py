@@ -34,7 +34,7 @@ from tiny_policy import (
 from crs_jax.bounds import BOUNDS
 from crs_jax.models.policy import MASKED, Logits
 from crs_jax.models.query import Evidence
-from crs_jax.rl.rollout import Replies, causal, positions, sample, sample_logits
+from crs_jax.rl.rollout import Replies, causal, keys_of, positions, sample, sample_logits
 
 LAYOUT = make_layout(words=11, items=5, act_items=2, unused=(4,))
 R = 12
@@ -107,6 +107,18 @@ def test_noise_is_fresh(policy, contexts):
     jax.tree.map(np.testing.assert_array_equal, one, same)
     assert (np.asarray(one.tokens_BR) != np.asarray(other.tokens_BR)).any(-1).sum() > len(LENGTHS) * 3
     assert len(np.unique(one.tokens_BR, axis=0)) > len(LENGTHS) * 3  # some are short, and drawn twice by chance
+
+
+def test_a_key_a_reply_draws_the_same_in_any_batch(policy, contexts):
+    """Two of the replies, in another order, are those that they are among all."""
+    keys = keys_of(jax.random.key(1), jnp.arange(len(LENGTHS)))
+    static = {"group": 1, "reply_tokens": R, "block": 5, "greedy": False}
+    whole = draw(*split(policy), contexts, keys, 1.0, **static)
+    order = np.array([2, 0])
+    some = draw(*split(policy), tuple(a[order] for a in contexts), keys[order], 1.0, **static)
+    np.testing.assert_array_equal(some.tokens_BR, np.asarray(whole.tokens_BR)[order])
+    np.testing.assert_allclose(some.logp_BR, np.asarray(whole.logp_BR)[order], atol=1e-5)
+    assert len(np.unique(whole.tokens_BR, axis=0)) == len(LENGTHS)
 
 
 def test_greedy_takes_the_mode(policy, contexts):
@@ -194,9 +206,10 @@ def test_sample_logits_is_exact():
     index, logp = (np.concatenate(a) for a in zip(*(run(logits, jax.random.key(k)) for k in range(3)), strict=True))
     assert_drawn(index)
     one = Logits(logits.main[:1], logits.extra[:1])  # a row a key: no noise may serve both steps of a draw
-    assert_drawn(
-        np.asarray(jax.jit(jax.vmap(lambda key: sample_logits(one, key)[0][0]))(jax.random.split(jax.random.key(9), B)))
-    )
+    keys = jax.random.split(jax.random.key(9), B)
+    alone = np.asarray(jax.jit(jax.vmap(lambda key: sample_logits(one, key)[0][0]))(keys))
+    assert_drawn(alone)
+    np.testing.assert_array_equal(run(logits, keys)[0], alone)  # a key a row
     np.testing.assert_allclose(logp, np.log(mass)[np.searchsorted(legal, index)], atol=1e-5)
     best, best_logp = sample_logits(Logits(logits.main[:2], logits.extra[:2]), jax.random.key(0), greedy=True)
     assert best.tolist() == [300, 300]

@@ -1,6 +1,7 @@
 """PPO's policy on validation contexts: hits against plain ranks, SFT's rewards at KL 0, words, and the floor."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
@@ -14,7 +15,6 @@ from crs_jax.models.heads import SIGNALS
 from crs_jax.rl.reward import Normaliser
 from crs_jax.rl.rollout import sample
 from crs_jax.training import ppo_stage
-from crs_jax.training.batches import take
 from crs_jax.training.contexts import contexts_at
 from crs_jax.training.examples import fresh_instances
 from crs_jax.training.ppo_samples import Samples
@@ -71,21 +71,18 @@ def test_words_are_those_of_the_evaluation(world, checked):
 
 
 def test_sentiment_is_correlated_with_the_reward(world, checked):
-    """The same sampled replies, judged as the stage evaluate judges them."""
+    """The same sampled replies, each by the key of its context, judged as the stage evaluate judges them."""
     task, validation, graphs, judges, found, _, contexts = checked
-    size, tokens, mask = task.config.evaluation.batch, [], []
-    assert validation.count % size  # the last batch is not full
-    draw = jax.jit(lambda batch, key: sample(
-        nnx.merge(*world.sft), batch.prompt_CP, batch.mask_CP, key, group=1, evidence=batch.evidence,
+    assert validation.count % task.config.evaluation.batch  # the last batch is not full
+    draw = jax.jit(lambda batch, keys: sample(
+        nnx.merge(*world.sft), batch.prompt_CP, batch.mask_CP, keys, group=1, evidence=batch.evidence,
         reply_tokens=task.config.data.reply_tokens, block=task.config.ppo.decode_block,
     ))  # fmt: skip
-    for number, start in enumerate(range(0, validation.count, size)):
-        batch = take(contexts, np.minimum(np.arange(start, start + size), validation.count - 1))
-        replies = draw(batch, jax.random.fold_in(jax.random.key(task.config.seed + 31), number))
-        tokens += list(np.asarray(replies.tokens_BR)[: validation.count - start])
-        mask += list(np.asarray(replies.mask_BR)[: validation.count - start])
+    key = jax.random.key(task.config.seed + 31)
+    replies = draw(contexts, jnp.stack([jax.random.fold_in(key, number) for number in range(validation.count)]))
     aligned = Aligned(world.sft, graphs, judges, PLAIN)
-    judged = judge_replies(task, aligned, world.sft, contexts, np.array(tokens), np.array(mask), "x")
+    said = np.asarray(replies.tokens_BR), np.asarray(replies.mask_BR)
+    judged = judge_replies(task, aligned, world.sft, contexts, *said, "x")
     assert found["validation/reward"] == pytest.approx(judged.reward_B.mean(), abs=1e-5)
     pearson = scipy.stats.pearsonr(judged.signal_BS[:, SIGNALS.index("sentiment")], judged.reward_B)[0]
     assert abs(pearson) > 0.01
