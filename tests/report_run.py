@@ -78,12 +78,12 @@ def full_metrics(rng: np.random.Generator) -> dict[str, Any]:
         "text": {
             "sft": {"bleu-4": 0.0312, "bleu-signature": "nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:2.5.1",
                     "distinct-1": 0.041, "distinct-2": 0.172, "rouge-l": 0.1513, "perplexity": 14.27,
-                    "bits-per-byte": 0.913, "length": 11.83, "repetition": 0.034, "recommends": 0.407,
-                    "recommends-reference": 0.463},
+                    "bits-per-byte": 0.913, "bytes-reference": 41_207, "length": 11.83, "repetition": 0.034,
+                    "recommends": 0.407, "recommends-reference": 0.463},
             "ppo": {"bleu-4": 0.0291, "bleu-signature": "nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:2.5.1",
                     "distinct-1": 0.038, "distinct-2": 0.163, "rouge-l": 0.1498, "perplexity": 15.92,
-                    "bits-per-byte": 0.957, "length": 13.21, "repetition": 0.041, "recommends": 0.913,
-                    "recommends-reference": 0.463},
+                    "bits-per-byte": 0.957, "bytes-reference": 41_207, "length": 13.21, "repetition": 0.041,
+                    "recommends": 0.913, "recommends-reference": 0.463},
             "human": {"distinct-1": 0.093, "distinct-2": 0.431, "length": 12.67},
         },
         "rewards": {

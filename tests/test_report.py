@@ -263,6 +263,7 @@ def test_the_other_tables_hold_their_figures(page):
     assert row(page, "reward-model", "Engagement")[0] == ["Engagement", "0.632", "0.604", "0.871", "2,113", "0.211"]
     assert row(page, "reward-model", "Engagement")[1] == ["Engagement", "0.934", "−0.023", "0.071", "0.042"]
     assert "0.910–0.960" in page.sections["reward-model"]
+    assert "41,207 bytes" in page.sections["text"]
     assert "engagement: upper bound: drawn anew; relevance: exact." in page.sections["reward-model"]
     expected = ["Liked", "0.731", "0.882", "0.614", "0.913", "0.237", "7,211", "8,425", "–"]
     assert row(page, "signals", "Liked")[0] == expected

@@ -6,7 +6,7 @@
 (`crs_jax/training/transfer.py`) and is evaluated on the same test dialogues, so these two are paired. `movies` is
 measured on movies: its difference to `books` is one of corpora. Rows popularity, similarity and mix are fitted on the
 training dialogues of the corpus that is tested. Replies are compared by bits per byte, since the two have other BPEs
-(acts count among the bits). Of the books only titles are known, so that what can carry over is what
+(of their words, without titles). Of the books only titles are known, so that what can carry over is what
 the sentence encoder makes of titles, how the talk goes, and when to recommend. Small models, 1,000 training dialogues.
 """
 

@@ -132,6 +132,12 @@ class DialogueTokenizer:
         """The text of word ids; bytes that are not UTF-8 become U+FFFD."""
         return b"".join([self.word_bytes[i] for i in ids]).decode("utf-8", "replace")
 
+    def text_of(self, tokens: Iterable[int]) -> bytes:
+        """The bytes that the word ids among the tokens spell, the space before each word with it; items and controls
+        are none.
+        """
+        return b"".join([self.word_bytes[token] for token in tokens if token < self.num_words])
+
     def encode_turn(self, turn: Turn, catalogue: Catalogue, act_items: int, max_tokens: int | None = None) -> list[int]:
         """Tokens of one turn.
 

@@ -33,7 +33,7 @@ from crs_jax.signals.relevance import context_vectors
 from crs_jax.training.batches import take
 from crs_jax.training.contexts import contexts_at
 from crs_jax.training.ppo_stage import Aligned, Model
-from crs_jax.training.replies import reply_arrays
+from crs_jax.training.replies import whole_replies
 from crs_jax.training.task import Task
 
 Tree = dict[str, Any]
@@ -158,6 +158,12 @@ def mean_with_interval(values: np.ndarray, groups: np.ndarray, bootstrap: int) -
 def reply_rows(task: Task, models: dict[str, Model], aligned: Aligned | None) -> tuple[Tree, Tree, Tree, list[Tree]]:
     """Text metrics, mean rewards and health of replies, their paired differences by section, and samples, on one seeded
     choice of test replies.
+
+    Beside `text_metrics` stand likelihoods of the human replies, whole ones whatever `config.data.reply_tokens` is:
+    `perplexity` of words, titles and `<|end|>`, `act-perplexity` of acts, both a token; and `bits-per-byte` of the
+    words alone, without titles and `<|end|>`, over the bytes that they spell, `bytes-reference` (a word's space is one
+    of them). These bytes are the same for every tokenizer. A title that an act has no room for is spelled in words,
+    and counts among them.
     """
     e, seed = task.config.evaluation, task.config.seed
     where = task.replies("test")
@@ -165,7 +171,8 @@ def reply_rows(task: Task, models: dict[str, Model], aligned: Aligned | None) ->
         chosen = np.random.default_rng([seed, 13]).permutation(len(where))[: e.generate]
         where = [where[i] for i in sorted(chosen)]
     contexts = contexts_at(task, "test", where)
-    human = reply_arrays(task, "test", where)
+    human = whole_replies(task, "test", where)
+    spelled = [task.tokenizer.text_of(tokens_R[mask_R]) for tokens_R, mask_R in zip(*human, strict=True)]
     catalogue, dialogues = task.corpus.catalogue, task.corpus.test
     references = [dialogues[d].turns[t].render(catalogue.names) for d, t in where]
     recommends = np.array([bool(dialogues[d].turns[t].items) for d, t in where])
@@ -182,12 +189,12 @@ def reply_rows(task: Task, models: dict[str, Model], aligned: Aligned | None) ->
         nll = reference_nll(task, model, contexts, human, f"likelihood, {row}")
         proposes = np.array([bool(items) for items, _ in decoded])
         said[row] = [words for _, words in decoded], proposes
-        total = nll["act_nll"] + nll["word_nll"]
         text[row] = {
             **text_metrics(said[row][0], references),
             "perplexity": math.exp(nll["word_nll"] / max(nll["word_tokens"], 1)),
             "act-perplexity": math.exp(nll["act_nll"] / max(nll["act_tokens"], 1)),
-            "bits-per-byte": bits_per_byte(total, references),
+            "bits-per-byte": bits_per_byte(nll["text_nll"], spelled),
+            "bytes-reference": sum(map(len, spelled)),
             "recommends": float(proposes.mean()),
             "recommends-reference": float(recommends.mean()),
             "recommends-agreement": float((proposes == recommends).mean()),

@@ -137,12 +137,12 @@ def mean_length(texts: Sequence[str]) -> float:
     return sum(len(text.split()) for text in texts) / len(texts)
 
 
-def bits_per_byte(nll: float, references: Iterable[str]) -> float:
-    """Information per byte of the reference text, which no choice of tokenizer changes.
+def bits_per_byte(nll: float, texts: Iterable[bytes]) -> float:
+    """Bits of information per byte of text, comparable between tokenizers; NaN without text.
 
     Args:
-      nll: summed negative log-likelihood of all tokens of the references, in nats.
-      references: the texts as people read them; their UTF-8 bytes are counted.
+      nll: summed negative log-likelihood, in nats, of the tokens that spell these bytes and of no others.
+      texts: UTF-8.
     """
-    size = sum(len(text.encode("utf-8")) for text in references)
+    size = sum(map(len, texts))
     return nll / (math.log(2) * size) if size else float("nan")

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from crs_jax.reporting import monitors
-from crs_jax.reporting.figures import Figure, name_of
+from crs_jax.reporting.figures import Figure, name_of, number
 from crs_jax.reporting.html import Html, folded, missing, note, section, tag
 from crs_jax.reporting.tables import facts, figure_cell, head, row_head, table
 from crs_jax.reporting.workdir import Run, flat_figures
@@ -159,7 +159,11 @@ def replies(run: Run) -> Html:
             if isinstance(value, str):
                 words.setdefault(f"{name_of(name)}: {value}", []).append(name_of(row))
     columns = [name for name in _columns(rows) if not any(isinstance(v.get(name), str) for v in rows.values())]
-    notes = [note(line if len(who) == len(rows) else f"{', '.join(who)}: {line}") for line, who in words.items()]
+    notes = []
+    if counted := next((values["bytes-reference"] for values in rows.values() if "bytes-reference" in values), None):
+        words_alone = f"bits per byte are of their words without titles, {number(counted)} bytes whatever the tokenizer"
+        notes.append(note(f"Of the human replies, whole ones: perplexity is a token's, {words_alone}."))
+    notes += [note(line if len(who) == len(rows) else f"{', '.join(who)}: {line}") for line, who in words.items()]
     return section("text", title, _turned(rows, columns, title), *notes)
 
 

@@ -21,9 +21,14 @@ from crs_jax.signals.relevance import context_vectors, named_rows, new_items
 from crs_jax.training.task import Task, log_popularity
 
 
-def reply_arrays(task: Task, split: str, where: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens `[B, R]` after `<|rec|>` and their mask; a reply longer than R = `config.data.reply_tokens` is cut."""
-    R = task.config.data.reply_tokens
+def reply_arrays(
+    task: Task, split: str, where: Sequence[tuple[int, int]], width: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens `[B, R]` after `<|rec|>` and their mask; a reply longer than R is cut.
+
+    R is `width`, or `config.data.reply_tokens`.
+    """
+    R = width or task.config.data.reply_tokens
     tokens_BR = np.full((len(where), R), task.tokenizer.pad, np.int32)
     mask_BR = np.zeros((len(where), R), bool)
     for b, (d, t) in enumerate(where):
@@ -31,6 +36,17 @@ def reply_arrays(task: Task, split: str, where: Sequence[tuple[int, int]]) -> tu
         tokens_BR[b, : len(reply)] = reply
         mask_BR[b, : len(reply)] = True
     return tokens_BR, mask_BR
+
+
+def whole_replies(task: Task, split: str, where: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
+    """As `reply_arrays`, but whole, however few `config.data.reply_tokens` are: as wide as the longest needs.
+
+    A reply that would reach beyond `config.model.positions` behind a full context is cut there.
+    """
+    c = task.config
+    longest = max((len(task.encoded[split][d][t]) - 2 for d, t in where), default=0)
+    width = min(max(longest, c.data.reply_tokens), c.model.positions - c.data.context_tokens)
+    return reply_arrays(task, split, where, width)
 
 
 def evidence_at(task: Task, split: str, where: Sequence[tuple[int, int]]) -> tuple[Evidence, np.ndarray]:
@@ -104,6 +120,7 @@ def reply_nll(
 
     `evidence` are the arrays of `Evidence`, a row a reply.
 
+    `text_nll` is of the words alone that are bytes of text: neither titles nor `<|end|>`.
     Also `hits`: acts whose first item stands among the first ten of the ranking at `<|rec|>`, of `recommending` acts.
     """
     policy: Policy = nnx.merge(graphdef, params, frozen)
@@ -122,6 +139,7 @@ def reply_nll(
         "act_tokens": split.act_BR.sum(),
         "word_nll": -masked_sum(logp_BR, split.word_BR),
         "word_tokens": split.word_BR.sum(),
+        "text_nll": -masked_sum(logp_BR, split.word_BR & (tokens_BR < policy.layout.num_words)),
         "hits": ((logits_BN >= target_B1).sum(-1) <= 10).sum(where=recommending_B),
         "recommending": recommending_B.sum(),
     }

@@ -50,7 +50,7 @@ def reward_loss(
     """
     counts = label_counts(rows) if counts is None else counts
     policy = model.policy
-    hidden_RTD = packed_hidden(policy, policy.item_table(), rows, window, key)
+    hidden_RTD = packed_hidden(policy, policy.tables(), rows, window, key)
     metrics: dict[str, jax.Array] = {}
     loss = jnp.float32(0)
     last = rows["tokens_RT"].shape[1] - 1
@@ -83,7 +83,7 @@ def counterfactual_loss(
     R, G, L = tokens.shape
     prompt = rows["other_prompt_RP"], rows["other_mask_RP"]
     other_key = None if key is None else jax.random.fold_in(key, 1)
-    hidden = tree_hidden(policy, policy.item_table(), *prompt, tokens, real, other_key)
+    hidden = tree_hidden(policy, policy.tables(), *prompt, tokens, real, other_key)
     split = parts(tokens.reshape(R * G, L), real.reshape(R * G, L), policy.layout)
     both = read_heads(model.heads, hidden, split, rows["other_features_RGF"].reshape(R * G, -1))
     read = [values_BS[:, SIGNALS.index("engagement")].reshape(R, G) for values_BS in both]

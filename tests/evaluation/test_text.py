@@ -95,7 +95,7 @@ def test_sets_that_do_not_match(hypotheses, references):
 
 def test_bits_per_byte():
     # each of the four bytes of 'aé!' (é takes two) at probability 1/2: one bit a byte
-    assert text.bits_per_byte(4 * math.log(2), ["aé", "!"]) == pytest.approx(1)
+    assert text.bits_per_byte(4 * math.log(2), ["aé".encode(), b"!"]) == pytest.approx(1)
     assert math.isnan(text.bits_per_byte(1.0, []))
 
 

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 from flax import nnx
 from ml_collections import ConfigDict
+from safetensors.numpy import load_file
 
 import crs_jax
 from crs_jax import export, loading
