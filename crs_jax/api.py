@@ -179,7 +179,10 @@ class Run:
         turn = task.tokenizer.decode_turn([task.tokenizer.recommender, task.tokenizer.rec, *tokens], catalogue)
         proposed = task.tokenizer.decode_reply(tokens, catalogue)[0]
         items = tuple(recommendations(catalogue, proposed, self._scores(turns)))
-        return Reply(turn.render(catalogue.names), items, tuple(self.recommend(turns, top, fresh)), turn, tokens)
+        last = turns[-1]
+        unlinked = self._loaded.unlinked.find(last.render(catalogue.names)) if last.role == SEEKER else ()
+        top_items = tuple(self.recommend(turns, top, fresh))
+        return Reply(turn.render(catalogue.names), items, top_items, turn, tokens, unlinked)
 
     def score(self, dialogue: Sequence[Message], reply: str | Turn | Reply) -> Score:
         """What the run's reward model foretells of a reply, anybody's, to a dialogue.

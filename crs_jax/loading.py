@@ -24,6 +24,7 @@ from crs_jax.data.corpus import Corpus, load
 from crs_jax.data.dialogue import RECOMMENDER, Dialogue, Turn
 from crs_jax.data.titles import Titles
 from crs_jax.data.tokenizer import DialogueTokenizer
+from crs_jax.data.unlinked import UnlinkedTitles
 from crs_jax.errors import InputError
 from crs_jax.metrics import read_json
 from crs_jax.models.encoder import embed, embed_on_host
@@ -61,6 +62,11 @@ class Loaded:
     aligned: Aligned | None
     titles: Titles
     shared: bool = False
+
+    @functools.cached_property
+    def unlinked(self) -> UnlinkedTitles:
+        """Tells which titles of a typed text are linked to no item."""
+        return UnlinkedTitles(self.titles)
 
     def about(self, dialogue: Dialogue) -> Task:
         """The task with that dialogue as its test split."""

@@ -9,6 +9,7 @@ import numpy as np
 
 from crs_jax.data.catalogue import Catalogue
 from crs_jax.data.dialogue import Turn
+from crs_jax.data.unlinked import Unlinked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +77,8 @@ class Reply:
       top: the likeliest items before it was said, whatever it then proposed.
       turn: the same as a record, to go on with: `dialogue.append(reply.turn)`.
       tokens: as the model wrote it, after `<|rec|>`.
+      unlinked: titles in the seeker's last message that the catalogue does not have, or has several times; the reply
+        knows nothing of them. `str` of one is a sentence.
     """
 
     text: str
@@ -83,3 +86,4 @@ class Reply:
     top: tuple[Recommendation, ...]
     turn: Turn
     tokens: tuple[int, ...] = dataclasses.field(repr=False)
+    unlinked: tuple[Unlinked, ...] = ()

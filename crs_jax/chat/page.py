@@ -27,7 +27,7 @@ CSS = """
 .page .seeker > p { background: #4f46e5; color: #fff; border-bottom-right-radius: .2rem; }
 .page .recommender > p { background: var(--background-fill-secondary); border-bottom-left-radius: .2rem;
   border: 1px solid var(--border-color-primary); }
-.page .empty { color: var(--quiet); }
+.page .empty, .page .unlinked { color: var(--quiet); }
 .page .signals { display: flex; flex-wrap: wrap; gap: .1rem .9rem; margin: .3rem .2rem 0; font-size: .8rem; }
 .page .signals div { display: flex; gap: .35rem; }
 .page .signals dt { color: var(--quiet); }
@@ -71,6 +71,8 @@ def column(talk: Conversation, model: str, waiting: bool = False) -> Html:
     for number, said in enumerate(talk.words):
         lines.append(tag("li", tag("p", said), class_="seeker"))
         if number < len(answers):
+            unlinked = [tag("p", str(title)) for title in answers[number].reply.unlinked]
+            lines += [tag("li", *unlinked, class_="unlinked")] if unlinked else []
             lines.append(_reply(answers[number]))
     if waiting and len(answers) < len(talk.user):
         lines.append(tag("li", tag("p", "…"), class_="recommender waiting"))

@@ -58,6 +58,8 @@ def talk(talker: Talker, temperature: float) -> None:
         if not talker.hear(conversation, line):
             continue
         found = dict(talker.answer(conversation, temperature))
+        for unlinked in next(iter(found.values())).reply.unlinked:
+            print("\n".join(textwrap.wrap(plain(str(unlinked)), columns())))
         print("\n".join(beside(found, columns())), flush=True)
 
 

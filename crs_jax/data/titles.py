@@ -2,36 +2,44 @@
 
 No annotation says what such a message names, so only what is clear counts. A title is looked for as the loaders look
 for annotated ones (`mentions.py`): without case, accents, punctuation, kind of numeral and leading article; the longest
-wins. With the year behind it, `Alien (1979)` or `alien 1979`, it is that item. Without, it must be the title of one
-item alone, and no way of talking: a title that stands in small letters in the training dialogues, where it is no
-mention ('get out', 'big'), has to be capitalised, and a single word of that kind, or of three letters, not by the
-beginning of a sentence alone; a number has to be the whole message or in quotes.
+wins. With the year behind it, `Alien (1979)` or `alien 1979`, it is that item; with another year in brackets, or more
+of a title before one, `Dune (2021)` or `Toy Story 3 (2010)`, it is not (a year may be one off). Without a year, it must
+be the title of one item alone, and no way of talking: a title that stands in small letters in the training dialogues,
+where it is no mention ('get out', 'big'), has to be capitalised, and a single word of that kind, or of three letters,
+not by the beginning of a sentence alone; a number has to be the whole message or in quotes.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from crs_jax.data import records
-from crs_jax.data.catalogue import Catalogue
+from crs_jax.data.catalogue import Catalogue, Item
 from crs_jax.data.dialogue import MENTION, Dialogue, Turn
 from crs_jax.data.mentions import ARTICLES, SHORT, Token, normal_tokens
 
 PHRASE = 3  # longest title, in words, that can be a way of talking
 TIMES = 2  # how often it is said
 _YEAR = re.compile(r"\s*,?\s*[(\[]?((?:18|19|20)[0-9]{2})\b[)\]]?")
-_STARTS = re.compile(r"(?:^|[.!?:\n])[\s\"'“”‘’(]*$")
+IN_BRACKETS = re.compile(r"[\s!?.…,'’\"”*]*[(\[]((?:18|19|20)[0-9]{2})[)\]]")
+_SMALL_WORD = r"(?:of|the|in|to|on|at|for|from|by|a|an|vs?\.?)\s+"
+_MORE = re.compile(
+    rf"[\s:–-]+(?:{_SMALL_WORD})*[A-Z0-9][\w'’]*(?:[\s:–-]+(?:{_SMALL_WORD}|(?:and|with|&)\s+)*[A-Z0-9][\w'’]*)*"
+)
+STARTS = re.compile(r"(?:^|[.!?:\n])[\s\"'“”‘’(]*$")
 _SMALL = frozenset({*ARTICLES, "of", "and", "in", "to", "on", "at", "for", "with", "or", "from", "by", "is"})
 
 Words = tuple[str, ...]
 
 
-class _Found(NamedTuple):
+class Link(NamedTuple):
+    """What a part of a text names: an item, or by a title that several share, one of these."""
+
     start: int
     end: int
-    row: int
+    rows: tuple[int, ...]
 
 
 class Titles:
@@ -61,46 +69,57 @@ class Titles:
         """The turn that a typed text is; `@123`, `<|end|>` and the like in it are words as any others."""
         text = records.clean(text)
         parts, at, items = [], 0, []
-        for found in self._found(text):
-            parts += [text[at : found.start], MENTION]
-            at = found.end
-            items.append(self.catalogue.items[found.row].item_id)
+        for found in self.links(text):
+            if len(found.rows) == 1:
+                parts += [text[at : found.start], MENTION]
+                at = found.end
+                items.append(self.catalogue.items[found.rows[0]].item_id)
         return Turn(role, "".join(parts) + text[at:], tuple(items), seconds)
 
-    def _found(self, text: str) -> Iterator[_Found]:
-        tokens = normal_tokens(text)
-        at = 0
-        while at < len(tokens):
-            for size in range(min(self._longest, len(tokens) - at), 0, -1):
-                found = self._match(text, tokens[at : at + size])
-                if found is not None:
-                    yield found
-                    at += size
-                    while at < len(tokens) and tokens[at].start < found.end:  # the year
-                        at += 1
-                    break
-            else:
-                at += 1
+    def called(self, words: Words) -> list[Item]:
+        """The items of a title."""
+        return [self.catalogue.items[row] for row in self._full.get(words, ())]
 
-    def _match(self, text: str, tokens: list[Token]) -> _Found | None:
+    def links(self, text: str) -> list[Link]:
+        """What the text names, in order."""
+        tokens, found = normal_tokens(text), list[tuple[int, int, Link]]()
+        for size in range(1, min(self._longest, len(tokens)) + 1):
+            for at in range(len(tokens) - size + 1):
+                link = self._match(text, tokens[at : at + size])
+                if link is not None:
+                    found.append((-size, link.start - link.end, link))
+        taken: list[Link] = []
+        for _, _, link in sorted(found):
+            if all(link.end <= other.start or other.end <= link.start for other in taken):
+                taken.append(link)
+        return sorted(taken)
+
+    def _match(self, text: str, tokens: list[Token]) -> Link | None:
         words = tuple(token.word for token in tokens)
         rows = [*self._full.get(words, ()), *self._bare.get(words, ())]
         if not rows:
             return None
         start, end = tokens[0].start, tokens[-1].end
-        year = _YEAR.match(text, end)
-        if year is not None:
-            of_year = [row for row in rows if self.catalogue.items[row].year == int(year[1])]
-            if of_year:
-                return _Found(start, year.end(), of_year[0])
+        if text[start - 1 : start] in ("(", "[") and IN_BRACKETS.match(text, start - 1):  # 2012, a year and a film
+            return None
+        bracketed = IN_BRACKETS.match(text, end)
+        if year := bracketed or _YEAR.match(text, end):
+            for off in (0, 1, -1) if bracketed else (0,):
+                of_year = [row for row in rows if self.catalogue.items[row].year == int(year[1]) + off]
+                if of_year:
+                    return Link(start, year.end(), (of_year[0],))
         if words not in self._full and words in self.phrases:  # 'Comedy' is hardly 'The Comedy'
             return None
         rows = self._full.get(words) or rows
         years = {self.catalogue.items[row].year for row in rows}
-        alike = len(years) == 1 or (len(years) == 2 and None in years)
-        if not alike or not self._is_meant(text, words, start, end):
+        if not self._is_meant(text, words, start, end):
             return None
-        return _Found(start, end, next((row for row in rows if self.catalogue.items[row].year), rows[0]))
+        more = _MORE.match(text, end)
+        if (bracketed and None not in years) or (more and IN_BRACKETS.match(text, more.end())):
+            return None
+        if len(years) == 1 or (len(years) == 2 and None in years):
+            rows = [next((row for row in rows if self.catalogue.items[row].year), rows[0])]
+        return Link(start, bracketed.end() if bracketed else end, tuple(rows))
 
     def _is_meant(self, text: str, words: Words, start: int, end: int) -> bool:
         """Whether a title without a year is one: no way of talking, or written as a title."""
@@ -114,7 +133,7 @@ class Titles:
         if len(words) > 1:
             return quoted or capital
         number = words[0].isdigit()
-        return quoted or (capital and (alone or not (number or _STARTS.search(text[:start]))))
+        return quoted or (capital and (alone or not (number or STARTS.search(text[:start]))))
 
     def _ways_of_talking(self, spoken: Iterable[Dialogue]) -> set[Words]:
         short = {words for words in (*self._full, *self._bare) if len(words) <= PHRASE}

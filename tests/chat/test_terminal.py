@@ -9,7 +9,7 @@ import sys
 import pytest
 
 import crs_jax
-from crs_jax.chat import terminal
+from crs_jax.chat import page, terminal
 from crs_jax.chat.__main__ import main, options
 from crs_jax.chat.conversation import Conversation, Talker
 from crs_jax.program import run_program
@@ -37,7 +37,7 @@ def test_a_scripted_talk(run, finished_run, tmp_path):
     out = done.stdout
     assert "compiling" in out.splitlines()[0]
     assert out.splitlines()[1].startswith("ready in ")
-    expected = run.reply([("user", "Hi!")], seed=4 * 1_000_003 + 1)
+    expected = run.reply([("user", "Hi!")], temperature=0.7, seed=4 * 1_000_003 + 1)
     assert words(out).count(words(f"ppo> {terminal.plain(expected.text)}")) == 2  # and again after /reset
     first, second = out.split("you> Hi!")[1:]
     assert top[0].title in first.split("you> I saw")[0]
@@ -70,6 +70,23 @@ def test_both_side_by_side_and_one_below_the_other(run):
     one = terminal.beside({"sft": answers["sft"]}, 80)
     assert all(item.title in "\n".join(one) for item in answers["sft"].reply.top)
     assert max(map(len, one)) <= 80
+
+
+def test_an_unknown_title_is_said_to_be_unknown_and_the_talk_goes_on(run, monkeypatch, capsys):
+    lines = iter(['I loved "Xyzzy <B>Nights"!', "Hello!", "/quit"])
+    monkeypatch.setattr("builtins.input", lambda _: next(lines))
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: False, raising=False)
+    talker = Talker({"ppo": run})
+    terminal.talk(talker, 0.7)
+    first, second = capsys.readouterr().out.split("\nHello!\n")
+    assert first.count('I do not know "Xyzzy <B>Nights".') == 1
+    assert first.count("ppo> ") == 1
+    assert "I do not know" not in second
+    talk = Conversation()
+    talker.hear(talk, 'I loved "Xyzzy <B>Nights"!')
+    ((_, answer),) = talker.answer(talk, 0.7)
+    assert [title.title for title in answer.reply.unlinked] == ["Xyzzy <B>Nights"]
+    assert "I do not know &quot;Xyzzy &lt;B&gt;Nights&quot;." in page.column(talk, "ppo")
 
 
 def test_the_two_policies_go_on_from_their_own_replies(run):
