@@ -19,10 +19,9 @@ from __future__ import annotations
 
 import argparse
 import pathlib
-import sys
 from collections.abc import Sequence
 
-from crs_jax.program import Parser, run_program
+from crs_jax.program import Parser, leave, run_program
 
 
 def main(argv: Sequence[str]) -> None:
@@ -50,4 +49,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_program(main))
+    leave(run_program(main))

@@ -3,12 +3,18 @@
 SIGTERM is what a scheduler or a pre-empted machine sends some seconds before the end, SIGINT is Ctrl-C. A loop that can
 save at every step (`saving`) looks whether it was asked to end (`asked`); anywhere else the run ends where it stands,
 since what it does there is done again. The exit status is 128 + the signal's number: 143, 130.
+
+Python hears a signal between two of its instructions, so not while XLA compiles or another library works for minutes.
+A thread that needs no turn of the main one therefore ends the process `PATIENCE` seconds after the signal, unless a
+step that will be saved, or a save, is under way. It leaves as `kill -9` would: what was saved before is whole.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import pathlib
+import select
 import signal
 import sys
 import threading
@@ -16,57 +22,107 @@ import time
 from collections.abc import Iterator
 from types import FrameType
 
-import jax
-import numpy as np
-from jax.experimental.multihost_utils import process_allgather
-
 from crs_jax.errors import InterruptedRunError
 from crs_jax.progress import Progress
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+PATIENCE = 7.0  # seconds after a signal, and after the last save
+STEADY = 1.0  # seconds for which one compilation is seen, so that no short one on the way to a save is cut
+_COMPILING = ("jax._src.compiler", "jax._src.interpreters.mlir", "jax._src.interpreters.partial_eval")
+_SAVING = ("crs_jax.checkpoint", "orbax.", "wandb.")
 _asked: signal.Signals | None = None
 _loops = 0
 
 
 @contextlib.contextmanager
-def listening() -> Iterator[None]:
+def listening(workdir: pathlib.Path | None = None) -> Iterator[None]:
     """Has the signals heard, from the main thread of a process of its own; after jax.distributed, which takes SIGTERM.
 
-    The first is heard between two instructions of Python, so a step or a compilation under way comes to its end before;
-    the second needs no Python, but a thread that waits for it.
+    The first is heard between two instructions of Python, so a step under way comes to its end before; the second needs
+    no Python, but a thread that waits for it.
     """
     global _asked
     _asked = None
+    told = sys.unraisablehook
+    with watched("ends after this step and saves it; once more to end at once", workdir):
+        handlers = {number: signal.signal(number, _hear) for number in SIGNALS}
+        Progress.watcher = _leave_unless_saving
+        sys.unraisablehook = lambda lost: None if isinstance(lost.exc_value, InterruptedRunError) else told(lost)
+        try:
+            yield
+        finally:
+            Progress.watcher, sys.unraisablehook = None, told
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def watched(answer: str = "", workdir: pathlib.Path | None = None) -> Iterator[None]:
+    """Has a thread end the process where the main one cannot: `PATIENCE` seconds after a signal, at once at a second.
+
+    Args:
+      answer: what is said at the first signal, if anything.
+      workdir: of the run, for what is said at the end.
+    """
     read, write = os.pipe()
     os.set_blocking(write, False)
     before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-    threading.Thread(target=_watch, args=(read,), daemon=True).start()
-    handlers = {number: signal.signal(number, _hear) for number in SIGNALS}
-    Progress.watcher, told = _leave_unless_saving, sys.unraisablehook
-    sys.unraisablehook = lambda lost: None if isinstance(lost.exc_value, InterruptedRunError) else told(lost)
+    threading.Thread(target=_watch, args=(read, answer, workdir), daemon=True).start()
     try:
         yield
     finally:
-        Progress.watcher, sys.unraisablehook = None, told
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
         signal.set_wakeup_fd(before)
         os.close(write)
 
 
-def _watch(read: int) -> None:
-    """Says that the first signal was heard, and ends the process at the second."""
-    heard = 0
+def _watch(read: int, answer: str, workdir: pathlib.Path | None) -> None:
+    """Waits for signals; from the first on it looks ten times a second what the main thread does."""
+    first, asked, saved, compiling, since = 0, 0.0, 0.0, None, 0.0
     with open(read, "rb", buffering=0) as pipe:
-        while number := pipe.read(1):
-            if number[0] not in SIGNALS:
-                continue
-            heard += 1
-            if heard == 1:
-                name = signal.Signals(number[0]).name
-                print(f"\n{name}: ends after this step and saves it; once more to end at once", file=sys.stderr)
-            else:
-                os._exit(128 + number[0])
+        while True:
+            ready, _, _ = select.select([pipe], [], [], 0.1 if first else None)
+            now = time.monotonic()
+            if ready:
+                if not (number := pipe.read(1)):
+                    return
+                if number[0] not in SIGNALS:
+                    continue
+                if first:
+                    _end(number[0])
+                first, asked = number[0], now
+                if answer:
+                    print(f"\n{signal.Signals(first).name}: {answer}", file=sys.stderr, flush=True)
+            found, saves = _main_thread()
+            if found is not compiling:
+                compiling, since = found, now
+            steady = compiling is not None and now > since + STEADY and not saves
+            if saves or (_loops and not steady):
+                saved = now
+            if now > asked + PATIENCE and (steady or now > saved + PATIENCE):
+                what = "a compilation" if steady else "a call"
+                kept = f"; what was saved in {workdir} before is whole, the same command continues" if workdir else ""
+                _end(first, f"ended in the middle of {what}, which cannot be interrupted{kept}")
+
+
+def _main_thread() -> tuple[FrameType | None, bool]:
+    """The outermost frame of a compilation that the main thread is in, if any, and whether it is saving."""
+    frame, compiling, saves = sys._current_frames().get(threading.main_thread().ident or 0), None, False
+    while frame is not None:
+        module = frame.f_globals.get("__name__", "")
+        compiling = frame if module in _COMPILING else compiling
+        saves = saves or module.startswith(_SAVING)
+        frame = frame.f_back
+    return compiling, saves
+
+
+def _end(number: int, said: str = "") -> None:
+    """Ends the process, with the terminal as it was."""
+    with contextlib.suppress(OSError, ValueError):
+        if said:
+            os.write(2, f"\n{signal.Signals(number).name}: {said}\n".encode())
+        if sys.stdout.isatty():
+            os.write(1, b"\x1b[?25h")  # the cursor, which a progress bar hides
+    os._exit(128 + number)
 
 
 def _hear(number: int, frame: FrameType | None) -> None:
@@ -120,6 +176,10 @@ class Pace:
 
     def __call__(self, step: int) -> tuple[bool, bool]:
         """After `step`: whether to save, and whether to end then; the same in all processes."""
+        import jax
+        import numpy as np
+        from jax.experimental.multihost_utils import process_allgather
+
         number = int(_asked or 0)
         due = time.monotonic() - self._saved > self._seconds
         if jax.process_count() > 1:

@@ -15,7 +15,6 @@ same command again continues: what the folder already holds is skipped. Ctrl-C a
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 
@@ -56,7 +55,7 @@ def main(argv: Sequence[str] | None = None, values: flags.FlagValues | None = No
         from crs_jax import pipeline
         from crs_jax.interruption import listening
 
-        with listening():
+        with listening(workdir):
             pipeline.run(command.config, workdir)
     except InputError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -75,9 +74,6 @@ def main(argv: Sequence[str] | None = None, values: flags.FlagValues | None = No
 
 
 if __name__ == "__main__":
-    status = main()
-    sys.stdout.flush()
-    # Threads that were saving would tell their own stories on the way out, and processes wait for one that is gone.
-    if status in (StorageError.status, LostProcessError.status):
-        os._exit(status)
-    sys.exit(status)
+    from crs_jax.program import leave
+
+    leave(main())

@@ -1,14 +1,30 @@
-"""Flags of the programs beside `main`, and how they end."""
+"""Flags of the programs beside `main`, their help, and how they end."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from crs_jax.arguments import command_line
-from crs_jax.errors import InputError, StorageError
+from crs_jax.errors import InputError, LostProcessError, StorageError
+from crs_jax.interruption import watched
+
+HELP = ("-h", "--help", "--helpfull", "--helpshort")
+
+
+def show_help(module: str, text: str | None) -> None:
+    """Prints a program's help and ends it, where the command line asks for it; before imports that take seconds.
+
+    Args:
+      module: `__name__` of the program's module; only the one that is run acts.
+      text: its docstring, which lists the flags, a line each.
+    """
+    if module == "__main__" and any(argument in HELP for argument in sys.argv[1:]):
+        print((text or "").strip())
+        sys.exit(0)
 
 
 class Parser(argparse.ArgumentParser):
@@ -22,11 +38,24 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message}; --help lists the flags")
 
 
-def run_program(main: Callable[[Sequence[str]], None]) -> int:
+def leave(status: int) -> NoReturn:
+    """Ends the process.
+
+    At once after a signal or a failed disk: threads that go on compiling or saving crash in an interpreter that ends,
+    and a lost process is waited for. Several processes that were interrupted say goodbye to each other.
+    """
+    sys.stdout.flush()
+    alone = "jax" not in sys.modules or not sys.modules["jax"].distributed.is_initialized()
+    if status in (StorageError.status, LostProcessError.status) or (status > 128 and alone):
+        os._exit(status)
+    sys.exit(status)
+
+
+def run_program(main: Callable[[Sequence[str]], int | None]) -> int:
     """Calls `main` with the command line; exit status, and one line on stderr for what cannot be used."""
     try:
-        with command_line():
-            main(sys.argv[1:])
+        with command_line(), watched():
+            return main(sys.argv[1:]) or 0
     except InputError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -38,4 +67,3 @@ def run_program(main: Callable[[Sequence[str]], None]) -> int:
             raise
         print(f"error: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
         return StorageError.status
-    return 0

@@ -7,6 +7,7 @@ import os
 import shlex
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -179,3 +180,115 @@ def test_a_full_disk_and_a_closed_one_lose_nothing(expected, tmp_path):
         assert f": {reason}; what was saved before in {disk / 'run'} is whole: make" in errors[0]
         assert said[name].rstrip().endswith(errors[0])  # after what orbax' threads say of it
     assert_same(outcome(tmp_path / "kept"), expected)
+
+
+COMPILES = """
+import os, pathlib, sys, time
+import jax, jax.numpy as jnp
+from crs_jax import pipeline
+from crs_jax.interruption import saving
+from crs_jax.main import main
+from crs_jax.program import leave, run_program
+
+def unrolled(x):
+    for n in range(700):
+        x = jnp.tanh(jnp.sort(x * 1.01 + n) @ x.T)
+    return x
+
+def compiles(*_):
+    lowered = jax.jit(unrolled).lower(jnp.ones((16, 16)))
+    print("compiling", flush=True)
+    lowered.compile()
+    print("compiled", flush=True)
+
+def loop(*_):
+    with saving():
+        compiles()
+
+if sys.argv[1] == "program":
+    leave(run_program(compiles))
+pipeline.run = loop if sys.argv[1] == "loop" else compiles
+leave(main(["main", "--config=configs/quickstart.py", "--workdir=" + sys.argv[2]]))
+"""
+
+
+def script(text: str, *arguments: str) -> subprocess.Popen:
+    env = {**environment(), "JAX_ENABLE_COMPILATION_CACHE": "false", "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    line = [sys.executable, "-c", text, *arguments]
+    return subprocess.Popen(line, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_compilation_is_left_within_ten_seconds(tmp_path):
+    """One of half a minute: in a stage's loop, anywhere else in a run, and in another program."""
+    cases = {"loop": signal.SIGINT, "run": signal.SIGTERM, "program": signal.SIGINT}
+    running = {where: script(COMPILES, where, str(tmp_path)) for where in cases}
+    for process in running.values():
+        assert process.stdout.readline() == "compiling\n"
+    asked = time.monotonic()
+    for where, process in running.items():
+        process.send_signal(cases[where])
+    for where, process in running.items():
+        out, said = process.communicate(timeout=60)
+        assert time.monotonic() - asked < 10
+        assert (process.returncode, out) == (SIGNAL_STATUS[cases[where]], ""), said
+        assert "Traceback" not in said
+        assert said.endswith("the same command continues\n") == (where != "program")
+        assert (str(tmp_path) in said) == (where != "program")
+        if where == "loop":
+            assert "SIGINT: ended in the middle of a compilation, which cannot be interrupted; what was saved" in said
+
+
+LONG_STEP = """
+import pathlib, sys, time
+import jax, jax.numpy as jnp
+from crs_jax import interruption
+interruption.PATIENCE = 0.5
+step = jax.jit(lambda n: jax.lax.fori_loop(0, n, lambda _, x: jnp.sin(x) + 1, jnp.ones(1000)))
+step(1).block_until_ready()
+started = time.monotonic()
+step(2000).block_until_ready()
+rounds = int(2000 * 3 / (time.monotonic() - started))
+with interruption.listening(), interruption.saving():
+    print("stepping", flush=True)
+    started = time.monotonic()
+    step(rounds).block_until_ready()
+    print("stepped", time.monotonic() - started > 1.5, flush=True)
+    time.sleep(0.4)
+    print("saved", flush=True)
+print("went on")
+"""
+
+
+def test_a_long_step_is_waited_for_and_saved():
+    """Three seconds of arithmetic in a stage's loop, with half a second of patience."""
+    process = script(LONG_STEP)
+    assert process.stdout.readline() == "stepping\n"
+    process.send_signal(signal.SIGTERM)
+    out, said = process.communicate(timeout=60)
+    assert out == "stepped True\nsaved\n"
+    assert "cannot be interrupted" not in said
+    assert "InterruptedRunError" in said
+
+
+BUSY = """
+import pathlib, time
+from crs_jax import interruption
+interruption.PATIENCE = 0.5
+with interruption.listening(pathlib.Path("w")):
+    try:
+        print("busy", flush=True)
+        time.sleep(30)
+    except BaseException:
+        time.sleep(30)  # as an executor that waits for its downloads
+"""
+
+
+def test_a_library_that_does_not_let_go_is_left():
+    process = script(BUSY)
+    assert process.stdout.readline() == "busy\n"
+    process.send_signal(signal.SIGINT)
+    asked = time.monotonic()
+    out, said = process.communicate(timeout=60)
+    assert time.monotonic() - asked < 5
+    assert (process.returncode, out) == (130, ""), said
+    assert "SIGINT: ended in the middle of a call, which cannot be interrupted; what was saved in w before" in said

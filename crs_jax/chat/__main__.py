@@ -8,7 +8,7 @@
   --workdir      a run that has ended, or a folder that `python -m crs_jax.export` made of one
   --model        ppo, sft or both, each of which goes on from its own replies. Default: ppo; of the page both, but
                  with --log ppo
-  --temperature  of replies; 0 takes the likeliest of each step. Default: 1
+  --temperature  of replies; 0 takes the likeliest of each step. Default: 0.7
   --top          how many likeliest items, of those not named yet, stand beside a reply. Default: 5
   --seed         of the sampling. Default: 0
   --log          FILE.jsonl that what people say, what is replied and when is added to; nothing is kept without it
@@ -24,15 +24,14 @@ from __future__ import annotations
 
 import argparse
 import pathlib
-import sys
 import time
 from collections.abc import Sequence
 
-from crs_jax.program import Parser, run_program
+from crs_jax.program import Parser, leave, run_program
 from crs_jax.sharing import shared_model
 
 FLAGS: tuple[tuple[str, type, object], ...] = (
-    ("workdir", str, ""), ("model", str, ""), ("temperature", float, 1.0), ("top", int, 5), ("seed", int, 0),
+    ("workdir", str, ""), ("model", str, ""), ("temperature", float, 0.7), ("top", int, 5), ("seed", int, 0),
     ("log", str, ""), ("data_dir", str, ""), ("host", str, "127.0.0.1"), ("port", int, 7860),
 )  # fmt: skip
 """Name, kind and default of the flags with a value."""
@@ -95,4 +94,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_program(main))
+    leave(run_program(main))

@@ -17,7 +17,6 @@ import argparse
 import json
 import pathlib
 import shutil
-import sys
 from collections.abc import Sequence
 
 from ml_collections import ConfigDict
@@ -27,7 +26,7 @@ from crs_jax.data import redial
 from crs_jax.data.corpus import LOADERS
 from crs_jax.errors import InputError
 from crs_jax.metrics import read_json
-from crs_jax.program import Parser, run_program
+from crs_jax.program import Parser, leave, run_program
 from crs_jax.sharing import shared_model
 
 
@@ -95,4 +94,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_program(main))
+    leave(run_program(main))
