@@ -21,7 +21,7 @@ import argparse
 import pathlib
 from collections.abc import Sequence
 
-from crs_jax.program import Parser, leave, run_program
+from crs_jax.program import Parser, leave, run_program, show_help
 
 
 def main(argv: Sequence[str]) -> None:
@@ -49,4 +49,5 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    show_help(__name__, __doc__)
     leave(run_program(main))

@@ -1,11 +1,22 @@
-"""Makes `report.html`: one page with everything a run found, for a colleague to read without the code."""
+"""Makes `report.html`: one page with everything a run found, for a colleague to read without the code.
+
+  python -m crs_jax.report --workdir=runs/quickstart
+
+  --workdir   a run that has ended
+
+A run writes its report by itself; this writes it anew.
+"""
 
 from __future__ import annotations
 
+import argparse
 import pathlib
 import re
+from collections.abc import Sequence
 
+from crs_jax.errors import InputError
 from crs_jax.metrics import write_atomically
+from crs_jax.program import Parser, leave, run_program, show_help
 from crs_jax.reporting import curves, overview, ranking, record, samples, scores, standing
 from crs_jax.reporting.document import document
 from crs_jax.reporting.html import Html, tag
@@ -64,3 +75,19 @@ def _contents(sections: list[Html]) -> Html:
         assert found, part[:80]
         links.append(tag("a", Html(found[2]), href=f"#{found[1]}"))
     return tag("nav", *links, aria_label="Sections")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Writes the report of a run that has ended."""
+    parser = Parser(prog="python -m crs_jax.report")
+    parser.add_argument("--workdir", required=True, help=argparse.SUPPRESS)
+    workdir = pathlib.Path(parser.parse_args(argv).workdir).expanduser()
+    for name in ("config.json", "metrics.json"):
+        if not (workdir / name).is_file():
+            raise InputError(f"--workdir={workdir}: there is no {name}; give the workdir of a run that has ended")
+    print(write_report(workdir))
+
+
+if __name__ == "__main__":
+    show_help(__name__, __doc__)
+    leave(run_program(main))

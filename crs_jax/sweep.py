@@ -2,11 +2,17 @@
 
   python -m crs_jax.sweep --sweep=configs/sweeps/evidence.py --out=runs/evidence --config.data.dir=FOLDER
 
-Flags that begin with `--config.` go to every run. Each run has a workdir of its own under `--out`; prepared data are
+  --sweep               a Python file that names its `SWEEP`
+  --out                 the folder of all its runs
+  --jobs                how many runs go on at a time. Default: 1
+  --seeds               such as 0,1. Default: those of the file
+  --config.NAME         a setting of every run, such as --config.data.dir=FOLDER
+
+Each run has a workdir of its own under `--out`; prepared data are
 shared, and so are the models of the stages sft and reward between runs whose settings for them are the same, those of
 other sweeps with the same `--out` too; a run all of whose settings are those of one that is done there is that one.
-What is done is skipped, so that the same command goes on where it was stopped. `--jobs=2` has two runs at a time,
-`--seeds=0,1` other seeds than the file names. All settings are checked before the first run. At the end stand
+What is done is skipped, so that the same command goes on where it was stopped: Ctrl-C and SIGTERM are passed on to the
+runs, which save and end. All settings are checked before the first run. At the end stand
 `NAME.md`, `NAME.json` and `NAME.html` under the sweep's name: means over seeds with intervals, differences to the
 reference cell with paired tests, and plots, which are also pictures of their own, `NAME-*.svg`.
 """
@@ -27,9 +33,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from crs_jax.program import leave, show_help
+
+show_help(__name__, __doc__)
+
 from ml_collections import ConfigDict
 
-from crs_jax.errors import InputError
+from crs_jax.children import execute, passing_on
+from crs_jax.errors import InputError, InterruptedRunError
 from crs_jax.finished_runs import RECORD, is_done, record, resolved, share, twin
 from crs_jax.metrics import read_json, read_json_lines, write_atomically, write_json
 from crs_jax.progress import duration, say
@@ -220,7 +231,7 @@ def run(sweep: Sweep, out: pathlib.Path, more: Sequence[str], jobs: int = 1) -> 
         say(f"sweep: {cell}, seed {seed}{after}{left}")
         start, log = time.monotonic(), workdir / "log.txt"
         with log.open("w", encoding="utf-8") as stream:
-            code = subprocess.run(line, stdout=stream, stderr=subprocess.STDOUT).returncode
+            code = execute(line, stdout=stream, stderr=subprocess.STDOUT).returncode
         if code:
             last = log.read_text(encoding="utf-8").strip().splitlines()[-1:]
             raise InputError(f"sweep: {cell}, seed {seed} ended with status {code} ({log}): {''.join(last)}")
@@ -290,10 +301,14 @@ def main(arguments: Sequence[str]) -> int:
             if not all(seed.isdigit() for seed in given["seeds"].split(",")):
                 raise InputError(f"--seeds={given['seeds']}: give whole numbers, such as 0,1")
             sweep = dataclasses.replace(sweep, seeds=tuple(map(int, given["seeds"].split(","))))
-        found = run(sweep, out, more, int(given["jobs"]))
+        with passing_on():
+            found = run(sweep, out, more, int(given["jobs"]))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except InterruptedRunError as stop:
+        print(f"sweep: {stop}: the same command continues", file=sys.stderr)
+        return stop.status
     name = pathlib.Path(given["sweep"]).stem
     text = write(sweep, out, found, name, shlex.join(["python", "-m", "crs_jax.sweep", *arguments]))
     say(text)
@@ -304,4 +319,4 @@ def main(arguments: Sequence[str]) -> int:
 if __name__ == "__main__":
     from crs_jax import sweep as program  # a sweep file imports Sweep from there, not from __main__
 
-    raise SystemExit(program.main(sys.argv[1:]))
+    leave(program.main(sys.argv[1:]))  # it has its own way with signals

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import threading
@@ -62,7 +63,7 @@ def started(monkeypatch):
         write_json_lines(workdir / "metrics.jsonl", logged)
         return types.SimpleNamespace(returncode=0)
 
-    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(sweep, "execute", run)
     return lines
 
 
@@ -105,7 +106,7 @@ def test_models_are_shared_where_their_settings_are(started, tmp_path):
     }
     plan = dataclasses.replace(PLAN, cells=cells, fixed={"stages": "sft,reward"}, seeds=(3,))
     values = {(cell.replace(" ", "_"), 3): 0.1 for cell in cells}
-    run = subprocess.run
+    run = sweep.execute
 
     def with_models(line, stdout, stderr):
         workdir = pathlib.Path(next(flag for flag in line if flag.startswith("--workdir=")).removeprefix("--workdir="))
@@ -116,7 +117,7 @@ def test_models_are_shared_where_their_settings_are(started, tmp_path):
         (workdir / "found.json").write_text(json.dumps(there), encoding="utf-8")
         return run(line, stdout, stderr)
 
-    with mock.patch.object(subprocess, "run", with_models), mock.patch.dict(VALUES, values):
+    with mock.patch.object(sweep, "execute", with_models), mock.patch.dict(VALUES, values):
         sweep.run(plan, tmp_path, [])
     found = {cell: json.loads((sweep.workdir_of(cell, 3, tmp_path) / "found.json").read_text()) for cell in cells}
     assert found == {
@@ -126,7 +127,7 @@ def test_models_are_shared_where_their_settings_are(started, tmp_path):
 
     later = {"from another sweep": {"ppo.iterations": 3}, "another config": {"ppo.iterations": 3}}
     values = {(cell.replace(" ", "_"), 3): 0.1 for cell in later}
-    with mock.patch.object(subprocess, "run", with_models), mock.patch.dict(VALUES, values):
+    with mock.patch.object(sweep, "execute", with_models), mock.patch.dict(VALUES, values):
         for cell, config in zip(later, (PLAN.config, "configs/redial_ppo.py:tiny"), strict=True):
             other = dataclasses.replace(plan, config=config, cells={cell: later[cell]}, reference=cell)
             sweep.run(other, tmp_path, ["--config.data.dir=configs"] if "redial" in config else [])
@@ -136,14 +137,14 @@ def test_models_are_shared_where_their_settings_are(started, tmp_path):
 
 def test_seeds_run_side_by_side(started, tmp_path, capsys, monkeypatch):
     """Each first run waits for the other seed's to begin."""
-    both, run = threading.Barrier(2, timeout=20), subprocess.run
+    both, run = threading.Barrier(2, timeout=20), sweep.execute
 
     def waiting(line, stdout, stderr):
         if "all-" in line[4]:
             both.wait()
         return run(line, stdout, stderr)
 
-    monkeypatch.setattr(subprocess, "run", waiting)
+    monkeypatch.setattr(sweep, "execute", waiting)
     found = sweep.run(PLAN, tmp_path, [], jobs=2)
     assert len(started) == 4
     assert found["all"][3]["hr"].value == 0.2
@@ -273,7 +274,7 @@ def test_a_run_that_is_another_no_longer_has_a_folder_of_its_own(started, tmp_pa
 
 def test_a_run_is_not_done_while_it_runs_again(tmp_path, started, monkeypatch):
     sweep.run(PLAN, tmp_path, [])
-    monkeypatch.setattr(subprocess, "run", lambda line, stdout, stderr: types.SimpleNamespace(returncode=1))
+    monkeypatch.setattr(sweep, "execute", lambda line, stdout, stderr: types.SimpleNamespace(returncode=1))
     with pytest.raises(InputError, match="status 1"):
         sweep.run(PLAN, tmp_path, ["--config.model.width=64"])
     assert not (tmp_path / "all-3" / "sweep.json").exists()
@@ -320,7 +321,7 @@ def test_a_run_that_fails_ends_the_sweep_with_its_last_line(monkeypatch, tmp_pat
         stdout.write("starting\nerror: no such thing\n")
         return types.SimpleNamespace(returncode=2)
 
-    monkeypatch.setattr(subprocess, "run", fail)
+    monkeypatch.setattr(sweep, "execute", fail)
     with pytest.raises(InputError, match=r"all, seed 3 ended with status 2 \(.*log.txt\): error: no such thing"):
         sweep.run(PLAN, tmp_path, [])
 
@@ -365,3 +366,42 @@ SWEEP = Sweep("configs/quickstart.py", {{"all": {{}}, "no text": {{"model.leave_
     assert json.dumps(cells)
     assert "| no text |" in (tmp_path / "out" / "plan.md").read_text(encoding="utf-8")
     assert "minus all" in (tmp_path / "out" / "plan.html").read_text(encoding="utf-8")
+
+
+PASSES_ON = """
+import sys
+from crs_jax import sweep
+from crs_jax.errors import InputError
+RUN = r'''
+import os, signal, sys, time
+def save(number, frame):
+    time.sleep(0.3)
+    os.write(1, f"saved {number}\\n".encode())
+    sys.exit(128 + number)
+signal.signal(signal.SIGINT, save)
+signal.signal(signal.SIGTERM, save)
+os.write(1, b"begun\\n")
+time.sleep(60)
+'''
+def one(seed, cell):
+    if sweep.execute([sys.executable, "-c", RUN], stdout=None, stderr=None).returncode and seed:
+        raise InputError("the run ended")
+plan = sweep.Sweep("configs/quickstart.py", {"all": {}, "more": {}}, {}, "all", seeds=(0, 1, 2))
+sweep.load = lambda path: plan
+sweep.run = lambda plan, out, more, jobs: sweep.side_by_side(plan, one, jobs)
+sys.exit(sweep.main(["--sweep=x", "--out=y", "--jobs=2"]))
+"""
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_is_the_runs_which_save_and_end(number, status):
+    """Two runs at a time; of the terminal's Ctrl-C, which goes to the whole group, they hear once."""
+    process = subprocess.Popen([sys.executable, "-c", PASSES_ON], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0)  # fmt: skip
+    assert [process.stdout.readline() for _ in range(2)] == ["begun\n"] * 2
+    os.killpg(process.pid, number)
+    out, said = process.communicate(timeout=60)
+    assert process.returncode == status, said
+    assert out.count(f"saved {number:d}\n") == 2
+    assert "begun" not in out
+    assert said == f"sweep: ended by {number.name}: the same command continues\n"

@@ -45,6 +45,7 @@ from crs_jax.benchmark.plan import PARTS, Cell, named, parse, product
 from crs_jax.benchmark.worker import MARK, Order
 from crs_jax.errors import InputError
 from crs_jax.metrics import write_json
+from crs_jax.program import leave, run_program, show_help
 
 FLAGS = {
     "sizes": "", "parts": "", "rows": "", "lengths": "", "cells": "", "plan": "", "config": "configs/benchmark.py",
@@ -200,9 +201,6 @@ class Run:
 
 def main(arguments: Sequence[str]) -> int:
     """The command; returns the exit status: 1 where a cell failed, 2 for flags that cannot be used."""
-    if any(argument in ("-h", "--help", "--helpfull") for argument in arguments):
-        print((__doc__ or "").strip())
-        return 0
     try:
         given, overrides = read(arguments)
         cells = cells_of(given)
@@ -219,4 +217,5 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))
+    show_help(__name__, __doc__)
+    leave(run_program(main))

@@ -29,6 +29,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from crs_jax.program import leave, run_program, show_help
+
+show_help(__name__, __doc__)
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -64,6 +67,7 @@ from crs_jax.training.task import model_config, split_model
 
 FACETS, ASKED = 41, 62  # of ReDial
 REDIAL_ITEMS = 6924
+FLAGS = {"topology": "v5e:2x4", "chips": "0", "part": "iteration", "items": str(REDIAL_ITEMS), "out": ""}
 CHIP_BYTES = {"v5e": 16 * 2**30, "v5p": 95 * 2**30, "v4": 32 * 2**30, "v6e": 32 * 2**30}
 """Memory of a chip, from Google Cloud's pages on each version."""
 
@@ -250,10 +254,7 @@ def described(config: ConfigDict, topology: str, items: int, count: int = 0, par
 
 def main(arguments: Sequence[str]) -> int:
     """The command; returns the exit status: 2 for flags that cannot be used."""
-    if any(argument in ("-h", "--help", "--helpfull") for argument in arguments):
-        print((__doc__ or "").strip())
-        return 0
-    own = {"topology": "v5e:2x4", "chips": "0", "part": "iteration", "items": str(REDIAL_ITEMS), "out": ""}
+    own = dict(FLAGS)
     rest = []
     for argument in arguments:
         name, sign, value = argument.removeprefix("--").partition("=")
@@ -281,4 +282,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))
+    leave(run_program(main))

@@ -22,6 +22,7 @@ from crs_jax.benchmark.plan import Cell, parse
 from crs_jax.benchmark.record import described
 from crs_jax.benchmark.timing import Patience
 from crs_jax.host_memory import keep_and_advise
+from crs_jax.program import show_help
 
 MARK = "@benchmark "
 LONGEST_ERROR = 400
@@ -149,4 +150,5 @@ def main(argument: str) -> None:
 
 
 if __name__ == "__main__":
+    show_help(__name__, __doc__)
     main(sys.argv[1])

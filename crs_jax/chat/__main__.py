@@ -27,7 +27,7 @@ import pathlib
 import time
 from collections.abc import Sequence
 
-from crs_jax.program import Parser, leave, run_program
+from crs_jax.program import Parser, leave, run_program, show_help
 from crs_jax.sharing import shared_model
 
 FLAGS: tuple[tuple[str, type, object], ...] = (
@@ -94,4 +94,5 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    show_help(__name__, __doc__)
     leave(run_program(main))

@@ -26,7 +26,7 @@ from crs_jax.data import redial
 from crs_jax.data.corpus import LOADERS
 from crs_jax.errors import InputError
 from crs_jax.metrics import read_json
-from crs_jax.program import Parser, leave, run_program
+from crs_jax.program import Parser, leave, run_program, show_help
 from crs_jax.sharing import shared_model
 
 
@@ -94,4 +94,5 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    show_help(__name__, __doc__)
     leave(run_program(main))

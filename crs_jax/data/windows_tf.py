@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from crs_jax.program import show_help
+
 DIALOGUES = 128  # in one step of the pipeline
 
 
@@ -84,4 +86,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    show_help(__name__, __doc__)
     sys.exit(main(sys.argv[1:]))
