@@ -31,6 +31,7 @@ from crs_jax.storage import trouble
 _TOLD_AGAIN = ("_SignalingThread.run() raised", "in background save thread", "Attempted to create temporary directory")
 logging.getLogger("absl").addFilter(lambda record: not any(text in record.getMessage() for text in _TOLD_AGAIN))
 
+KEPT = 2  # training states of a stage
 # What decides a stage's result: its own sections and those of the stages before it.
 SECTIONS = {
     "sft": ("head", "seed", "data", "simulator", "tokenizer", "encoder", "model", "mesh", "sft"),
@@ -211,7 +212,7 @@ class Checkpoints:
         stage: str,
         config: ConfigDict,
         inputs: dict[str, str] | None = None,
-        keep: int = 2,
+        keep: int = KEPT,
     ):
         self.stage = stage
         self.folder = (workdir / "checkpoints" / stage).absolute()

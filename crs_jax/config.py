@@ -186,7 +186,7 @@ def _validate_model(config: ConfigDict) -> None:
     if not model.init:
         raise _error("model.init", model.init, "must be scratch, a folder or a hub id")
     local = is_folder(model.init)
-    if not local and model.init != "scratch" and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model.init):
+    if not local and model.init != "scratch" and not re.fullmatch(r"[\w.-]+(/[\w.-]+(@[\w.-]+)?)?", model.init):
         raise _error("model.init", model.init, "there is no such folder, and it is no hub id either")
     if not local and model.init != "scratch" and config.tokenizer.kind != "gpt2":
         rule = "a checkpoint from the hub knows GPT-2's tokens only: give --config.tokenizer.kind=gpt2"

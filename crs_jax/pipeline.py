@@ -20,7 +20,7 @@ from jax.experimental.multihost_utils import sync_global_devices
 from ml_collections import ConfigDict
 
 from crs_jax import config as settings
-from crs_jax import weights_and_biases
+from crs_jax import preflight, weights_and_biases
 from crs_jax.checkpoint import digest, done_meta, flatten
 from crs_jax.compilation import keep_programs
 from crs_jax.errors import InputError
@@ -97,6 +97,7 @@ def _run(config: ConfigDict, workdir: pathlib.Path, flags: Sequence[str]) -> pat
     sizes = settings.derive(config, jax.device_count())
     attention.refuse_where_missing(config.model.attention)
     weights_and_biases.refuse_where_missing(config)
+    preflight.check(config, workdir, stages, first)
     mesh = make_mesh(config)
     started, facts = time.monotonic(), run_facts(config, flags)
     print_summary(
@@ -117,6 +118,7 @@ def _run(config: ConfigDict, workdir: pathlib.Path, flags: Sequence[str]) -> pat
     if {"reward", "ppo"} & set(stages):  # what these would meet after the stages before them
         known_log(task)
         own_reward(task)
+    preflight.load_classifier(config, workdir, stages)
     seconds = {"prepare": time.monotonic() - started}
     parameters = count(split_model(new_policy(task))[1])
     print_summary(

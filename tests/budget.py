@@ -18,9 +18,9 @@ BUDGETS = {
     "signals": 20,
     "training": 750,
     "soak": 7200,
-    ".": 750,  # the files directly under tests/, whole runs of the pipeline among them
+    ".": 900,  # the files directly under tests/, whole runs of the pipeline among them
 }
-"""Seconds by folder, of two workers side by side; all but soak add up to 2,360, just under 20 minutes."""
+"""Seconds by folder, of two workers side by side; all but soak add up to 2,500, just under 21 minutes."""
 
 _seconds: dict[str, float] = collections.defaultdict(float)
 

@@ -75,6 +75,12 @@ def test_names_the_flag(path, value, says):
     assert "\n" not in message
 
 
+@pytest.mark.parametrize("init", ["gpt2", "openai-community/gpt2", "owner/name@607a30d", "owner/name@v1.0"])
+def test_a_checkpoint_of_the_hub_can_be_named(init):
+    """With its revision too, which one that has no short name needs (`models/hf.py`)."""
+    validate(changed(model__init=init, tokenizer__kind="gpt2"))
+
+
 def test_all_rewards_zero_is_refused_only_with_ppo():
     config = changed(reward__alpha=0.0, reward__beta=0.0, reward__gamma=0.0)
     with pytest.raises(InputError, match=r"reward\.alpha"):

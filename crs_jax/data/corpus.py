@@ -64,12 +64,9 @@ def load(config: Any, workdir: pathlib.Path) -> Corpus:
     loader = LOADERS[data.dataset]
     workdir = pathlib.Path(workdir)
     folder = _folder(config, workdir)
-    hub = "" if folder else data.hub or getattr(loader, "HUB", "")
-    cache = pathlib.Path(data.cache_dir).expanduser() if data.cache_dir else workdir / "cache"
-    settings = {name: data[name] for name in ("dataset", "domain", "on_error", "validation_dialogues")}
-    settings |= {"seed": config.seed, "hub": hub, "revision": data.revision if hub else ""}
-    inputs = _inputs(loader, folder, hub, data)
-    prepared = cache / f"{data.dataset}-{arrow.fingerprint(settings, inputs)}"
+    hub = "" if folder else _hub(data)
+    prepared = _prepared(config, workdir, folder, hub)
+    cache = prepared.parent
     with _quiet():
         found = arrow.load(prepared)
         if found is None:
@@ -94,6 +91,29 @@ def load(config: Any, workdir: pathlib.Path) -> Corpus:
         folder=folder,
         notes=tuple(facts["notes"]),
     )
+
+
+def hub_wanted(config: Any, workdir: pathlib.Path) -> str:
+    """The repository that `load` would read from the hub; empty for a folder and for a corpus prepared before."""
+    data = config.data
+    hub = "" if data.dir or data.dataset == "simulated" else _hub(data)
+    if not hub or pathlib.Path(hub).is_dir() or _prepared(config, workdir, None, hub).is_dir():
+        return ""
+    return hub
+
+
+def _hub(data: Any) -> str:
+    return data.hub or getattr(LOADERS[data.dataset], "HUB", "")
+
+
+def _prepared(config: Any, workdir: pathlib.Path, folder: pathlib.Path | None, hub: str) -> pathlib.Path:
+    """Where the prepared corpus is kept, made or not."""
+    data = config.data
+    cache = pathlib.Path(data.cache_dir).expanduser() if data.cache_dir else workdir / "cache"
+    settings = {name: data[name] for name in ("dataset", "domain", "on_error", "validation_dialogues")}
+    settings |= {"seed": config.seed, "hub": hub, "revision": data.revision if hub else ""}
+    inputs = _inputs(LOADERS[data.dataset], folder, hub, data)
+    return cache / f"{data.dataset}-{arrow.fingerprint(settings, inputs)}"
 
 
 def _folder(config: Any, workdir: pathlib.Path) -> pathlib.Path | None:

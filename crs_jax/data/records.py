@@ -165,6 +165,16 @@ def read_hub(hub: str, revision: str, scratch: pathlib.Path) -> dict[str, list[R
     }
 
 
+def in_cache(hub: str) -> bool:
+    """Whether `read_hub` can do without the hub: `datasets` has read this repository before."""
+    from datasets import config
+    from datasets.naming import camelcase_to_snakecase
+
+    owner, _, name = hub.rpartition("/")
+    folder = "___".join([*filter(None, [owner]), camelcase_to_snakecase(name)])
+    return any(path.is_dir() for path in (pathlib.Path(config.HF_DATASETS_CACHE) / folder).glob("*/*/*"))
+
+
 def decode(value: Any) -> Any:
     """The JSON value of a line of bytes; a dataset's row is given back as it is."""
     if not isinstance(value, bytes):

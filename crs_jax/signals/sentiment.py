@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -80,6 +81,16 @@ def _before_and_after(dialogues: Sequence[Dialogue], kind: str) -> tuple[list[tu
     return where, sentiment(texts, kind)
 
 
+def hub_id(kind: str) -> tuple[str, str]:
+    """Repository and revision of a classifier on the hub; `InputError` where `kind` names none."""
+    name, _, revision = kind.partition("@")
+    if not revision:
+        raise InputError(
+            f"config.signals.sentiment: {kind!r} is no folder, and a hub id needs its revision: owner/name@commit"
+        )
+    return name, revision
+
+
 @functools.cache
 def _scorer(kind: str) -> tuple[dict[str, float], Callable[[list[str]], list[float]]]:
     """What was scored before in this process, and what scores the rest."""
@@ -97,17 +108,10 @@ def _classifier(kind: str) -> Callable[[list[str]], list[float]]:
     """Loads a classifier; texts of like length run together. torch reads weights that are a pickle as data alone."""
     import transformers
 
-    name, revision = os.path.expanduser(kind), None
-    if not is_folder(kind):
-        name, _, revision = kind.partition("@")
-        if not revision:
-            raise InputError(
-                f"config.signals.sentiment: {kind!r} is no folder, and a hub id needs its revision: owner/name@commit"
-            )
+    at = None if is_folder(kind) else hub_id(kind)
     try:
-        model: Any = transformers.pipeline(
-            "text-classification", model=name, tokenizer=name, revision=revision, top_k=None, device=-1
-        )
+        folder = os.path.expanduser(kind) if at is None else _fetched(*at)
+        model: Any = transformers.pipeline("text-classification", model=folder, tokenizer=folder, top_k=None, device=-1)
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
@@ -125,6 +129,21 @@ def _classifier(kind: str) -> Callable[[list[str]], list[float]]:
         return values
 
     return run
+
+
+def _fetched(repository: str, revision: str) -> str:
+    """Folder of a classifier from the hub, which is asked for nothing that was fetched before.
+
+    Given the repository's name, transformers would look for a dozen other files, and ask a service of the hub to
+    convert weights that are a pickle.
+    """
+    from huggingface_hub import snapshot_download
+
+    words = ["*.json", "*.txt", "*.model"]
+    folder = snapshot_download(repository, revision=revision, allow_patterns=[*words, "model*.safetensors"])
+    if not any(pathlib.Path(folder).glob("model*.safetensors")):
+        folder = snapshot_download(repository, revision=revision, allow_patterns=[*words, "pytorch_model*.bin"])
+    return folder
 
 
 def label_signs(id2label: Mapping[int, str], kind: str) -> dict[str, float]:

