@@ -24,6 +24,7 @@ from crs_jax.storage import is_folder
 
 TIMEOUT = 10.0  # seconds that the hub has for one answer
 ITEMS = 10_000  # of a catalogue that is not read yet, for the estimate of disk: more than ReDial's 6,924
+GONE = (401, 403, 404)  # what the hub says of what is not there, or not for everybody
 GB = 1e9
 
 
@@ -123,7 +124,8 @@ def refuse_unless_there(fetch: Fetch) -> None:
         return
     except HfHubHTTPError as error:
         status = error.response.status_code
-        said = f"the hub at {constants.ENDPOINT} has no {kind} {repository} at {revision} for you (status {status})"
+        lacks = f"has no {kind} {repository} at {revision} for you"
+        said = f"the hub at {constants.ENDPOINT} {lacks if status in GONE else 'is in trouble'} (status {status})"
     except OfflineModeIsEnabled:
         said = f"{kind} {repository} is not on this machine, and HF_HUB_OFFLINE forbids to ask the hub"
     except Exception as error:  # no route, refused, too slow, not a hub

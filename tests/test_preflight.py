@@ -8,7 +8,7 @@ import time
 import types
 
 import pytest
-from hub_server import Repository, serving
+from hub_server import Handler, Repository, serving
 
 from configs import quickstart, redial_ppo
 from configs.variants import ROBERTA
@@ -114,6 +114,14 @@ def test_what_the_hub_has_not(online, tmp_path, folder, setting, gone):
         with pytest.raises(InputError, match=r"status 404\): ") as met:
             preflight.check(config, tmp_path, STAGES)
     assert str(met.value).startswith(f"--config.{setting}: the hub at {hub.url} has no {kind} {name} at {revision}")
+
+
+def test_a_hub_in_trouble(online, tmp_path, folder, monkeypatch):
+    monkeypatch.setattr(Handler, "answer", lambda self: self.send(503, b""))
+    with serving({}) as hub:
+        online(hub.url)
+        with pytest.raises(InputError, match=r"--config\.model\.init=.* is in trouble \(status 503\): give a folder"):
+            preflight.check(plain("model.init", folder), tmp_path, STAGES)
 
 
 def test_a_hub_that_has_all_is_asked_once_for_each_and_for_no_file(online, tmp_path):
