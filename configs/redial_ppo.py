@@ -3,6 +3,20 @@
 GPT-2 medium from the hub, for a GPU or TPU; the sentiment classifier needs the extra `roberta`:
   python -m crs_jax.main --config=configs/redial_ppo.py
 
+What that needs is computed; no machine of these has run it yet.
+  Arithmetic: SFT 1.1e16, reward .8e16, PPO 2.7e16, evaluation 1e16 FLOP. At 30 % of the peak of an H200 3 minutes, at
+    40 % of that of one v5e chip 12, of a v5e-8 2. Beside it stand compiling (minutes for each of PPO's two widths) and
+    RoBERTa, which runs on the host: 59,000 texts, 1.7e14 FLOP, 3 minutes on 16 cores and 15 on two. So expect half an
+    hour on an H200 or a v5e-8, three quarters of one on a v5e chip.
+  Disk: 364,473,406 parameters, 1.46 GB. A checkpoint of SFT has them 5 times (with Adam's moments, the average and the
+    best so far: 7.3 GB), of the reward model and of PPO 4 times (5.8 GB). Two of each are kept and a third is written
+    before the oldest goes: 45 GB, and 2.2 GB of the hub's files in HF_HOME.
+  Memory: PPO's iteration, compiled ahead of time for one v5e chip (python -m crs_jax.benchmark.ahead
+    --config=configs/redial_ppo.py --topology=v5e:2x2 --chips=1), takes 9.9 of its 16 GiB, and the policy that is kept
+    1.4 more; on each chip of a v5e-8 at most as much, and far less with --config.mesh.fsdp=8. SFT holds 6 times the
+    parameters, 8.1 GiB, and activations of about 4 (by hand; --config.sft.accumulate=2 halves them). All is small for
+    an H200, which has 141 GB.
+
 From nothing, without a hub, for a CPU with two cores:
   python -m crs_jax.main --config=configs/redial_ppo.py:scratch --config.data.dir=FOLDER
 
