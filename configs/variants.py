@@ -45,10 +45,12 @@ def _gpt2_medium(c: ConfigDict) -> None:
     c.sft.rows = 16
     c.sft.row_tokens = 1024
     c.sft.learning_rate = 5e-5
+    c.sft.new_rate = 10.0
     c.sft.weight_decay = 0.01
 
     c.reward.epochs = 2.0
     c.reward.learning_rate = 2e-5
+    c.reward.new_rate = 25.0
     c.reward.weight_decay = 0.01
 
     c.ppo.iterations = 200
@@ -57,6 +59,7 @@ def _gpt2_medium(c: ConfigDict) -> None:
     c.ppo.group = 8
     c.ppo.minibatches = 4
     c.ppo.learning_rate = 5e-6
+    c.ppo.value_rate = 100.0
     c.ppo.value_warmup = 10
     c.ppo.act_kl_target = 0.3
     c.ppo.word_kl_target = 0.5
