@@ -12,28 +12,41 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from crs_jax.rl.ppo import leave_one_out
+from crs_jax.rl.ppo import leave_one_out, rounding
 from crs_jax.rl.scoring import Parts
 
 ALGORITHMS = ("rloo", "grpo", "raft")
 
 
-def standardised(score_CG: jax.Array, epsilon: float = 1e-6) -> jax.Array:
+def standardised(score_CG: jax.Array, size_CG: jax.Array | None = None, epsilon: float = 1e-6) -> jax.Array:
     """Scores less their context's mean, over its standard deviation (Shao et al. 2024, 4.1.2); 0 where all are equal.
 
     It weighs contexts alike, however little their replies differ: the optimum is no longer that of the rewards' sum.
+    So rounding must not pass for a difference: scores of one context that lie within `rounding` of the largest
+    `size_CG` (None: the scores' own) are equal.
     """
-    centred_CG = score_CG - score_CG.mean(1, keepdims=True)
-    return centred_CG / (jnp.sqrt(jnp.square(centred_CG).mean(1, keepdims=True)) + epsilon)
+    beside_CG = score_CG - score_CG[:, :1]
+    centred_CG = beside_CG - beside_CG.mean(1, keepdims=True)
+    spread_C1 = score_CG.max(1, keepdims=True) - score_CG.min(1, keepdims=True)
+    standard_CG = centred_CG / (jnp.sqrt(jnp.square(centred_CG).mean(1, keepdims=True)) + epsilon)
+    return jnp.where(spread_C1 <= _rounding(score_CG, size_CG), 0.0, standard_CG)
 
 
-def best_alone(score_CG: jax.Array) -> jax.Array:
+def best_alone(score_CG: jax.Array, size_CG: jax.Array | None = None) -> jax.Array:
     """G for the best reply of each context, the first of those that are equal, 0 for the others: a mean of 1."""
     G = score_CG.shape[1]
-    return G * jax.nn.one_hot(score_CG.argmax(1), G, dtype=score_CG.dtype)
+    best_CG = score_CG >= score_CG.max(1, keepdims=True) - _rounding(score_CG, size_CG)
+    return G * jax.nn.one_hot(best_CG.argmax(1), G, dtype=score_CG.dtype)
 
 
-def group_advantages(reward_BR: jax.Array, split: Parts, group: int, algorithm: str) -> jax.Array:
+def _rounding(score_CG: jax.Array, size_CG: jax.Array | None) -> jax.Array:
+    """`rounding` of each context's largest size, `[C, 1]`."""
+    return rounding((jnp.abs(score_CG) if size_CG is None else size_CG).max(1, keepdims=True))
+
+
+def group_advantages(
+    reward_BR: jax.Array, split: Parts, group: int, algorithm: str, term_B: jax.Array | float = 0.0
+) -> jax.Array:
     """Advantages `[B, R]`, 0 on padding.
 
     Args:
@@ -42,11 +55,19 @@ def group_advantages(reward_BR: jax.Array, split: Parts, group: int, algorithm: 
       group: replies to a context, next to one another; at least 2.
       algorithm: `rloo` (less the mean of the others), `grpo` (`standardised`) or `raft` (`best_alone`, of the whole
         reply for all of its tokens).
+      term_B: size of the terms that a reply's rewards were made from, where these are larger than the rewards: sums
+        round in units of their largest term, so that is what tells equal replies from unequal ones.
     """
-    relative = {"rloo": leave_one_out, "grpo": standardised, "raft": best_alone}[algorithm]
-    whole_B = jnp.where(split.act_BR | split.word_BR, reward_BR, 0.0).sum(-1)
-    words_B = jnp.where(split.word_BR, reward_BR, 0.0).sum(-1)
-    whole_B, words_B = (relative(a.reshape(-1, group)).reshape(-1) for a in (whole_B, words_B))
-    words_B = whole_B if algorithm == "raft" else words_B
+    real_BR = split.act_BR | split.word_BR
+    size_B = jnp.where(real_BR, jnp.abs(reward_BR), 0.0).sum(-1) + term_B
+
+    def relative(part_BR: jax.Array) -> jax.Array:
+        score_CG = jnp.where(part_BR, reward_BR, 0.0).sum(-1).reshape(-1, group)
+        if algorithm == "rloo":
+            return leave_one_out(score_CG).reshape(-1)
+        return {"grpo": standardised, "raft": best_alone}[algorithm](score_CG, size_B.reshape(-1, group)).reshape(-1)
+
+    whole_B = relative(real_BR)
+    words_B = whole_B if algorithm == "raft" else relative(split.word_BR)
     advantage_BR = jnp.where(split.act_BR, whole_B[:, None], words_B[:, None])
-    return lax.stop_gradient(jnp.where(split.act_BR | split.word_BR, advantage_BR, 0.0))
+    return lax.stop_gradient(jnp.where(real_BR, advantage_BR, 0.0))

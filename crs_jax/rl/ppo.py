@@ -33,20 +33,38 @@ def masked_mean(x: jax.Array, mask: jax.Array, count: jax.Array | None = None) -
     return masked_sum(x, mask) / jnp.maximum(mask.sum() if count is None else count, 1)
 
 
+def rounding(size: jax.Array) -> jax.Array:
+    """16 units in the last place of `size`: sums of a few terms of that size differ by less where they are equal."""
+    return 16 * (jnp.nextafter(size, jnp.inf) - size)
+
+
+def centred(x: jax.Array, mask: jax.Array) -> jax.Array:
+    """`x` less its mean over the real tokens, exactly 0 where all are equal: the mean of n equal numbers rounds."""
+    below = jnp.where(mask, x - jnp.where(mask, x, -jnp.inf).max(), 0.0)
+    return below - masked_mean(below, mask)
+
+
+def varies(x: jax.Array, mask: jax.Array) -> jax.Array:
+    """Whether the real tokens differ by more than rounding does."""
+    real = jnp.where(mask, x, 0.0)
+    spread = jnp.where(mask, x, -jnp.inf).max() - jnp.where(mask, x, jnp.inf).min()
+    return spread > rounding(jnp.abs(real).max())
+
+
 def masked_variance(x: jax.Array, mask: jax.Array) -> jax.Array:
     """Population variance over the real tokens."""
-    return masked_mean(jnp.square(x - masked_mean(x, mask)), mask)
+    return masked_mean(jnp.square(centred(x, mask)), mask)
 
 
 def whiten(x: jax.Array, mask: jax.Array, shift_mean: bool = True, epsilon: float = 1e-8) -> jax.Array:
     """To variance 1 over the real tokens of the global batch, to mean 0 if `shift_mean`; 0 elsewhere.
 
-    Under `jax.jit` the sums run over all devices' shards, so that one device and eight whiten alike.
+    What does not vary has no deviations from its mean, however large it is beside `epsilon`. Under `jax.jit` the sums
+    run over all devices' shards, so that one device and eight whiten alike.
     """
     require_float(x=x)
-    mean = masked_mean(x, mask)
-    white = (x - mean) * lax.rsqrt(masked_variance(x, mask) + epsilon)
-    return jnp.where(mask, white if shift_mean else white + mean, 0.0)
+    white = jnp.where(varies(x, mask), centred(x, mask), 0.0) * lax.rsqrt(masked_variance(x, mask) + epsilon)
+    return jnp.where(mask, white if shift_mean else white + masked_mean(x, mask), 0.0)
 
 
 def place_rewards(act_score_B: jax.Array, word_score_B: jax.Array, say_BR: jax.Array, last_BR: jax.Array) -> jax.Array:
@@ -64,12 +82,13 @@ def leave_one_out(score_CG: jax.Array) -> jax.Array:
     """Scores less the mean of the other replies to the same context (RLOO, Ahmadian et al. 2024, arXiv 2402.14740).
 
     The other replies were drawn independently, so that no gradient is biased; what the context alone explains, most of
-    a score's variance, is gone. One reply a context has no others and keeps its score.
+    a score's variance, is gone. One reply a context has no others and keeps its score. Equal scores are exactly 0.
     """
     G = score_CG.shape[1]
     if G == 1:
         return score_CG
-    return score_CG - (score_CG.sum(1, keepdims=True) - score_CG) / (G - 1)
+    beside_CG = score_CG - score_CG[:, :1]  # the mean of others shifts with the scores
+    return G / (G - 1) * (beside_CG - beside_CG.mean(1, keepdims=True))
 
 
 def kl_k1(logp: jax.Array, reference_logp: jax.Array) -> jax.Array:
@@ -154,4 +173,5 @@ def adapt_kl_coefficient(
 def explained_variance(value: jax.Array, target: jax.Array, mask: jax.Array) -> jax.Array:
     """1 - Var(target - value) / Var(target) over the real tokens; 0 where the target does not vary."""
     variance = masked_variance(target, mask)
-    return jnp.where(variance > 0, 1.0 - masked_variance(target - value, mask) / jnp.maximum(variance, 1e-12), 0.0)
+    there = varies(target, mask) & (variance > 0)
+    return jnp.where(there, 1.0 - masked_variance(target - value, mask) / jnp.where(there, variance, 1.0), 0.0)

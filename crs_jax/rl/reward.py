@@ -147,12 +147,20 @@ def with_relevance(signal_BS: jax.Array, relevance_B: jax.Array) -> jax.Array:
 
 
 def fit_normaliser(signal_BS: jax.Array, weight_S: jax.Array) -> Normaliser:
-    """From signals of reference samples, ignoring NaN; what does not vary keeps standard deviation 1."""
-    mean_S = jnp.nan_to_num(jnp.nanmean(signal_BS, 0))
-    std_S = jnp.nan_to_num(jnp.nanstd(signal_BS, 0))
-    std_S = jnp.where(std_S > 1e-6, std_S, 1.0)
-    total_std = combine((signal_BS - mean_S) / std_S, weight_S, jnp.inf).std()
-    return Normaliser(mean_S, std_S, jnp.where(total_std > 1e-6, total_std, 1.0))
+    """From signals of reference samples, ignoring NaN; what does not vary keeps standard deviation 1.
+
+    It varies where its standard deviation is above a millionth of its size, whatever its unit: rounding stays below.
+    """
+    top_S = jnp.nan_to_num(jnp.nanmax(signal_BS, 0))
+    below_BS = signal_BS - top_S  # exactly 0 where all are equal, and so is their mean
+    mean_S = jnp.nan_to_num(jnp.nanmean(below_BS, 0))
+    std_S = jnp.nan_to_num(jnp.nanstd(below_BS, 0))
+    varies_S = std_S > 1e-6 * jnp.nan_to_num(jnp.nanmax(jnp.abs(signal_BS), 0))
+    std_S = jnp.where(varies_S, std_S, 1.0)
+    standard_BS = jnp.where(varies_S | jnp.isnan(below_BS), (below_BS - mean_S) / std_S, 0.0)
+    total_B = combine(standard_BS, weight_S, jnp.inf)
+    total_std = total_B.std()
+    return Normaliser(top_S + mean_S, std_S, jnp.where(total_std > 1e-6 * jnp.abs(total_B).max(), total_std, 1.0))
 
 
 def predict(

@@ -253,7 +253,8 @@ def make_iteration(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mes
             scale = jnp.sqrt(ppo.masked_variance(advantage_BR, split.act_BR) + 1e-8)
             advantage_BR = ppo.whiten(advantage_BR, split.act_BR) + ppo.whiten(advantage_BR, split.word_BR)
         else:
-            advantage_BR = group_advantages(reward_BR, split, c.group, algorithm)
+            term_B = jnp.abs(scores.act_B) + jnp.abs(scores.total_B) + c.missing_end_penalty * ~split.ended_B
+            advantage_BR = group_advantages(reward_BR, split, c.group, algorithm, term_B)
         known = [known_acts(turn, scale) for turn in replied]
         if c.all_acts:
             row_B = jnp.where(split.items_BM[:, 0] < 0, actor.policy.layout.num_items, split.items_BM[:, 0])

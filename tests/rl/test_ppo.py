@@ -105,6 +105,20 @@ def test_whitened_have_mean_0_and_variance_1():
     assert abs(kept.mean() / x[mask].mean() - 1) < 1e-5
 
 
+@pytest.mark.parametrize("value", [3.7, -37.3, 1000.1, 1e6, 0.0])
+@pytest.mark.parametrize("shift_mean", [True, False])
+def test_what_does_not_vary_has_no_deviation(value, shift_mean):
+    """The mean of equal numbers rounds, and so do sums that are equal; neither is a deviation from a mean."""
+    mask = prefix_mask([7, 1, 0, 6], 7)
+    x = np.where(mask, value, NAN).astype(np.float32)
+    mean = 0.0 if shift_mean else np.float32(value)
+    np.testing.assert_allclose(np.asarray(ppo.whiten(x, mask, shift_mean))[mask], mean, rtol=1e-6)
+    x[1, 0] += 3 * np.spacing(np.abs(x[1, 0]))
+    np.testing.assert_allclose(np.asarray(ppo.whiten(x, mask, shift_mean))[mask], mean, rtol=1e-6)
+    assert float(ppo.masked_variance(x, mask)) <= np.square(3 * np.spacing(np.float32(abs(value))))
+    assert float(ppo.explained_variance(jnp.zeros(x.shape), x, mask)) == 0.0
+
+
 def test_whitening_over_eight_devices():
     """Fault: whitening per device. Rows lie on 8 devices, each with a mean of its own; one device must agree."""
     code = """

@@ -183,6 +183,20 @@ def test_normaliser_of_what_does_not_vary():
     assert float(got.total_std) == 1.0
 
 
+@pytest.mark.parametrize("unit", [1e-9, 1.0, 1e5])
+def test_normaliser_knows_what_varies_in_any_unit(unit):
+    """Fault: an absolute bound, below which a reward in small units is lost and above which rounding is a signal."""
+    rng = np.random.default_rng(3)
+    signals = (unit * np.stack([rng.choice([0.0, 1.0], 511), np.full(511, 0.7), np.full(511, 37.3)], 1)).astype(
+        np.float32
+    )
+    signals[rng.random(511) < 0.5, 1] += np.spacing(np.float32(0.7 * unit))
+    got = fit_normaliser(jnp.asarray(signals), jnp.array([1.0, 2.0, 3.0]))
+    np.testing.assert_allclose(got.std_S, [signals[:, 0].std(), 1.0, 1.0], rtol=1e-5)
+    assert float(got.mean_S[2]) == signals[0, 2]
+    assert float(got.total_std) == pytest.approx(1.0, rel=1e-4)
+
+
 def test_heads_are_read_at_say_and_at_the_last_token():
     """Fault: the score one slot off. Against hidden states of one reply a row, at the tokens themselves, and the
     fit of the act's new items."""
