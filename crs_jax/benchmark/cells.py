@@ -106,8 +106,8 @@ def make_update_step(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: M
 
     def step(state: TrainState, frozen: Any, minibatch: Experience):
         fixed = {"policy": frozen}, state.extra["act_kl"], state.extra["word_kl"]
-        carry = (state.params, state.opt_state, state.halted, jnp.asarray(False), fixed, jnp.asarray(True))
-        (params, opt_state, halted, *_), metrics = one(carry, (minibatch,))
+        carry = (state.params, state.opt_state, state.step, state.halted, jnp.asarray(False), fixed, jnp.asarray(True))
+        (params, opt_state, _, halted, *_), metrics = one(carry, (minibatch,))
         return keep_layout(TrainState(state.step + 1, params, opt_state, halted, state.extra), mesh), metrics
 
     return jax.jit(on_mesh(step, mesh), donate_argnums=0)

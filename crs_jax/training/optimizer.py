@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
@@ -141,6 +142,22 @@ def by_name(of: Callable[[str], tuple[float, float]]) -> optax.GradientTransform
     return optax.stateless(update)
 
 
+def scale_by_rate(rate: optax.Schedule) -> optax.GradientTransformationExtraArgs:
+    """Multiplies updates by `-rate` at the number of the update, of which `optimizer.update(..., number=n)` tells it.
+
+    A count of its own, taken where no number is given, counts the updates that were made: those that a stage leaves out
+    would hold the schedule up.
+    """
+
+    def update(updates: Any, state: Any, params: Any = None, *, number: jax.Array | None = None, **_: Any):
+        number = state.count if number is None else number
+        step = -rate(number)
+        scaled = jax.tree.map(lambda u: jnp.asarray(step, u.dtype) * u, updates)
+        return scaled, optax.ScaleByScheduleState(count=optax.safe_increment(state.count))
+
+    return optax.GradientTransformationExtraArgs(lambda _: optax.ScaleByScheduleState(jnp.zeros([], jnp.int32)), update)
+
+
 def make_optimizer(
     rates: Rates, warmup: float, steps: int, clip_norm: float, end: float = 0.1
 ) -> optax.GradientTransformation:
@@ -149,5 +166,5 @@ def make_optimizer(
         optax.clip_by_global_norm(clip_norm),
         optax.scale_by_adam(b1=0.9, b2=0.95),
         by_name(rates.of),
-        optax.scale_by_learning_rate(schedule(rates.learning_rate, warmup, steps, end)),
+        scale_by_rate(schedule(rates.learning_rate, warmup, steps, end)),
     )

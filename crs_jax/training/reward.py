@@ -133,7 +133,9 @@ def make_step(graphdef: Any, optimizer: Any, task: Task):
         each, grads = accumulated_gradients(loss, state.params, in_parts(rows, c.reward.accumulate, task.mesh))
         metrics = {name: value.sum() for name, value in each.items()}
         healthy = jnp.isfinite(metrics["loss"]) & ~state.halted
-        params, opt_state, norm, made = apply_gradients(optimizer, grads, state.params, state.opt_state, healthy)
+        params, opt_state, norm, made = apply_gradients(
+            optimizer, grads, state.params, state.opt_state, healthy, state.step
+        )
         halted = state.halted | ~made
         metrics |= {"grad_norm": norm, "halted": halted}
         new_state = TrainState(state.step + 1, params, opt_state, halted, state.extra)

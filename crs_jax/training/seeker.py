@@ -169,7 +169,9 @@ def run_seeker(task: Task, writer: MetricsWriter, sft: Model) -> Any:
 
         value, grads = jax.value_and_grad(loss)(state.params)
         healthy = jnp.isfinite(value) & ~state.halted
-        params, opt_state, norm, made = apply_gradients(optimizer, grads, state.params, state.opt_state, healthy)
+        params, opt_state, norm, made = apply_gradients(
+            optimizer, grads, state.params, state.opt_state, healthy, state.step
+        )
         halted = state.halted | ~made
         new = TrainState(state.step + 1, params, opt_state, halted, state.extra)
         return keep_layout(new, task.mesh), {"loss": value, "grad_norm": norm, "halted": halted}

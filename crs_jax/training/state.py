@@ -98,16 +98,24 @@ def accumulated_gradients(
 
 
 def apply_gradients(
-    optimizer: optax.GradientTransformation, grads: Any, params: Any, opt_state: Any, healthy: jax.Array
+    optimizer: optax.GradientTransformation,
+    grads: Any,
+    params: Any,
+    opt_state: Any,
+    healthy: jax.Array,
+    number: jax.Array,
 ) -> tuple[Any, Any, jax.Array, jax.Array]:
     """One update, or none where `healthy` is False or the gradient is not finite.
+
+    `number` is that of the update in its stage, from 0, updates that were not made included: the rate is a function of
+    it, which the log can take too.
 
     Returns:
       params, opt_state, the gradient's global norm, and whether the update was made.
     """
     norm = optax.tree.norm(grads)
     healthy = healthy & jnp.isfinite(norm)
-    updates, new_opt = optimizer.update(grads, opt_state, params)
+    updates, new_opt = optax.with_extra_args_support(optimizer).update(grads, opt_state, params, number=number)
     return (
         select(healthy, optax.apply_updates(params, updates), params),
         select(healthy, new_opt, opt_state),

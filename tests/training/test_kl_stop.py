@@ -1,0 +1,51 @@
+"""`ppo.kl_stop`: updates that are left out do not hold the schedule of the learning rate up."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from crs_jax.metrics import MetricsWriter, read_json_lines
+from crs_jax.training import ppo_stage
+from crs_jax.training.optimizer import make_optimizer
+from crs_jax.training.ppo_stage import run_ppo
+from crs_jax.training.task import copy_tree
+
+RATE, ITERATIONS, UPDATES = 3e-3, 5, 4  # updates of an iteration
+
+
+def signs(tree):
+    """A gradient of -1 and 1, by which Adam moves every parameter by exactly the rate."""
+    return jax.tree.map(lambda a: np.random.default_rng(a.size).choice([-1.0, 1.0], a.shape).astype(a.dtype), tree)
+
+
+def test_what_is_logged_is_what_was_used(world, tmp_path, monkeypatch):
+    def constant(*arguments, **named):
+        return optax.chain(optax.stateless(lambda grads, _: signs(grads)), make_optimizer(*arguments, **named))
+
+    monkeypatch.setattr(ppo_stage, "make_optimizer", constant)
+    settings = {
+        "learning_rate": RATE,
+        "kl_stop": 1e-6,
+        "iterations": ITERATIONS,
+        "validation_contexts": 0,
+        "warmup": 0.3,
+    }
+    task = world.at(tmp_path, **{f"ppo__{name}": value for name, value in settings.items()})
+    first = copy_tree(world.sft[1])
+    with MetricsWriter(tmp_path, tensorboard=False) as writer:
+        aligned = run_ppo(task, writer, world.sft, world.reward)
+    lines = [line for line in read_json_lines(tmp_path / "metrics.jsonl") if "learning_rate" in line]
+
+    # All but the first update of an iteration are stopped, since the first changes every parameter.
+    assert [line["updated"] for line in lines] == [1 / UPDATES] * ITERATIONS
+    rises, total = 6, UPDATES * ITERATIONS  # .3 of 20 updates
+    for number, line in enumerate(lines):
+        n = number * UPDATES
+        share = (1 + n * (rises - 1) / rises) / rises if n < rises else 1 - 0.9 * (n - rises) / (total - rises)
+        assert line["learning_rate"] == pytest.approx(RATE * share, rel=1e-5)
+    moved = sum(line["learning_rate"] for line in lines)
+    jax.tree.map(
+        lambda after, before, sign: np.testing.assert_allclose(before - after, moved * sign, atol=1e-5),
+        aligned.policy[1], first, signs(first),
+    )  # fmt: skip
