@@ -1,14 +1,16 @@
 """`ppo.kl_stop`: updates that are left out do not hold the schedule of the learning rate up."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 from crs_jax.metrics import MetricsWriter, read_json_lines
 from crs_jax.training import ppo_stage
-from crs_jax.training.optimizer import make_optimizer
+from crs_jax.training.optimizer import make_optimizer, schedule
 from crs_jax.training.ppo_stage import run_ppo
+from crs_jax.training.state import apply_gradients
 from crs_jax.training.task import copy_tree
 
 RATE, ITERATIONS, UPDATES = 3e-3, 5, 4  # updates of an iteration
@@ -49,3 +51,15 @@ def test_what_is_logged_is_what_was_used(world, tmp_path, monkeypatch):
         lambda after, before, sign: np.testing.assert_allclose(before - after, moved * sign, atol=1e-5),
         aligned.policy[1], first, signs(first),
     )  # fmt: skip
+
+
+def test_the_rate_is_that_of_the_updates_number():
+    """Told to `apply_gradients`, however many updates were made; an optimizer alone counts for itself."""
+    optimizer, rate = make_optimizer(2.0, 0.1, 100, 0.0, 1.0), schedule(2.0, 0.1, 100)
+    params, gradient = {"w": jnp.zeros(1)}, {"w": jnp.ones(1)}
+    state = optimizer.init(params)
+    for number, made in ((3, True), (4, False), (70, True), (99, True)):
+        moved, state, _, _ = apply_gradients(optimizer, gradient, params, state, jnp.asarray(made), jnp.int32(number))
+        assert float(moved["w"][0]) == pytest.approx(-float(rate(number)) if made else 0.0, rel=1e-5)
+    updates, _ = optimizer.update(gradient, state, params)
+    assert float(updates["w"][0]) == pytest.approx(-float(rate(3)), rel=1e-5)  # three were made
