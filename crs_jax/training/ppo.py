@@ -28,6 +28,7 @@ from crs_jax.rl.rollout import sample
 from crs_jax.rl.scoring import Parts
 from crs_jax.sharding import in_parts, on_mesh
 from crs_jax.training import turns
+from crs_jax.training.checks import gaps
 from crs_jax.training.contexts import Contexts
 from crs_jax.training.health import measures
 from crs_jax.training.judging import Graphs, Judges, act_scores, judge
@@ -132,6 +133,7 @@ def make_update(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mesh):
             "clip_fraction": ppo.masked_mean(clipped.astype(jnp.float32), real, of_all),
             "approx_kl": ppo.masked_mean(ppo.approximate_kl(logp, mini.logp_CGR), real, of_all),
             "ratio_error": jnp.where(real, jnp.abs(jnp.exp(logp - mini.logp_CGR) - 1.0), 0.0).max(),
+            "square_log_ratio": ppo.masked_mean(jnp.square(logp - mini.logp_CGR), real, of_all),
         }
 
     def update(carry, minis: tuple[Experience, ...]):
@@ -334,10 +336,12 @@ def make_iteration(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mes
             "rewards_finite": finite,
             "halted": halted,
             "ratio_error": updates.pop("ratio_error")[0, 0],
+            "check/ratio": jnp.sqrt(updates.pop("square_log_ratio")[0, 0]),
             "noise": jax.random.key_data(sample_key).astype(jnp.uint32).sum(),
         }
         if place_CLK is not None:
             metrics["reward/list"] = rankwise.gain(known[0][1], place_CLK).mean()
+        metrics |= gaps(old.logp_BR, split, sampler=replies.logp_BR, reference=reference.logp_BR)
         metrics |= measures(replies.tokens_BR, split, actor.policy.items.content[...][:, -1])
         metrics |= {name: value.mean() for name, value in updates.items()}
         metrics |= {} if talk is None else turns.by_turn(played, c.turns, answers, actor.policy.layout.pad)

@@ -20,9 +20,9 @@ from crs_jax.models.actor_critic import ActorCritic
 from crs_jax.models.query import deafened
 from crs_jax.progress import Progress, say
 from crs_jax.rl.reward import Normaliser, fit_normaliser
-from crs_jax.sharding import place, shard_batch
+from crs_jax.sharding import on_mesh, place, shard_batch
 from crs_jax.training.batches import Batches, chosen, take
-from crs_jax.training.checks import check_draws, check_first, check_noise
+from crs_jax.training.checks import check_draws, check_first, check_noise, logit_scales, noise_of
 from crs_jax.training.contexts import Contexts, contexts_at
 from crs_jax.training.examples import fresh_instances
 from crs_jax.training.halt import stop_if_halted
@@ -94,7 +94,7 @@ def reference_normaliser(task: Task, graphs: Graphs, judges: Judges, contexts: C
         batch = shard_batch(take(contexts, index), task.mesh)
         signals.append(sampler(judges, batch, jax.random.fold_in(jax.random.key(task.config.seed + 5), i)))
         if i == 0 and c.checks:
-            check_draws(signals[0], sampler(judges, batch, jax.random.key(0)))
+            check_draws(signals[0], sampler(judges, batch, jax.random.key(0)), c.temperature)
     found = jax.block_until_ready(jnp.concatenate(signals))
     if graphs.own is not None:
         graphs.own.check()
@@ -199,10 +199,15 @@ def run_ppo(task: Task, writer: MetricsWriter, sft: Model, reward: Model) -> Ali
         stop_if_halted(task.workdir, "ppo", number, values, state, batch)
         if c.checks:
             if number == 1:
-                check_first(values, task.config.model.dtype, task.config.model.value)
+                of_sft = graphs.policy, judges.reference, judges.frozen
+                scales = jax.jit(on_mesh(functools.partial(logit_scales, of_sft[0]), task.mesh))(
+                    *of_sft[1:], shard_batch(batch, task.mesh), c.temperature
+                )
+                check_first(values, scales, noise_of(task.config.model), task.config.model.value)
             if number == 2 and noise is not None:
                 check_noise(noise, values["noise"])
         noise = values.pop("noise")
+        values = {name: value for name, value in values.items() if not name.startswith("check/")}
         del values["halted"], values["rewards_finite"]
         now = time.monotonic()
         writer.write("ppo", number, {**values, "seconds": now - clock})

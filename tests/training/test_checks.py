@@ -1,8 +1,11 @@
 """Self-checks at run time: a fault injected into each stops the run, saying what was expected, found and where."""
 
+import itertools
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_task import fresh_models
 
 from crs_jax.metrics import MetricsWriter, read_json_lines
 from crs_jax.rl.ppo import gae
@@ -36,12 +39,12 @@ def test_a_healthy_run_passes(world, faults, tmp_path):
         (
             "reference_temperature",
             1.01,
-            "iteration 0: largest log-ratio to the reference policy: expected 0 within 0.001",
+            "iteration 0: log-ratio to the reference policy, RMS over acts: expected 0 within 0.001",
         ),
         (
             "sampler_temperature",
             1.01,
-            "iteration 0: largest gap between sampler and scorer log-probs: expected 0 within",
+            "iteration 0: gap between sampler and scorer log-probs, RMS over acts: expected 0 within 0.001",
         ),
         ("same_key", True, "iteration 1: expected a fresh sampling key, found that of iteration 0"),
         (
@@ -72,6 +75,24 @@ def test_a_value_head_that_does_not_start_at_zero_stops_the_run(world, faults, t
         align(world, tmp_path)
 
 
+def test_a_temperature_near_zero_is_not_blamed_on_the_sampler_alone(world, tmp_path):
+    with pytest.raises(SelfCheckError, match=r"found the same 16 .*, or at --config\.ppo\.temperature=1e-06 only the"):
+        align(world, tmp_path, ppo__temperature=1e-6)
+
+
+@pytest.mark.slow
+def test_a_healthy_run_in_bfloat16_with_peaked_logits_passes(world, tmp_path):
+    """Single tokens are far apart; `test_rounding.py` has the bounds that hold. A shorter sibling is there too."""
+    task = world.at(tmp_path, model__dtype="bfloat16", ppo__iterations=1, ppo__validation_contexts=0)
+    (graph, params, frozen), reward = fresh_models(task)
+    params["trunk"]["final_scale"] = 1000 * params["trunk"]["final_scale"]
+    with MetricsWriter(tmp_path, tensorboard=False) as writer:
+        run_ppo(task, writer, (graph, params, frozen), reward)
+    first = next(line for line in read_json_lines(tmp_path / "metrics.jsonl") if "kl/max" in line)
+    assert first["sampler_gap"] > 0.15
+    assert not any(name.startswith("check/") for name in first)
+
+
 def test_checks_can_be_left_out(world, faults, tmp_path):
     faults.reference_temperature = 1.01
     align(world, tmp_path, ppo__checks=False, ppo__iterations=1)
@@ -80,13 +101,19 @@ def test_checks_can_be_left_out(world, faults, tmp_path):
 
 
 def test_a_check_on_a_metric_that_is_not_a_number_fails():
-    healthy = {"ratio_error": 0.0, "kl/max": 0.0, "sampler_gap": 0.0, "rewards_finite": 1.0, "explained_variance": 0.0}
-    checks.check_first(healthy, "float32", "shared")
+    healthy = {"check/ratio": 0.0, "rewards_finite": 1.0, "explained_variance": 0.0}
+    for name, part, figure in itertools.product(
+        ("sampler", "reference"), checks.PARTS, ("rms", "mean", "quantile", "rest")
+    ):
+        healthy[f"check/{name}/{part}/{figure}"] = 0.0
+    given = dict.fromkeys(checks.PARTS, checks.Scale(1.0, 1.0)), 1e-6, "shared"
+    checks.check_first(healthy, *given)
     for name in healthy:
-        with pytest.raises(SelfCheckError, match="found nan"):
-            checks.check_first({**healthy, name: float("nan")}, "float32", "shared")
+        if not name.endswith("/rest"):
+            with pytest.raises(SelfCheckError, match="found nan"):
+                checks.check_first({**healthy, name: float("nan")}, *given)
     with pytest.raises(SelfCheckError, match="rewards and log-probs finite: expected 1 within 0, found 0"):
-        checks.check_first({**healthy, "rewards_finite": 0.0}, "float32", "shared")
+        checks.check_first({**healthy, "rewards_finite": 0.0}, *given)
 
 
 def test_integer_rewards_are_refused():
