@@ -82,14 +82,14 @@ def test_a_temperature_near_zero_is_not_blamed_on_the_sampler_alone(world, tmp_p
 
 @pytest.mark.slow
 def test_a_healthy_run_in_bfloat16_with_peaked_logits_passes(world, tmp_path):
-    """Single tokens are far apart; `test_rounding.py` has the bounds that hold. A shorter sibling is there too."""
+    """All three comparisons, through the stage; `test_rounding.py` has the bounds and deeper models."""
     task = world.at(tmp_path, model__dtype="bfloat16", ppo__iterations=1, ppo__validation_contexts=0)
     (graph, params, frozen), reward = fresh_models(task)
-    params["trunk"]["final_scale"] = 1000 * params["trunk"]["final_scale"]
+    params["trunk"]["final_scale"] = 500 * params["trunk"]["final_scale"]
     with MetricsWriter(tmp_path, tensorboard=False) as writer:
         run_ppo(task, writer, (graph, params, frozen), reward)
     first = next(line for line in read_json_lines(tmp_path / "metrics.jsonl") if "kl/max" in line)
-    assert first["sampler_gap"] > 0.15
+    assert first["sampler_gap"] > 0.1  # single tokens, a hundred times the floor of the bounds
     assert not any(name.startswith("check/") for name in first)
 
 
