@@ -65,13 +65,13 @@ def logit_scales(
 ) -> dict[str, Scale]:
     """Of the first act's logits and of those of words, where the last word of each context was read."""
     policy = nnx.merge(graph, params, frozen)
-    items_NW, wish = policy.item_table(), policy.wish(contexts.evidence)
-    prompts = policy.embed(contexts.prompt_CP, items_NW), positions(contexts.mask_CP), causal(contexts.mask_CP)
+    tables, wish = policy.tables(), policy.wish(contexts.evidence)
+    prompts = policy.embed(contexts.prompt_CP, tables), positions(contexts.mask_CP), causal(contexts.mask_CP)
     hidden_CPD = policy.trunk(*prompts)
     none_CM = jnp.full((len(hidden_CPD), policy.layout.act_items), -1)
-    act = policy.act_logits(policy.acting(hidden_CPD[:, -1], wish), items_NW, none_CM, wish.beside)
+    act = policy.act_logits(policy.acting(hidden_CPD[:, -1], wish), tables, none_CM, wish.beside)
     before = max(hidden_CPD.shape[1] - 4, 0)  # end, recommender and rec come after the last word
-    word = policy.word_logits(hidden_CPD[:, before], items_NW, none_CM)
+    word = policy.word_logits(hidden_CPD[:, before], tables, none_CM)
     return dict(zip(PARTS, (_scale(act, temperature), _scale(word, temperature)), strict=True))
 
 

@@ -131,7 +131,7 @@ def test_the_held_out_loss_is_a_mean_over_labels(world, tmp_path, monkeypatch):
     rows, t = make_packer(task, "train", held).pack(), task.tokenizer
     assert len(rows["tokens_RT"]) % task.config.sft.rows
     window = task.config.data.window
-    hidden_RTD = np.asarray(packed_hidden(model.policy, model.policy.item_table(), rows, window, None))
+    hidden_RTD = np.asarray(packed_hidden(model.policy, model.policy.tables(), rows, window, None))
     errors = {(place, s): [] for place in (t.say, t.end) for s in range(len(SIGNALS))}
     for number, d in enumerate(held):
         for turn in [n for n, said in enumerate(task.corpus.train[d].turns) if said.role == RECOMMENDER]:

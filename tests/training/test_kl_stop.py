@@ -8,7 +8,7 @@ import pytest
 
 from crs_jax.metrics import MetricsWriter, read_json_lines
 from crs_jax.training import ppo_stage
-from crs_jax.training.optimizer import make_optimizer, schedule
+from crs_jax.training.optimizer import Rates, make_optimizer, schedule
 from crs_jax.training.ppo_stage import run_ppo
 from crs_jax.training.state import apply_gradients
 from crs_jax.training.task import copy_tree
@@ -55,11 +55,11 @@ def test_what_is_logged_is_what_was_used(world, tmp_path, monkeypatch):
 
 def test_the_rate_is_that_of_the_updates_number():
     """Told to `apply_gradients`, however many updates were made; an optimizer alone counts for itself."""
-    optimizer, rate = make_optimizer(2.0, 0.1, 100, 0.0, 1.0), schedule(2.0, 0.1, 100)
-    params, gradient = {"w": jnp.zeros(1)}, {"w": jnp.ones(1)}
+    optimizer, rate = make_optimizer(Rates(2.0), 0.1, 100, 1.0), schedule(2.0, 0.1, 100)
+    params, gradient = {"words": jnp.zeros(1)}, {"words": jnp.ones(1)}
     state = optimizer.init(params)
     for number, made in ((3, True), (4, False), (70, True), (99, True)):
         moved, state, _, _ = apply_gradients(optimizer, gradient, params, state, jnp.asarray(made), jnp.int32(number))
-        assert float(moved["w"][0]) == pytest.approx(-float(rate(number)) if made else 0.0, rel=1e-5)
+        assert float(moved["words"][0]) == pytest.approx(-float(rate(number)) if made else 0.0, rel=1e-5)
     updates, _ = optimizer.update(gradient, state, params)
-    assert float(updates["w"][0]) == pytest.approx(-float(rate(3)), rel=1e-5)  # three were made
+    assert float(updates["words"][0]) == pytest.approx(-float(rate(3)), rel=1e-5)  # three were made
