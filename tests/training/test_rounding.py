@@ -106,7 +106,7 @@ def is_as_derived(model, metrics, scales) -> bool:
     if model.config.dtype == "float32":
         return 0 < rms < 1e-5
     noise = 2 * noise_of(model.config) * float(scales["word"].spread) * float(metrics["check/sampler/word/rest"])
-    return 0.25 * noise < rms < noise
+    return 0.25 * noise < rms < 1.5 * noise
 
 
 FAULTS = [{"sampler": 0.8}, {"sampler": 1.25}, {"position": 1}, {"shift": 1}, {"rate": 0.1}]
