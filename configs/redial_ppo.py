@@ -13,9 +13,9 @@ What that needs is computed; no machine of these has run it yet.
     before the oldest goes: 45 GB, and 2.2 GB of the hub's files in HF_HOME.
   Memory: PPO's iteration, compiled ahead of time for one v5e chip (python -m crs_jax.benchmark.ahead
     --config=configs/redial_ppo.py --topology=v5e:2x2 --chips=1), takes 9.9 of its 16 GiB, and the policy that is kept
-    1.4 more; on each chip of a v5e-8 at most as much, and far less with --config.mesh.fsdp=8. SFT holds 6 times the
-    parameters, 8.1 GiB, and activations of about 4 (by hand; --config.sft.accumulate=2 halves them). All is small for
-    an H200, which has 141 GB.
+    1.4 more; on each chip of a v5e-8 (--topology=v5e:2x4) 9.6, and far less with --config.mesh.fsdp=8. SFT holds 6
+    times the parameters, 8.1 GiB, and activations of about 4 (by hand; --config.sft.accumulate=2 halves them). All is
+    small for an H200, which has 141 GB.
 
 From nothing, without a hub, for a CPU with two cores:
   python -m crs_jax.main --config=configs/redial_ppo.py:scratch --config.data.dir=FOLDER
