@@ -10,16 +10,17 @@ from crs_jax.errors import InputError
 ROBERTA = "cardiffnlp/twitter-roberta-base-sentiment-latest@3216a57f2a0d9c45a2e6c20157c20c49fb4bf9c7"
 
 
-def get_config(file: str, variant: str) -> ConfigDict:
+def get_config(file: str, variant: str, also: str = "") -> ConfigDict:
     """The defaults, sized by the variant and still unlocked: '' (GPT-2 medium), 'scratch' or 'tiny'.
 
-    `file` is the name of the config file, for the message when there is no such variant.
+    `file` is the name of the config file, for the message when there is no such variant; `also` names its others.
     """
     sizes = {"": _gpt2_medium, "scratch": _scratch, "tiny": _tiny}
     if variant not in sizes:
         raise InputError(
             f"--config=configs/{file}:{variant}: there is no variant {variant!r}; use configs/{file} (GPT-2 medium "
             f"from the hub), configs/{file}:scratch (no hub, fits a CPU) or configs/{file}:tiny (a sample, minutes)"
+            f"{also}"
         )
     c = common.get_config()
     sizes[variant](c)

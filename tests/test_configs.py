@@ -13,6 +13,7 @@ from crs_jax.flags import describe, load_config
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 REAL = ("redial", "opendialkg", "inspired")
 SOURCES = ["quickstart.py"] + [f"{name}_ppo.py{variant}" for name in REAL for variant in ("", ":scratch", ":tiny")]
+SOURCES += ["redial_ppo.py:paper"]
 SOURCES += [f"benchmark.py:{size}" for size in ("tiny", "scratch", "16m", "124m", "345m", "774m")]
 
 
@@ -68,6 +69,21 @@ def test_variants(name):
 def test_unknown_variant_lists_the_others(name):
     with pytest.raises(InputError, match=r"'medium'.*:scratch.*:tiny"):
         load_config(f"configs/{name}_ppo.py:medium")
+
+
+def test_the_papers_setting():
+    """Words alone in SFT, no evidence; PPO reads it and is paid by relevance and sentiment shift; else as scratch."""
+    paper, scratch = (
+        dict(checks.fields(load_config(f"configs/redial_ppo.py:{name}"))) for name in ("paper", "scratch")
+    )
+    assert {name: value for name, value in paper.items() if value != scratch[name]} == {
+        "model.leave_out": ("text", "asked", "named", "near", "people"), "reward.alpha": 0.0, "ppo.evidence": "all",
+        "ppo.recommending": True, "ppo.learning_rate": 1e-4, "ppo.query_rate": 100.0, "ppo.all_acts": 256,
+        "ppo.act_kl": 0.3, "ppo.word_kl": 5.0, "ppo.validation_contexts": 512,
+    }  # fmt: skip
+    assert paper["ppo.iterations"] == 60
+    with pytest.raises(InputError, match=r":scratch.*:tiny.*:paper"):
+        load_config("configs/redial_ppo.py:medium")
 
 
 @pytest.mark.parametrize("name", ["quickstart", *(f"{name}_ppo" for name in REAL)])
