@@ -49,6 +49,8 @@ def _gpt2_medium(c: ConfigDict) -> None:
     c.sft.new_rate = 10.0
     c.sft.weight_decay = 0.01
 
+    c.seeker.learning_rate = 5e-5
+
     c.reward.epochs = 2.0
     c.reward.learning_rate = 2e-5
     c.reward.new_rate = 25.0

@@ -32,6 +32,7 @@ _TOLD_AGAIN = ("_SignalingThread.run() raised", "in background save thread", "At
 logging.getLogger("absl").addFilter(lambda record: not any(text in record.getMessage() for text in _TOLD_AGAIN))
 
 KEPT = 2  # training states of a stage
+LAYOUT = 2  # of parameters and optimizer states: changes where those of an older version cannot be read
 # What decides a stage's result: its own sections and those of the stages before it.
 SECTIONS = {
     "sft": ("head", "seed", "data", "simulator", "tokenizer", "encoder", "model", "mesh", "sft"),
@@ -42,7 +43,7 @@ SECTIONS = {
 # Settings that may change without touching a stage's result.
 FREE = {
     "sft": (
-        *("data.cache_dir", "data.dir", "data.pipeline", "data.on_error", "encoder.batch_tokens"),
+        *("data.cache_dir", "data.dir", "data.metadata", "data.pipeline", "data.on_error", "encoder.batch_tokens"),
         *("model.value", "model.remat", "model.matmul", "model.attention"),
         *("mesh.data", "mesh.fsdp"),  # mesh.tensor sets how far tables are padded
         "model.transfer",  # trains nothing
@@ -146,7 +147,7 @@ def _meta(manager: ocp.CheckpointManager, folder: pathlib.Path, step: int) -> di
     """What was saved beside the arrays: config, inputs, digests and the scalars of `Saved`."""
     with _reading(folder / str(step)):
         meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
-    if "digest" not in meta:
+    if meta.get("layout") != LAYOUT:
         raise InputError(f"{folder}: made by an earlier version of crs_jax; use another --workdir, or that version")
     with _reading(folder / str(step)):
         if meta["digest"].pop("meta") != _text_digest(meta):
@@ -256,6 +257,7 @@ class Checkpoints:
             "config": self.identity,
             "inputs": self.inputs,
             "best_loss": list(saved.best_loss),
+            "layout": LAYOUT,
             "digest": {"state": digest(saved.state), "result": digest(saved.result)},
         }
         meta["digest"]["meta"] = _text_digest(meta)

@@ -46,7 +46,7 @@ from crs_jax.training.own_reward import own_reward
 from crs_jax.training.ppo_stage import Aligned, Model, logged, run_ppo
 from crs_jax.training.reward import predict_replies, run_reward
 from crs_jax.training.sft import run_sft
-from crs_jax.training.task import SPLITS, Task, count, new_policy, split_model
+from crs_jax.training.task import SPLITS, Task, corpus_rates, count, new_policy, split_model
 from crs_jax.training.transfer import source_of, transferred
 
 # Sections of metrics.json that an evaluation owns: they go when a model they speak of is trained anew.
@@ -194,7 +194,7 @@ def run_stages(task: Task, stages: tuple[str, ...], metrics: dict, seconds: dict
                 models: dict[str, Model] = transferred(task)
             elif sft is None and task.config.model.init != "scratch":
                 say(f"evaluate: no sft model here; row init is {task.config.model.init} as it is")
-                graphdef, *arrays = split_model(new_policy(task))
+                graphdef, *arrays = split_model(new_policy(task, corpus_rates(task)))
                 models = {"init": (graphdef, *(place(tree, task.mesh) for tree in arrays))}
             else:
                 models = {"sft": _have(sft, "sft", "evaluate")}

@@ -176,9 +176,9 @@ def gathered(module: nnx.Module, dtype: str) -> Any:
     def whole(path: tuple, leaf: jax.Array) -> jax.Array:
         name = path_name(path)
         spec = spec_of(name, leaf.shape, mesh)
-        if "fsdp" not in spec or not re.search(r"trunk/|projection$|hidden_kernel$", name):
+        if "fsdp" not in spec or not re.search(r"trunk/|controls$|projection$|hidden_kernel$", name):
             return leaf
-        leaf = leaf.astype(dtype) if re.search(r"kernel$|projection$", name) else leaf
+        leaf = leaf.astype(dtype) if re.search(r"kernel$|controls$|projection$", name) else leaf
         return lax.with_sharding_constraint(leaf, _along_fsdp_whole(spec))
 
     return nnx.merge(graphdef, jax.tree_util.tree_map_with_path(whole, state))

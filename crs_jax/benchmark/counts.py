@@ -22,7 +22,7 @@ class Model:
 
     Attributes:
       layers, width: L and D.
-      words: V, word and control rows of the vocabulary.
+      words: V, words of the vocabulary.
       items, content: N and W.
       act_slots: M + 1, places of a reply where items are predicted.
       bytes_each: of a number in the activations' type.

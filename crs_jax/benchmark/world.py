@@ -115,7 +115,7 @@ class World:
         return Model(
             layers=config.model.layers,
             width=config.model.width,
-            words=layout.item_offset,
+            words=layout.num_words,
             items=layout.num_items,
             content=self.sft[2]["items"]["content"].shape[1],
             act_slots=layout.act_items + 1,

@@ -33,5 +33,5 @@ class ActorCritic(nnx.Module):
         self.head = ValueHead(policy.trunk.config.width)
 
     def values(self, hidden: jax.Array) -> jax.Array:
-        """Values `[...]` of hidden states `[..., D]`: the policy's, or the critic's where it is separate."""
+        """Values `[...]` of normalised states `[..., D]`: the policy's, or the critic's where it is separate."""
         return self.head(lax.stop_gradient(hidden) if self.value == "detached" else hidden)

@@ -16,8 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-KINDS = ("say", "end", "own")
-
 
 class BaseRates(NamedTuple):
     """Log-odds of the kinds of tokens in the recommenders' replies of a corpus, nats.
@@ -76,7 +74,7 @@ class Decisions(nnx.Module):
 
     def __init__(self, width: int, state: int, most: int, rates: BaseRates | None = None):
         rates = BaseRates(np.zeros(most), np.zeros(2), 0.0) if rates is None else rates
-        self.kernel = nnx.Param(jnp.zeros((width, len(KINDS))))
+        self.kernel = nnx.Param(jnp.zeros((width, 3)))  # of say, end, own
         self.state_kernel = nnx.Param(jnp.zeros(state))
         self.say_bias = nnx.Param(jnp.asarray(rates.say_M, jnp.float32))
         self.end_bias = nnx.Param(jnp.asarray(rates.end_2, jnp.float32))
@@ -88,7 +86,7 @@ class Decisions(nnx.Module):
         Args:
           state_D: `[..., D]` normalised hidden states.
           known_S: `Wish.state`, or None.
-          count: `[...]` items that stand; at M the bias is of no use, since only `<|say|>` is left.
+          count: `[...]` items that stand; at M only `<|say|>` is left, whatever this says.
         """
         odds = jnp.einsum("...D,D->...", state_D.astype(jnp.float32), self.kernel[...][:, 0])
         if known_S is not None:
@@ -98,7 +96,7 @@ class Decisions(nnx.Module):
     def after(self, state_D: jax.Array, any_own: jax.Array) -> tuple[jax.Array, jax.Array]:
         """`<|end|>`, and the slate's own items together, against all words, `[...]` each.
 
-        `any_own` `[...]` says whether the slate has items; the second is of no use where it has none.
+        `any_own` `[...]` says whether the slate has items; where it has none, ignore the second.
         """
         odds = jnp.einsum("...D,DK->...K", state_D.astype(jnp.float32), self.kernel[...][:, 1:])
         return odds[..., 0] + self.end_bias[...][any_own.astype(jnp.int32)], odds[..., 1] + self.own_bias[...]

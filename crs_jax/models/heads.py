@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from crs_jax.models.decisions import normalised
 from crs_jax.models.fit import FITS
 
 SIGNALS = ("engagement", "relevance", "sentiment")
@@ -14,7 +15,7 @@ REWARDS = (*SIGNALS, "own")
 
 
 class ValueHead(nnx.Module):
-    """Return-to-go from a hidden state; starts at zero, so that the first advantages are the rewards themselves."""
+    """Return-to-go from a normalised state; starts at zero, so that the first advantages are the rewards themselves."""
 
     def __init__(self, width: int):
         self.kernel = nnx.Param(jnp.zeros(width))
@@ -26,7 +27,7 @@ class ValueHead(nnx.Module):
 
 
 class SignalHeads(nnx.Module):
-    """One linear head a signal, on a hidden state and on how the act fits the context (`models/fit.py`).
+    """One linear head a signal, on a normalised hidden state and on how the act fits the context (`models/fit.py`).
 
     All start at zero; the reward stage starts those of the fit, and the biases, at least squares, so that the trunk
     learns what is left. Outputs are in units of the standardised labels; the reward's own normaliser (`rl/reward.py`)
@@ -40,4 +41,5 @@ class SignalHeads(nnx.Module):
 
     def __call__(self, hidden: jax.Array, features: jax.Array) -> jax.Array:
         """`[..., D]` and `[..., len(FITS)]` to `[..., 3]` in the order of `SIGNALS`, float32."""
-        return hidden.astype(jnp.float32) @ self.kernel[...] + features @ self.feature_kernel[...] + self.bias[...]
+        state = normalised(hidden.astype(jnp.float32))
+        return state @ self.kernel[...] + features @ self.feature_kernel[...] + self.bias[...]

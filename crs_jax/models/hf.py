@@ -227,8 +227,9 @@ def vocabulary(policy: Policy) -> np.ndarray:
 def export_gpt2(policy: Policy, folder: str | os.PathLike[str], ending_D: np.ndarray | None = None) -> list[str]:
     """Writes the GPT-2 part of a policy to a folder that transformers' `AutoModelForCausalLM` loads.
 
-    Logits of the loaded model over words are those of the policy, given the same words and controls. That of `<|end|>`
-    is its hidden state times `ending_D` (`sharing/ending.py`), where given: the output is no longer tied then.
+    Log-probabilities of the loaded model over words are those of the policy, given the same words and controls. The
+    logit of `<|end|>` is the hidden state times `ending_D` (`sharing/ending.py`), where given: the output is no longer
+    tied then.
 
     Returns:
       What the format has no place for and the folder lacks; its README.md says the same.
@@ -271,7 +272,7 @@ def export_gpt2(policy: Policy, folder: str | os.PathLike[str], ending_D: np.nda
         "torch_dtype": "float32",
     }
     left_out = [
-        f"{layout.num_items} items (content projection, residuals, biases)",
+        f"{layout.num_items} items (content projection, residuals, biases) and what they are matched with",
         "the tokenizer, the grammar of act and words, and all heads",
     ]
     readme = ["# The GPT-2 part of a crs_jax recommender", "", "Not in this folder:", *(f"- {x}" for x in left_out)]

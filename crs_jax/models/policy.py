@@ -4,7 +4,7 @@ A reply is `<|recommender|> <|rec|> item* <|say|> words <|end|>`. In the act onl
 can follow (only `<|say|>` once M items stand); after it BPE words, `<|end|>` and the act's own items. The softmax
 factors accordingly: `act_logits` over items and `<|say|>`, `word_logits` over words, M pointers to the act's items and
 `<|end|>`. What stands beside a table, `<|say|>`, pointers and `<|end|>`, has log-odds of its own against the table's
-whole mass (`models/decisions.py`), so that what word logits or item logits have in common is of no account.
+whole mass (`models/decisions.py`), so that what word logits or item logits have in common does not matter.
 
 Items are matched with what the context asks for (`models/query.py`) and with the hidden state at the act's slot. The
 state's part starts at zero: the ranking before the first supervised step is that of the context alone.
@@ -26,10 +26,10 @@ from crs_jax.models.gpt2 import GPT2Config, Trunk, dropout
 from crs_jax.models.items import ItemTower, padded
 from crs_jax.models.products import float32_product
 from crs_jax.models.query import Evidence, Query, Wish
-from crs_jax.sharding import by_batch, by_rows
+from crs_jax.sharding import by_batch, by_rows, whole
 
 MASKED = -1e9
-SURE = 1e9  # log-odds of what alone is left
+SURE = 1e9  # log-odds of `<|say|>` where no item can follow
 Beside = tuple[jax.Array, jax.Array]
 
 
@@ -178,13 +178,14 @@ class Policy(nnx.Module):
         mean_D = jnp.where(jnp.arange(len(words_VD))[:, None] < real, words_VD, 0.0).sum(0) / real
         residual_ND = by_rows(self.items.residual[...].astype(self.dtype))
         items_NW = jnp.concatenate([residual_ND, self.items.content[...].astype(self.dtype)], -1)
-        return Tables(by_rows((words_VD - mean_D).astype(self.dtype)), mean_D, items_NW)
+        return Tables(by_rows((words_VD - mean_D).astype(self.dtype)), whole(mean_D[None])[0], items_NW)
 
     def embed(self, tokens: jax.Array, tables: Tables) -> jax.Array:
         """Embeddings `[..., D]` of token ids, float32: words as they are; controls and items around the mean word."""
         layout, D = self.layout, self.width
         word = by_batch(tables.words_VD[jnp.minimum(tokens, layout.num_words - 1)])
-        control = self.controls[...].astype(self.dtype)[jnp.clip(tokens - layout.num_words, 0, len(self.controls) - 1)]
+        controls = whole(self.controls[...].astype(self.dtype))
+        control = controls[jnp.clip(tokens - layout.num_words, 0, len(controls) - 1)]
         row = by_batch(tables.items_NW[jnp.clip(tokens - layout.item_offset, 0, len(tables.items_NW) - 1)])
         item = row[..., :D] + row[..., D:] @ self.items.projection[...].astype(self.dtype)
         new = jnp.where((tokens >= layout.item_offset)[..., None], item, control)

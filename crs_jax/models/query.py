@@ -78,8 +78,8 @@ class Query(nnx.Module):
     named (projections of their contents); weights depend on the item, on who named it and on how many were named since.
     The content part is that vector projected back, so that it matches contents by a bilinear form of rank D that no
     item's residual disturbs. `hidden_kernel` projects hidden states of act slots onto contents too; it starts at zero.
-    To it are added direct matches: text and named items by cosine, asked and named genres and
-    years through two small matrices, popularity. Items named before move by one learned number, those that others named
+    To the content part are added direct matches: text and named items by cosine, asked and named genres and years
+    through two small matrices, popularity. Items named before move by one learned number, those that others named
     together with them in proportion to their nearness, those with people who were named by how many of these are in
     them. Each kind of match is scaled by a gate that knows how far the talk is and what is known.
 

@@ -38,7 +38,7 @@ def rounding(size: jax.Array) -> jax.Array:
     return 16 * (jnp.nextafter(size, jnp.inf) - size)
 
 
-def centred(x: jax.Array, mask: jax.Array) -> jax.Array:
+def less_mean(x: jax.Array, mask: jax.Array) -> jax.Array:
     """`x` less its mean over the real tokens, exactly 0 where all are equal: the mean of n equal numbers rounds."""
     below = jnp.where(mask, x - jnp.where(mask, x, -jnp.inf).max(), 0.0)
     return below - masked_mean(below, mask)
@@ -53,7 +53,7 @@ def varies(x: jax.Array, mask: jax.Array) -> jax.Array:
 
 def masked_variance(x: jax.Array, mask: jax.Array) -> jax.Array:
     """Population variance over the real tokens."""
-    return masked_mean(jnp.square(centred(x, mask)), mask)
+    return masked_mean(jnp.square(less_mean(x, mask)), mask)
 
 
 def whiten(x: jax.Array, mask: jax.Array, shift_mean: bool = True, epsilon: float = 1e-8) -> jax.Array:
@@ -63,7 +63,7 @@ def whiten(x: jax.Array, mask: jax.Array, shift_mean: bool = True, epsilon: floa
     run over all devices' shards, so that one device and eight whiten alike.
     """
     require_float(x=x)
-    white = jnp.where(varies(x, mask), centred(x, mask), 0.0) * lax.rsqrt(masked_variance(x, mask) + epsilon)
+    white = jnp.where(varies(x, mask), less_mean(x, mask), 0.0) * lax.rsqrt(masked_variance(x, mask) + epsilon)
     return jnp.where(mask, white if shift_mean else white + masked_mean(x, mask), 0.0)
 
 

@@ -149,7 +149,7 @@ def with_relevance(signal_BS: jax.Array, relevance_B: jax.Array) -> jax.Array:
 def fit_normaliser(signal_BS: jax.Array, weight_S: jax.Array) -> Normaliser:
     """From signals of reference samples, ignoring NaN; what does not vary keeps standard deviation 1.
 
-    It varies where its standard deviation is above a millionth of its size, whatever its unit: rounding stays below.
+    A signal varies where its standard deviation is above a millionth of its largest value: rounding is below that.
     """
     top_S = jnp.nan_to_num(jnp.nanmax(signal_BS, 0))
     below_BS = signal_BS - top_S  # exactly 0 where all are equal, and so is their mean

@@ -49,7 +49,7 @@ from crs_jax.signals.people import People
 from crs_jax.signals.together import Together
 from crs_jax.training.task import Task, new_policy, split_model
 
-FORMAT = 1
+FORMAT = 2
 REST, ITEMS, WORDS, ENCODER = "crs_jax.safetensors", "items.jsonl", "tokenizer.json", "encoder"
 GPT2 = ("words", "trunk")  # of the parameters: what transformers' part holds
 PROBE = "Something light and funny for tonight, please."  # whose vector tells one sentence encoder from another

@@ -82,7 +82,7 @@ class Rates:
             [line, f"{multiple * self.learning_rate:.1e}", f"{decay:g}"]
             for (module, multiple, decay), names in found.items()
             for line in textwrap.wrap(
-                f"{module}: {', '.join(names)}" if module else names[0], 56, subsequent_indent="  "
+                f"{module}: {', '.join(names)}" if module else ", ".join(names), 56, subsequent_indent="  "
             )
         ]
         print_table(f"{stage}: rates at their highest", ["parameters", "rate", "decay"], rows)

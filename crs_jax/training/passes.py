@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from crs_jax.models.actor_critic import ActorCritic
+from crs_jax.models.decisions import normalised
 from crs_jax.models.likelihood import first_logp
 from crs_jax.models.policy import Policy, Tables
 from crs_jax.models.query import Wish
@@ -26,9 +27,10 @@ def actor_pass(
     B, R = likelihood.logp_BR.shape
     if actor.critic is None:
         act_BR = parts(tokens_CGR.reshape(B, R), reply_mask_CGR.reshape(B, R), actor.policy.layout).act_BR
-        seen = jnp.where(act_BR[..., None], hidden + wish.vector[:, None].astype(hidden.dtype), hidden)
+        seen = normalised(hidden.astype(jnp.float32))
+        seen = jnp.where(act_BR[..., None], seen + wish.vector[:, None], seen)
     else:
-        seen = _before(actor.critic, actor.critic.tables(), *given)
+        seen = normalised(_before(actor.critic, actor.critic.tables(), *given).astype(jnp.float32))
     return likelihood, actor.values(seen), first_CN
 
 

@@ -90,8 +90,8 @@ def token_rewards(
 def make_update(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mesh):
     """The step of `lax.scan` over minibatches: (carry, minibatch) -> (carry, metrics), one clipped update.
 
-    The carry: parameters, optimizer state, the update's number (stopped ones count too: the rate depends on it alone),
-    `halted`, `stopped` (by `config.ppo.kl_stop`), frozen arrays and KL coefficients, and whether the policy learns.
+    The carry: parameters, optimizer state, the iteration's number, of which the learning rate is a function, `halted`,
+    `stopped` (by `config.ppo.kl_stop`), frozen arrays and KL coefficients, and whether the policy learns.
     """
     c, algorithm = config.ppo, config.algorithm
     has_critic = algorithm in ("ppo", "rankwise")
@@ -158,7 +158,7 @@ def make_update(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mesh):
         if c.value_warmup:  # where the gradient is 0, weight decay still moves
             params = only_value(learns, params, before)
         halted = halted | (go & ~made)
-        carry = (params, opt_state, number + 1, halted, stopped, fixed, learns)
+        carry = (params, opt_state, number, halted, stopped, fixed, learns)
         return carry, {**metrics, "grad_norm": norm, "updated": made}
 
     return update
@@ -291,8 +291,7 @@ def make_iteration(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mes
         finite = finite & finite_B.all()
         fixed = frozen, act_kl, word_kl
         learns = state.step >= c.value_warmup
-        number = state.step * (c.epochs * c.minibatches)
-        carry = (state.params, state.opt_state, number, state.halted | ~finite, jnp.asarray(False), fixed, learns)
+        carry = (state.params, state.opt_state, state.step, state.halted | ~finite, jnp.asarray(False), fixed, learns)
         (params, opt_state, _, halted, *_), updates = lax.scan(epoch, carry, jax.random.split(order_key, c.epochs))
 
         mask, count = replies.mask_BR, B if talk is None else alive_B.sum()

@@ -143,10 +143,9 @@ def run_ppo(task: Task, writer: MetricsWriter, sft: Model, reward: Model) -> Ali
 
     where = contexts_of(task)
     contexts = contexts_at(task, "train", where)
-    updates = c.iterations * c.epochs * c.minibatches
     rates = ppo_rates(task.config)
-    optimizer = make_optimizer(rates, c.warmup, updates, c.clip_norm, c.decay_to)
-    rate = schedule(c.learning_rate, c.warmup, updates, c.decay_to)
+    optimizer = make_optimizer(rates, c.warmup, c.iterations, c.clip_norm, c.decay_to)
+    rate = schedule(c.learning_rate, c.warmup, c.iterations, c.decay_to)
     coefficients = {"act_kl": jnp.float32(c.act_kl), "word_kl": jnp.float32(c.word_kl)}
     state = fresh_state(params, optimizer, task.mesh, coefficients)
     if saved is not None:
@@ -230,7 +229,7 @@ def run_ppo(task: Task, writer: MetricsWriter, sft: Model, reward: Model) -> Ali
             state, metrics = program(width)(state, judges, normaliser, shard_batch(batch, task.mesh), key, *seeking)
             if pending is not None:
                 report(*pending)
-            metrics["learning_rate"] = rate((number - 1) * c.epochs * c.minibatches)
+            metrics["learning_rate"] = rate(number - 1)
             pending = (number, metrics, batch)
             if number == 1 or number == first + 1:
                 report(*pending)  # the checks of the first iteration come before the second

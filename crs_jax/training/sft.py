@@ -42,7 +42,7 @@ from crs_jax.training.state import (
     select,
 )
 from crs_jax.training.supervised import Best, Supervised
-from crs_jax.training.task import Task, copy_tree, new_policy, split_model
+from crs_jax.training.task import Task, copy_tree, corpus_rates, new_policy, split_model
 
 DeviceRows = dict[str, jax.Array]  # packed rows and what goes with them, on the mesh
 EVIDENCE = (
@@ -226,7 +226,7 @@ def run_sft(task: Task, writer: MetricsWriter) -> tuple[Any, Any, Any]:
     """
     c = task.config
     checkpoints, spent = Checkpoints(task.workdir, "sft", c, task.made_from), Stopwatch()
-    policy = new_policy(task)
+    policy = new_policy(task, corpus_rates(task))
     graphdef, params, frozen = split_model(policy)
     params, frozen = place(params, task.mesh), place(frozen, task.mesh)
     packer = make_packer(task, "train")

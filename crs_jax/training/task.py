@@ -130,12 +130,16 @@ def log_popularity(task: Task) -> np.ndarray:
 def corpus_rates(task: Task) -> BaseRates:
     """How often recommenders of the training dialogues propose, name what they propose, and end."""
     t = task.tokenizer
-    replies = (task.encoded["train"][d][turn][2:] for d, turn in task.replies("train")) if task.encoded else ()
+    replies = (task.encoded["train"][d][turn][2:] for d, turn in task.replies("train"))
     return base_rates(replies, t.item_offset, t.say, t.end, task.config.data.act_items)
 
 
-def new_policy(task: Task) -> Policy:
-    """A policy at its initial values (a Hugging Face GPT-2 where `config.model.init` names one)."""
+def new_policy(task: Task, rates: BaseRates | None = None) -> Policy:
+    """A policy at its initial values (a Hugging Face GPT-2 where `config.model.init` names one).
+
+    `rates` are where its decisions start, `corpus_rates` for one that is trained or measured; None where only its
+    shapes are wanted.
+    """
     config, given = task.config, None
     if config.model.init != "scratch":
         given = load_gpt2(config.model.init)
@@ -147,7 +151,7 @@ def new_policy(task: Task) -> Policy:
         task.facets.item_NF,
         len(task.facets.genres),
         task.facets.asked_size,
-        corpus_rates(task),
+        rates,
         rngs=nnx.Rngs(params=jax.random.key(config.seed)),
         pad_to=128 * config.mesh.tensor,
         leave_out=tuple(kind for kind in KINDS if kind in config.model.leave_out),

@@ -30,7 +30,15 @@ from crs_jax.signals.facets import ERAS, YEARS, Facets
 from crs_jax.training.ppo_stage import Model
 from crs_jax.training.task import Task, new_policy, split_model
 
-SAME = ("model.layers", "model.width", "model.heads", "model.positions", "model.leave_out", "encoder.path")
+SAME = (
+    "data.act_items",
+    "model.layers",
+    "model.width",
+    "model.heads",
+    "model.positions",
+    "model.leave_out",
+    "encoder.path",
+)
 
 
 def source_of(config: ConfigDict) -> tuple[pathlib.Path, ConfigDict]:

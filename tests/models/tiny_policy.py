@@ -102,17 +102,23 @@ def tables(policy):
     return np.concatenate([words, words.mean(0) + controls]), items, np.asarray(policy.items.bias[...], np.float64)
 
 
+def unit(hidden):
+    """Over its root mean square, along the last axis: what heads read."""
+    hidden = np.asarray(hidden, np.float64)
+    return hidden / np.sqrt(np.mean(np.square(hidden), -1, keepdims=True) + 1e-6)
+
+
 def item_scores(policy, hidden_D):
     """What a hidden state says of each item."""
     residual, content = (np.asarray(a[...], np.float64) for a in (policy.items.residual, policy.items.content))
-    state = np.asarray(hidden_D, np.float64) / np.sqrt(np.mean(np.square(hidden_D)) + 1e-6)
+    state = unit(hidden_D)
     return residual @ state + content @ (state @ np.asarray(policy.query.hidden_kernel[...], np.float64))
 
 
 def log_odds(policy, hidden_D, known, count, any_own):
     """Of `<|say|>`, `<|end|>` and own items, by `models/decisions.py`'s words."""
     d = policy.decisions
-    state = np.asarray(hidden_D, np.float64) / np.sqrt(np.mean(np.square(hidden_D)) + 1e-6)
+    state = unit(hidden_D)
     say, end, own = state @ np.asarray(d.kernel[...], np.float64)
     say += 0.0 if known is None else np.asarray(known, np.float64) @ np.asarray(d.state_kernel[...], np.float64)
     return (

@@ -27,6 +27,7 @@ from tiny_policy import (
     random_replies,
     random_vectors,
     split,
+    unit,
     unpad,
 )
 
@@ -166,7 +167,7 @@ def plain_pass(world, actor):
         return [pad(rows, R) for rows in likelihood]
     kernel, bias = np.asarray(actor.head.kernel[...]), float(actor.head.bias[...])
     hidden = plain_hidden(policy, [[*p, *r] for p, r in zip(own, replies, strict=True)])
-    seen = [h[len(p) - 1 : -1].copy() for h, p in zip(hidden, own, strict=True)]
+    seen = [unit(h[len(p) - 1 : -1]) for h, p in zip(hidden, own, strict=True)]
     for states, (vector, *_), reply in zip(seen, wishes, replies, strict=True):
         states[: reply.index(LAYOUT.say) + 1] += vector  # in the act the value function knows the wish too
     values = [states @ kernel + bias for states in seen]
@@ -197,7 +198,7 @@ def plain_totals(world, model):
         there = [part for part in (text, named) if part.any()]
         exact = sum(part @ world.items_NE[n] for part in there for n in rows) / max(len(there) * len(rows), 1)
         for at in (said, len(reply) - 1):
-            signals = hidden[b][len(own[b]) + at] @ np.asarray(heads.kernel[...])
+            signals = unit(hidden[b][len(own[b]) + at]) @ np.asarray(heads.kernel[...])
             signals = signals + fit @ np.asarray(heads.feature_kernel[...])
             signals = (np.array([signals[0], exact, signals[2]]) - mean) / std
             kept = [0, 1, 2] if rows else [0, 2]

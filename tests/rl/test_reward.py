@@ -14,6 +14,7 @@ from tiny_policy import (
     random_evidence,
     random_prompts,
     random_replies,
+    unit,
     unpad,
 )
 
@@ -226,8 +227,8 @@ def test_heads_are_read_at_say_and_at_the_last_token():
         rows = [n for n in rows if n not in before[b // 3]]
         one = [part[b // 3] for part in evidence]
         beside = plain_fits(model.policy, one, rows) @ feature_kernel + bias
-        np.testing.assert_allclose(say[b], hidden[b][at] @ kernel + beside, atol=3e-5)
-        np.testing.assert_allclose(end[b], hidden[b][-1] @ kernel + beside, atol=3e-5)
+        np.testing.assert_allclose(say[b], unit(hidden[b][at]) @ kernel + beside, atol=3e-5)
+        np.testing.assert_allclose(end[b], unit(hidden[b][-1]) @ kernel + beside, atol=3e-5)
     np.testing.assert_array_equal(split.say_BR.sum(-1), [1, 1, 1, 1, 1, 0])
 
 

@@ -28,8 +28,6 @@ from crs_jax.sharing import ABOUT, folder, shared_model
 from crs_jax.sharing.ending import endings
 from crs_jax.sharing.transformers_files import write_generation, write_tokenizer
 from crs_jax.storage import writing
-from crs_jax.training.contexts import contexts_at
-from crs_jax.training.replies import reply_arrays
 
 TALKS = [
     [("user", "Hi! Something light and funny, please.")],
@@ -221,8 +219,7 @@ def test_the_exported_end_is_about_the_policys(run, shared):
     """A least-squares fit, so it is near on replies that it was not fitted on, not equal."""
     task, model = run._loaded.task, run._loaded.models["ppo"]
     fitted = load_file(shared["ppo"] / "model.safetensors")["lm_head.weight"][task.layout.end]
-    where = task.replies("test")[:64]
-    hidden, wanted = endings(model, contexts_at(task, "test", where), *reply_arrays(task, "test", where))
+    hidden, wanted = endings(task, model, "test", task.replies("test")[:64])
     assert len(wanted) > 100
     gap = hidden @ fitted - wanted
     assert np.square(gap).mean() < 0.25 * np.var(wanted)

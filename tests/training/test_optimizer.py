@@ -1,5 +1,7 @@
 """The rate and weight decay of every parameter of every stage, against a list written by hand."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -141,3 +143,7 @@ def test_the_table_says_what_is_used(policy, capsys):
         row = [line for line in lines if line.startswith(name)]
         assert any(line.split()[-2:] == [rate, decay] for line in row), (name, lines)
     assert max(map(len, lines)) <= 80
+    optimizer.sft_rates(common.get_config()).show("sft", arrays(policy))  # where all rates are alike
+    shown = set(re.split(r"[\s,:]+", capsys.readouterr().out))
+    for path, _ in jax.tree_util.tree_leaves_with_path(arrays(policy)):
+        assert path_name(path).rpartition("/")[2] in shown
