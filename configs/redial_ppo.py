@@ -3,7 +3,7 @@
 GPT-2 medium from the hub, for a GPU or TPU; the sentiment classifier needs the extra `roberta`:
   python -m crs_jax.main --config=configs/redial_ppo.py
 
-What that needs is computed; no machine of these has run it yet.
+These are estimates; it has not been run on these machines.
   Arithmetic: SFT 1.1e16, reward .8e16, PPO 2.7e16, evaluation 1e16 FLOP. At 30 % of the peak of an H200 3 minutes, at
     40 % of that of one v5e chip 12, of a v5e-8 2. Beside it stand compiling (minutes for each of PPO's two widths) and
     RoBERTa, which runs on the host: 59,000 texts, 1.7e14 FLOP, 3 minutes on 16 cores and 15 on two. So expect half an

@@ -124,10 +124,10 @@ def refuse_unless_there(fetch: Fetch) -> None:
         return
     except HfHubHTTPError as error:
         status = error.response.status_code
-        lacks = f"has no {kind} {repository} at {revision} for you"
+        lacks = f"has no {kind} {repository} at {revision}, or you may not read it"
         said = f"the hub at {constants.ENDPOINT} {lacks if status in GONE else 'is in trouble'} (status {status})"
     except OfflineModeIsEnabled:
-        said = f"{kind} {repository} is not on this machine, and HF_HUB_OFFLINE forbids to ask the hub"
+        said = f"{kind} {repository} is not on this machine, and HF_HUB_OFFLINE is set, so the hub was not asked"
     except Exception as error:  # no route, refused, too slow, not a hub
         reason = (str(error).splitlines() or [""])[0] or type(error).__name__
         said = f"the hub at {constants.ENDPOINT} does not answer for {kind} {repository} ({reason})"

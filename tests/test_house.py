@@ -1,8 +1,10 @@
 """The rules of the house: sizes of files, their names, and which room may import which."""
 
 import ast
+import math
 import pathlib
 
+import budget
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -108,3 +110,9 @@ def test_top_level_holds_only_the_house():
         p.name for p in ROOT.iterdir() if not p.name.startswith(".") and not p.name.endswith(".egg-info")
     } - ignored
     assert shown <= {"pyproject.toml", "crs_jax", "configs", "docs", "launch", "tests", "colab", "README.md", "LICENSE"}
+
+
+def test_the_documented_budget_is_the_sum():
+    limit = sum(seconds for folder, seconds in budget.BUDGETS.items() if folder != "soak")
+    text = pathlib.Path(budget.__file__).read_text(encoding="utf-8")
+    assert f"add up to {limit:,}, just under {math.ceil(limit / 120)} minutes" in text

@@ -113,9 +113,8 @@ class DialogueTokenizer:
         path = folder / "dialogue_tokenizer.json"
         try:
             facts = json.loads(path.read_text(encoding="utf-8"))
-            bpe = json.loads(
-                (folder / words).read_text(encoding="utf-8")
-            )  # transformers' has the controls, text has not
+            # The file for transformers also lists the control tokens; here text must not match them.
+            bpe = json.loads((folder / words).read_text(encoding="utf-8"))
             tokenizer = cls(Tokenizer.from_str(json.dumps({**bpe, "added_tokens": []})), facts["num_items"])
             same = facts["controls"] == list(CONTROLS) and facts["num_words"] == tokenizer.num_words
         except Exception as error:  # the library raises a bare Exception for what it cannot parse

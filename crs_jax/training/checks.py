@@ -39,7 +39,7 @@ UNIT = {"float32": 2.0**-24, "tensorfloat32": 2.0**-11, "bfloat16": 2.0**-8}
 """Largest relative error of rounding to a type."""
 SAFETY = 2.0  # times the RMS that is derived above
 QUANTILE = 3.0  # the 99 % quantile of a normal distribution is 2.6 standard deviations
-FLOOR = 1e-3  # nats; a smaller gap harms nobody
+FLOOR = 1e-3  # nats; smaller gaps are ignored
 PARTS = ("act", "word")
 
 

@@ -143,7 +143,7 @@ def by_name(of: Callable[[str], tuple[float, float]]) -> optax.GradientTransform
 
 
 def scale_by_rate(rate: optax.Schedule) -> optax.GradientTransformationExtraArgs:
-    """Multiplies updates by `-rate` at the number of the update, of which `optimizer.update(..., number=n)` tells it.
+    """Multiplies updates by `-rate` at update `number`, passed to `optimizer.update`.
 
     A count of its own, taken where no number is given, counts the updates that were made: those that a stage leaves out
     would hold the schedule up.
