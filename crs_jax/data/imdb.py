@@ -12,7 +12,8 @@
   --on_error   of a line that cannot be read: raise, or skip (counted). Default: raise
 
 A film is found by its title (without case, accents, punctuation and leading article) and year: the same year, else one
-year off where that leaves one title; films before series before shorts. What is still alike is ambiguous: it is the
+year off where that leaves one title; films before series before shorts. A short or a special of the same year comes
+after a film one year off. What is still alike is ambiguous: it is the
 title with the most principals, then the older entry. A film without a year needs a title that one film alone has.
 The tables have no plots. They are read line by line, in some minutes; what is kept is what the catalogue names.
 """

@@ -12,6 +12,8 @@ from crs_jax.data.mentions import ARTICLES, normal_tokens
 
 KINDS = ("movie", "tvMovie", "video", "tvMiniSeries", "tvSeries", "tvSpecial", "short", "tvShort")
 """IMDb's types that an item can be, the likeliest first; episodes, pilots and games are none."""
+MINOR = ("tvSpecial", "short", "tvShort")
+"""Of these one of the same year is not preferred to a movie one year off."""
 _BEHIND = re.compile(rf",\s*(?:{'|'.join(ARTICLES)})\s*$", re.IGNORECASE)
 EXACT, NEAR, BY_TITLE, AMBIGUOUS, UNMATCHED = "exact year", "one year off", "no year given", "ambiguous", "unmatched"
 
@@ -71,12 +73,15 @@ class Wanted:
     def shortlists(self) -> list[tuple[str, list[Title]]]:
         """How each item was found, and the titles that it may be; several are told apart by `choose`.
 
-        The year decides, then the type (`KINDS`), then how the title fits. A year off, or with no year to go by, one
-        title alone must be best.
+        The year decides (but see `MINOR`), then the type (`KINDS`), then how the title fits. A year off, or with no
+        year to go by, one title alone must be best.
         """
         out = []
         for item, found in zip(self.items, self.found, strict=True):
             same = [title for title in found if title.year == item.year]
+            if all(title.kind in MINOR for title in same):
+                movies = [title for title in found if title.kind == "movie"]
+                found, same = movies or found, [] if movies else same
             best = _best(item, same or found)
             if same:
                 out.append((EXACT if len(best) == 1 else AMBIGUOUS, best))

@@ -52,6 +52,15 @@ tt0000039 movie      | Near and short    | Near and short         | 2003 | Drama
 tt0000040 short      | Near and short    | Near and short         | 2004 | Short
 tt0000041 short      | Near and short    | Near and short         | 2002 | Short
 tt0000042 movie      | Who's There?      | Who's There?           | 1990 | Drama
+tt0000043 movie      | The Witch         | The Witch              | 2015 | Horror
+tt0000044 short      | The Witch         | The Witch              | 2016 | Short
+tt0000045 movie      | On Stage          | On Stage               | 2001 | Drama
+tt0000046 tvSpecial  | On Stage          | On Stage               | 2000 | Comedy
+tt0000047 movie      | Between           | Between                | 2001 | Drama
+tt0000048 movie      | Between           | Between                | 2003 | Comedy
+tt0000049 tvShort    | Between           | Between                | 2002 | Short
+tt0000050 tvSeries   | Only Short        | Only Short             | 2001 | Comedy
+tt0000051 short      | Only Short        | Only Short             | 2000 | Short
 """
 ITEMS = {  # id: name in the movie list, the title it is, how it was found
     "1": ("Alien (1979)", "tt0000001", "exact year"),
@@ -76,6 +85,10 @@ ITEMS = {  # id: name in the movie list, the title it is, how it was found
     "20": ("Late (2008)", None, "unmatched"),  # two years off
     "21": ("Who's There%3F (1991)", "tt0000042", "one year off"),
     "22": ("Nothing like it", None, "unmatched"),
+    "23": ("The Witch (2016)", "tt0000043", "one year off"),  # not the short of that year
+    "24": ("On Stage (2000)", "tt0000045", "one year off"),  # not the special of that year
+    "25": ("Between (2002)", None, "unmatched"),  # either film, and not the short
+    "26": ("Only Short (2000)", "tt0000051", "exact year"),  # there is no film
 }
 PEOPLE = [
     "tt0000001\t3\tnm0000003\tactor\t\\N\t[\"Dallas\"]",
@@ -190,8 +203,8 @@ def test_the_program_says_what_matched_and_the_loader_reads_what_it_wrote(tables
     argv = [f"--catalogue={movies}", f"--imdb={tables}", f"--out={out}"]
     imdb.main(argv)
     said = capsys.readouterr().out
-    assert "16 films" in said
-    for line in ("items          22", "exact year     11", "one year off   2", "ambiguous      2", "unmatched      6"):
+    assert "19 films" in said
+    for line in ("items          26", "exact year     12", "one year off   4", "ambiguous      2", "unmatched      7"):
         assert line in said
     with pytest.raises(InputError, match=r"--out=.*: is there already; name a new file"):
         imdb.main(argv)
