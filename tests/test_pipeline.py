@@ -143,7 +143,8 @@ def test_what_the_evaluation_finds_joins_the_warnings(tmp_path, capsys):
     """A log of nothing and two rows of text: the warning is in both sections and, with the figures, on the console."""
     (tmp_path / "metrics.jsonl").write_text('{"stage": "ppo", "step": 1, "kl": 0.0}\n')
     sft = {"bleu-4": 0.05, "perplexity": 10.0, "recommends": 0.41, "recommends-reference": 0.46}
-    metrics = {"text": {"sft": sft, "ppo": {**sft, "recommends": 0.91}}}
+    paired = {"text": {"recommends": {"value": 0.5, "low": 0.4, "high": 0.6}}}
+    metrics = {"text": {"sft": sft, "ppo": {**sft, "recommends": 0.91}}, "paired": {"ppo-sft": paired}}
     pipeline.watch(tmp_path, metrics)
     assert list(metrics["health"]) == ["test-recommends"]
     assert metrics["monitors"]["test-recommends"]["bad"]

@@ -164,6 +164,10 @@ def reply_rows(task: Task, models: dict[str, Model], aligned: Aligned | None) ->
     words alone, without titles and `<|end|>`, over the bytes that they spell, `bytes-reference` (a word's space is one
     of them). These bytes are the same for every tokenizer. A title that an act has no room for is spelled in words,
     and counts among them.
+
+    `recommends` is the share of replies that recommend where these are sampled as in training; beside people's, a share
+    of greedy ones would count the contexts in which recommending is likelier than not. All else in `text`, with
+    `recommends-agreement`, is of replies at `config.evaluation.temperature`.
     """
     e, seed = task.config.evaluation, task.config.seed
     where = task.replies("test")
@@ -181,26 +185,28 @@ def reply_rows(task: Task, models: dict[str, Model], aligned: Aligned | None) ->
     rewards: Tree = {}
     judged: dict[str, Judged] = {}
     greedy: dict[str, np.ndarray] = {}
-    said: dict[str, tuple[list[str], np.ndarray]] = {}
+    said: dict[str, list[str]] = {}
+    proposing: dict[str, np.ndarray] = {}
     for row, model in models.items():
         tokens_BR, _ = generate(task, model, contexts, e.temperature, seed + 21, f"replies, {row}")
         greedy[row] = tokens_BR
         decoded = [task.tokenizer.decode_reply(tokens, catalogue) for tokens in tokens_BR]
         nll = reference_nll(task, model, contexts, human, f"likelihood, {row}")
         proposes = np.array([bool(items) for items, _ in decoded])
-        said[row] = [words for _, words in decoded], proposes
+        said[row] = [words for _, words in decoded]
+        sampled = generate(task, model, contexts, task.config.ppo.temperature, seed + 22, f"samples, {row}")
+        proposing[row] = np.array([bool(task.tokenizer.decode_reply(tokens, catalogue)[0]) for tokens in sampled[0]])
         text[row] = {
-            **text_metrics(said[row][0], references),
+            **text_metrics(said[row], references),
             "perplexity": math.exp(nll["word_nll"] / max(nll["word_tokens"], 1)),
             "act-perplexity": math.exp(nll["act_nll"] / max(nll["act_tokens"], 1)),
             "bits-per-byte": bits_per_byte(nll["text_nll"], spelled),
             "bytes-reference": sum(map(len, spelled)),
-            "recommends": float(proposes.mean()),
+            "recommends": float(proposing[row].mean()),
             "recommends-reference": float(recommends.mean()),
             "recommends-agreement": float((proposes == recommends).mean()),
         }
         if aligned is not None:
-            sampled = generate(task, model, contexts, task.config.ppo.temperature, seed + 22, f"samples, {row}")
             judged[row] = judge_replies(task, aligned, model, contexts, *sampled, f"rewards, {row}")
             j = judged[row]
             kl_B = (j.act_kl_B + j.word_kl_B).astype(np.float64)
@@ -234,11 +240,12 @@ def reply_rows(task: Task, models: dict[str, Model], aligned: Aligned | None) ->
         {row: tokens[shown] for row, tokens in greedy.items()},
         {row: _rows(j, shown) for row, j in judged.items()},
     )
-    return text, rewards, _paired(said, judged, references, group_B, e.bootstrap), lines
+    return text, rewards, _paired(said, proposing, judged, references, group_B, e.bootstrap), lines
 
 
 def _paired(
-    said: dict[str, tuple[list[str], np.ndarray]],
+    said: dict[str, list[str]],
+    proposing: dict[str, np.ndarray],
     judged: dict[str, Judged],
     references: list[str],
     group_B: np.ndarray,
@@ -247,10 +254,9 @@ def _paired(
     """PPO minus SFT on the same contexts, by section: of the words and whether they recommend, and of the rewards."""
     paired: Tree = {}
     if {"sft", "ppo"} <= said.keys():
-        (before, proposed_B), (after, proposes_B) = said["sft"], said["ppo"]
-        gap_B = proposes_B.astype(np.float64) - proposed_B
+        gap_B = proposing["ppo"].astype(np.float64) - proposing["sft"]
         paired["text"] = {
-            "bleu-4": bleu_difference(after, before, references, group_B, bootstrap),
+            "bleu-4": bleu_difference(said["ppo"], said["sft"], references, group_B, bootstrap),
             "recommends": mean_with_interval(gap_B, group_B, bootstrap),
         }
     if {"sft", "ppo"} <= judged.keys():

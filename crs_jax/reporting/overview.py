@@ -94,7 +94,8 @@ def comparisons(run: Run) -> list[tuple[str, list[Comparison]]]:
         groups.append((f"Ranking, fresh targets, {_protocol(run, protocol)}", rows))
     text = [_group(run, "text", name) for name in ("bleu-4", "distinct-2", "rouge-l", "perplexity")]
     people = people_recommend(run)
-    text.append(_group(run, "text", "recommends", RECOMMENDS, f"people: {number(people.value)}" if people else ""))
+    hint = f"sampled; people: {number(people.value)}" if people else "sampled"
+    text.append(_group(run, "text", "recommends", RECOMMENDS, hint))
     groups.append(("Replies", text))
     groups.append(("Reward on generated replies", list(_reward_comparisons(run))))
     return [(title, kept) for title, rows in groups if (kept := [row for row in rows if row])]

@@ -23,7 +23,8 @@ LEAST_COVERAGE = 0.5  # of that at the start
 MORE_SPREAD = 2.0  # factor on how far an ensemble's reward models disagree
 LEAST_HR = 0.9  # of SFT's on validation while the validation reward is higher
 LEAST_BLEU = 0.5  # the same of BLEU-4: 2.3 standard errors of the log ratio of two policies on 256 replies (.3)
-MORE_RECOMMENDING = 0.15  # share of replies, up or down; over 5 x 16 contexts its standard error is at most .08
+MORE_RECOMMENDING = 0.15  # share of replies, up or down; over 5 x 16 contexts its standard error is at most .08;
+# on test also beyond chance: the difference's 95 % interval lies on one side of 0
 LEAST_TEST_BLEU = 0.8  # of SFT's on test, and below it beyond chance: the difference's 95 % interval lies below 0
 MOST_PERPLEXITY = 1.25  # of SFT's on test: as far apart as SFT models of several seeds on ReDial, where it is 32 to 39
 MOST_SENTIMENT = 0.95  # correlation of the reward with the sentiment predicted, where SFT's replies had less
@@ -165,20 +166,25 @@ def _of_test(evaluated: Mapping[str, Any]) -> Iterator[Monitor]:
     def both(name: str) -> tuple[float, float]:
         return text["sft"][name], text["ppo"][name]
 
+    def interval(name: str, digits: int) -> tuple[float, float, str] | None:
+        gap = evaluated.get("paired", {}).get("ppo-sft", {}).get("text", {}).get(name, {})
+        low, high = gap.get("low"), gap.get("high")
+        if low is None or high is None:
+            return None
+        return low, high, f"(95 % of the difference: {low:+.{digits}f} .. {high:+.{digits}f})"
+
     was, ends = both("recommends")
-    told = (
-        f"replies on test that recommend {_drift(was, ends)}; people: {100 * text['sft']['recommends-reference']:.0f} %"
-    )
-    bad, bound = abs(ends - was) > MORE_RECOMMENDING, f"more than {MORE_RECOMMENDING:g} from SFT's"
-    yield Monitor("test-recommends", "Test replies that recommend, share", was, ends, bound, bad, told)
+    if spread := interval("recommends", 2):
+        low, high, shown = spread
+        people = f"people: {100 * text['sft']['recommends-reference']:.0f} %"
+        told = f"replies on test that recommend, sampled {shown}, {_drift(was, ends)}; {people}"
+        bad = abs(ends - was) > MORE_RECOMMENDING and not low <= 0 <= high
+        bound = f"more than {MORE_RECOMMENDING:g} from SFT's, beyond chance"
+        yield Monitor("test-recommends", "Test replies that recommend, share", was, ends, bound, bad, told)
     was, ends = both("bleu-4")
-    gap = evaluated.get("paired", {}).get("ppo-sft", {}).get("text", {}).get("bleu-4", {})
-    low, high = (gap.get(end) for end in ("low", "high"))
-    if low is not None and high is not None:
-        told = (
-            f"BLEU-4 on test fell from {was:.4f} to {ends:.4f}, below {LEAST_TEST_BLEU:g} of it "
-            f"(95 % of the difference: {low:+.4f} .. {high:+.4f})"
-        )
+    if spread := interval("bleu-4", 4):
+        low, high, shown = spread
+        told = f"BLEU-4 on test fell from {was:.4f} to {ends:.4f}, below {LEAST_TEST_BLEU:g} of it {shown}"
         bad, bound = ends < LEAST_TEST_BLEU * was and high < 0, f"below {LEAST_TEST_BLEU:g} of SFT's, beyond chance"
         yield Monitor("test-bleu", "Test BLEU-4", was, ends, bound, bad, told)
     was, ends = both("perplexity")

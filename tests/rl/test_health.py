@@ -83,13 +83,15 @@ def test_the_share_that_recommends_is_watched_on_the_log():
     assert found.text == "replies that recommend went from 41 to 91 %, more than 15 points"
 
 
-def evaluation(bleu=0.05, interval=(-0.04, -0.01), perplexity=10.0, recommends=0.41):
+def evaluation(bleu=0.05, interval=(-0.04, -0.01), perplexity=10.0, recommends=0.41, drift=None):
     """Sections of metrics.json: SFT's BLEU-4 is .05, its perplexity 10, it recommends in 41 % of its replies."""
     sft = {"bleu-4": 0.05, "perplexity": 10.0, "recommends": 0.41, "recommends-reference": 0.46}
     ppo = {**sft, "bleu-4": bleu, "perplexity": perplexity, "recommends": recommends}
     low, high = interval
     gap = {"value": bleu - 0.05, "low": low, "high": high}
-    return {"text": {"sft": sft, "ppo": ppo}, "paired": {"ppo-sft": {"text": {"bleu-4": gap}}}}
+    low, high = drift or (recommends - 0.46, recommends - 0.36)
+    share = {"value": recommends - 0.41, "low": low, "high": high}
+    return {"text": {"sft": sft, "ppo": ppo}, "paired": {"ppo-sft": {"text": {"bleu-4": gap, "recommends": share}}}}
 
 
 @pytest.mark.parametrize(
@@ -97,6 +99,16 @@ def evaluation(bleu=0.05, interval=(-0.04, -0.01), perplexity=10.0, recommends=0
     [
         ("test-recommends", {"recommends": 0.57}, {"recommends": 0.55}),
         ("test-recommends", {"recommends": 0.25}, {"recommends": 0.27}),
+        (
+            "test-recommends",
+            {"recommends": 0.91, "drift": (0.001, 0.99)},
+            {"recommends": 0.91, "drift": (-0.001, 0.99)},
+        ),
+        (
+            "test-recommends",
+            {"recommends": 0.11, "drift": (-0.6, -0.001)},
+            {"recommends": 0.11, "drift": (-0.6, 0.001)},
+        ),
         ("test-bleu", {"bleu": 0.039}, {"bleu": 0.041}),
         ("test-bleu", {"bleu": 0.01, "interval": (-0.08, -0.0001)}, {"bleu": 0.01, "interval": (-0.08, 0.0001)}),
         ("test-perplexity", {"perplexity": 12.6}, {"perplexity": 12.4}),
@@ -111,6 +123,7 @@ def test_the_evaluation_is_watched_on_both_sides_of_each_bound(kind, over, withi
 def test_warnings_of_the_evaluation_say_what_they_rest_on():
     found = warnings([], evaluation(bleu=0.02, perplexity=15.0, recommends=0.91))
     assert found["test-recommends"].endswith("went from 41 to 91 %, more than 15 points; people: 46 %")
+    assert "sampled (95 % of the difference: +0.45 .. +0.55)" in found["test-recommends"]
     assert "from 0.0500 to 0.0200, below 0.8 of it (95 % of the difference: -0.0400 .. -0.0100)" in found["test-bleu"]
     assert "from 10.00 to 15.00, above 1.25 times it" in found["test-perplexity"]
 
