@@ -1,5 +1,6 @@
 """Titles that the catalogue does not have, or has several times: what is noticed, and how often wrongly."""
 
+import dataclasses
 import random
 import time
 import types
@@ -22,6 +23,8 @@ PEOPLE = ("Will Smith", "Will Ferrell", "Tom Hanks")
 CATALOGUE = Catalogue(tuple(Item(str(n), title, year, ("comedy",), PEOPLE) for n, (title, year) in enumerate(ITEMS)))
 TITLES = Titles(CATALOGUE)
 UNLINKED = UnlinkedTitles(TITLES)
+BARE = Catalogue(tuple(Item(str(n), title, year) for n, (title, year) in enumerate(ITEMS)))  # without metadata
+UNLINKED_BARE = UnlinkedTitles(Titles(BARE))
 
 
 @pytest.mark.parametrize(
@@ -56,6 +59,50 @@ UNLINKED = UnlinkedTitles(TITLES)
 )
 def test_what_is_unknown(text, unknown):
     assert [title.title for title in UNLINKED.find(text) if not title.year] == unknown
+
+
+@pytest.mark.parametrize("unlinked", [UNLINKED, UNLINKED_BARE])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "My name is John Smith",
+        "I want to go to New York",
+        "Thanks, and Happy Holidays!",
+        "Do you know one about World War Two?",
+        "I like Marvel Movies",
+        "I have seen all Marvel Cinematic movies",
+        "It is Science Fiction",
+        "I love Will Ferrell",
+        "I like Romantic Comedies",
+        "I watch Romantic Comedies and Psychological Thrillers",
+        "Good Morning, or Good Evening, from New York",
+        "I am from Los Angeles and My Friend too",
+        "Better than Happy Holidays, out of New Jersey",
+    ],
+)
+def test_ordinary_talk_is_no_title(unlinked, text):
+    assert unlinked.find(text) == ()
+
+
+@pytest.mark.parametrize("unlinked", [UNLINKED, UNLINKED_BARE])
+@pytest.mark.parametrize(
+    ("text", "unknown"),
+    [
+        ("Alien and The Xyzzy Nights were fun", ["The Xyzzy Nights"]),
+        ("I would say Alien (1979), or Xyzzy Nights", ["Xyzzy Nights"]),
+        ("I saw Xyzzy Nights, and Foo Bar, or Baz Quux", ["Xyzzy Nights", "Foo Bar", "Baz Quux"]),
+        ("We watched Xyzzy Nights", ["Xyzzy Nights"]),
+        ('I love "Xyzzy Nights"', ["Xyzzy Nights"]),
+        ("I love Xyzzy Nights (1997)", ["Xyzzy Nights (1997)"]),
+    ],
+)
+def test_titles_are_noticed_with_and_without_metadata(unlinked, text, unknown):
+    assert [title.title for title in unlinked.find(text)] == unknown
+
+
+def test_behind_verbs_that_people_stand_behind_too_metadata_is_needed():
+    assert [title.title for title in UNLINKED.find("I loved Xyzzy Nights")] == ["Xyzzy Nights"]
+    assert UNLINKED_BARE.find("I loved Xyzzy Nights") == ()
 
 
 def test_what_is_said_of_it():
@@ -99,7 +146,8 @@ def test_a_long_message_takes_milliseconds():
 
 
 @pytest.mark.data
-def test_alarms_and_finds_on_redials_seekers(data_dir, tmp_path):
+@pytest.mark.parametrize("metadata", [True, False])
+def test_alarms_and_finds_on_redials_seekers(data_dir, tmp_path, metadata):
     """Every eighth dialogue of train, titles as ReDial has them, as capitalised words, and in small letters.
 
     False alarms while the catalogue is whole; and what is noticed, with the whole title, of a fifth of its titles that
@@ -107,6 +155,8 @@ def test_alarms_and_finds_on_redials_seekers(data_dir, tmp_path):
     """
     corpus = redial.parse(data_dir / "redial", types.SimpleNamespace(on_error="raise"), tmp_path)
     catalogue, dialogues = corpus.catalogue, corpus.train[::8]
+    if not metadata:
+        catalogue = Catalogue(tuple(dataclasses.replace(item, genres=(), people=()) for item in catalogue.items))
     titles = {item.item_id: item.title for item in catalogue.items}
     forms = {"year": catalogue.names, "title": titles, "small": {i: title.lower() for i, title in titles.items()}}
     said = [turn for dialogue in dialogues for turn in dialogue.turns if turn.role == SEEKER]
@@ -132,7 +182,7 @@ def test_alarms_and_finds_on_redials_seekers(data_dir, tmp_path):
             for turn, i in named
         ]
         noticed[form] = sum(found) / len(found)
-    print(len(said), len(named), alarms, noticed)
-    assert max(alarms.values()) < 0.003
+    print(f"metadata {metadata}: {len(said)} messages, alarms {alarms}; {len(named)} titles, noticed {noticed}")
+    assert max(alarms.values()) < 0.002
     assert noticed["year"] > 0.85
-    assert noticed["title"] > 0.17
+    assert noticed["title"] > (0.17 if metadata else 0.06)
