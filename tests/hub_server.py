@@ -101,7 +101,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 urllib.parse.parse_qs(sent.decode())["paths"])  # fmt: skip
             found = [e for e in repository.entries() if e["path"] in asked]
         elif what == "revision":
-            files = [{"rfilename": entry["path"]} for entry in repository.entries() if entry["type"] == "file"]
+            files = [{"rfilename": entry["path"], "size": entry["size"]} for entry in repository.entries()
+                     if entry["type"] == "file"]  # fmt: skip
             found = {"_id": "0", "id": name, "sha": repository.commit, "siblings": files, "private": False,
                      "gated": False, "disabled": False, "tags": [], "downloads": 0, "likes": 0}  # fmt: skip
         self.send(200, json.dumps(found).encode(), {"Content-Type": "application/json"})

@@ -7,8 +7,10 @@ import json
 import os
 import pathlib
 import re
+import resource
 import subprocess
 import sys
+import time
 
 import hub_repositories as made
 import numpy as np
@@ -96,10 +98,19 @@ def workdir(hub, home, tmp_path_factory):
     folder = tmp_path_factory.mktemp("plain") / "run"
     flags = [f"--config.{name}={value}" for name, value in SMALL.items()]
     flags = ["--config=configs/redial_ppo.py", f"--workdir={folder}", *flags]
+    before, start = cpu_seconds(), time.monotonic()
     done = started(MAIN, home, *flags, HF_ENDPOINT=hub.url)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
+    spent = {"seconds": time.monotonic() - start, "CPU seconds": cpu_seconds() - before}
+    (folder.parent / "spent.json").write_text(json.dumps(spent))
     return folder
+
+
+def cpu_seconds() -> float:
+    """Of the processes that this one started and that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def rows_of(hub, split: str) -> list[dict]:
@@ -134,6 +145,13 @@ def test_all_stages_end_and_every_row_is_there(hub, workdir):
     ppo = [line for line in lines if line["stage"] == "ppo" and "kl" in line]
     assert [line["step"] for line in ppo] == [1, 2, 3]
     assert all(np.isfinite(line["reward"]) for line in ppo)
+
+
+def test_the_run_fits_four_minutes_on_two_cores(workdir):
+    """By the time that its processes computed, which other programs on the machine hardly change."""
+    spent = json.loads((workdir.parent / "spent.json").read_text())
+    print(f"the plain config, made small: {spent}")
+    assert 0 < spent["CPU seconds"] < 2 * 240
 
 
 def test_only_what_the_flags_say_differs_from_the_plain_config(workdir):

@@ -1,6 +1,7 @@
 """What a machine lacks is one line at the start, which names a setting; what it has is not asked for."""
 
 import json
+import pathlib
 import shutil
 import socket
 import sys
@@ -18,7 +19,7 @@ from configs import quickstart, redial_ppo
 from configs.variants import ROBERTA
 from crs_jax import pipeline, preflight
 from crs_jax.benchmark import ahead
-from crs_jax.data import byte_bpe
+from crs_jax.data import byte_bpe, records
 from crs_jax.errors import InputError
 from crs_jax.models import encoder, hf
 from crs_jax.models.policy import Policy
@@ -185,6 +186,87 @@ def test_too_little_disk(tmp_path, monkeypatch):
     for stage in ("sft", "reward", "ppo"):  # a run that goes on says what a full disk does where it meets it
         (tmp_path / "checkpoints" / stage).mkdir(parents=True)
     preflight.refuse_small_disk(config, tmp_path, STAGES)
+
+
+def test_room_for_what_is_fetched(online, tmp_path, monkeypatch):
+    """Of GPT-2 config and weights, of the classifier the pickle where there is nothing else; nothing else counts."""
+    folder, config = tmp_path / "repository", plain()
+    folder.mkdir()
+    sizes = {"config.json": 10, "vocab.json": 200, "merges.txt": 3000, "tokenizer.json": 40_000, "special.txt": 0,
+             "model.safetensors": 500_000, "pytorch_model.bin": 6_000_000, "weights.msgpack": 70_000_000}  # fmt: skip
+    for name, size in sizes.items():
+        with (folder / name).open("wb") as file:
+            file.truncate(size)
+    kinds = {name: "dataset" if "re_dial" in name else "model" for name, _ in WANTED.values()}
+    held = {name: Repository(folder, revision if revision != "main" else COMMIT, kinds[name])
+            for name, revision in WANTED.values()}  # fmt: skip
+    words = sizes["config.json"] + sizes["vocab.json"] + sizes["tokenizer.json"]
+    alone = {
+        "data": sum(sizes.values()), "tokenizer": 3200, "encoder": sum(sizes.get(name, 0) for name in encoder.FILES),
+        "model": 500_010, "signals": words + 3000 + 500_000,
+    }  # fmt: skip
+    checkpoints = preflight.room_for_checkpoints(config, tmp_path, STAGES)
+    with serving(held) as hub:
+        online(hub.url)
+        found = {fetch.setting.partition(".")[0]: preflight.refuse_unless_there(fetch)
+                 for fetch in preflight.fetches(config, tmp_path, True, True)}  # fmt: skip
+        assert found == alone
+        needed = sum(alone.values()) + checkpoints  # one disk holds both
+        free(monkeypatch, needed - 1)
+        with pytest.raises(InputError, match=r"HF_HOME: what this run fetches .* GB of checkpoints.* set HF_HOME to "):
+            preflight.check(config, tmp_path, STAGES)
+        free(monkeypatch, needed)
+        preflight.check(config, tmp_path, STAGES)
+        (folder / "model.safetensors").unlink()
+        fetch = preflight.fetches(config, tmp_path, True, True)[-1]
+        assert preflight.refuse_unless_there(fetch) == words + 3000 + 6_000_000
+    free(monkeypatch, 0)
+    preflight.refuse_small_cache(0, tmp_path, 1e12)  # nothing is fetched
+
+
+def test_another_revision_or_an_interrupted_one_is_not_in_the_cache(online, tmp_path):
+    from huggingface_hub import constants
+
+    name, other = "owner/SomeData", "1" * 40
+    refs = pathlib.Path(constants.HF_HUB_CACHE) / "datasets--owner--SomeData" / "refs"
+    made = tmp_path / "datasets-cache" / "owner___some_data" / "default" / "0.0.0"
+    refs.mkdir(parents=True)
+    (made / f"{COMMIT}.incomplete").mkdir(parents=True)
+    (refs / "main").write_text(COMMIT)
+    assert not records.in_cache(name, "main")
+    (made / COMMIT).mkdir()
+    assert records.in_cache(name, "main")
+    assert records.in_cache(name, COMMIT)
+    assert not records.in_cache(name, other)
+    assert not records.in_cache(name, "v2")
+    (refs / "v2").write_text(other)
+    assert not records.in_cache(name, "v2")
+    (made / other).mkdir()
+    assert records.in_cache(name, "v2")
+
+
+@pytest.mark.parametrize(("revision", "offline", "refused"), [
+    ("main", True, False), (COMMIT, True, False), ("1" * 40, True, True), ("v2", True, True),
+    ("main", False, False), ("1" * 40, False, True), ("v2", False, False),
+])  # fmt: skip
+def test_another_revision_is_not_read_in_its_place(online, tmp_path, monkeypatch, revision, offline, refused):
+    """Where the hub does not answer, `datasets` gives what it read last."""
+    import datasets
+    from huggingface_hub import constants
+
+    folder = tmp_path / "datasets-cache" / "owner___name" / "default" / "0.0.0" / COMMIT
+    datasets.Dataset.from_dict({"a": [1]}).save_to_disk(folder)
+    found = datasets.DatasetDict({"train": datasets.load_from_disk(folder)})
+    refs = pathlib.Path(constants.HF_HUB_CACHE) / "datasets--owner--name" / "refs"
+    refs.mkdir(parents=True)
+    (refs / "main").write_text(COMMIT)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: found)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+    if refused:
+        with pytest.raises(InputError, match=r"config\.data\.hub='owner/name': .* only another revision than"):
+            records.read_hub("owner/name", revision, tmp_path)
+    else:
+        assert records.read_hub("owner/name", revision, tmp_path)["train"][0].value == {"a": 1}
 
 
 def test_a_run_begins_with_the_checks(tmp_path, monkeypatch):

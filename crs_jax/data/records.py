@@ -146,6 +146,7 @@ def _numbered_cells(path: str, index: int) -> Iterator[dict[str, Any]]:
 def read_hub(hub: str, revision: str, scratch: pathlib.Path) -> dict[str, list[Record]]:
     """The splits of a dataset repository (or a local folder in that layout) through `datasets.load_dataset`."""
     import datasets
+    from huggingface_hub import constants
 
     local = pathlib.Path(hub).is_dir()
     try:
@@ -159,20 +160,40 @@ def read_hub(hub: str, revision: str, scratch: pathlib.Path) -> dict[str, list[R
             f"config.data.hub={hub!r} (revision {revision!r}) cannot be loaded ({type(error).__name__}: {reason}): "
             "check the name and the network, or set config.data.dir to a folder with the corpus' files"
         ) from None
+    commit = _commit(hub, revision)
+    read = {pathlib.Path(file["filename"]).parent.name for rows in splits.values() for file in rows.cache_files}
+    if not local and (read - {commit} if commit else constants.HF_HUB_OFFLINE):
+        # where the hub does not answer `datasets` takes what it read last
+        raise InputError(
+            f"config.data.hub={hub!r}: the hub does not answer, and only another revision than {revision!r} is on this "
+            "machine: check the network, or set config.data.dir to a folder with the corpus' files"
+        )
     return {
         str(name): [Record(f"{hub}/{name}:{n}", f"{name}:{n}", row) for n, row in enumerate(rows, 1)]
         for name, rows in splits.items()
     }
 
 
-def in_cache(hub: str) -> bool:
-    """Whether `read_hub` can do without the hub: `datasets` has read this repository before."""
+def in_cache(hub: str, revision: str) -> bool:
+    """Whether `read_hub` can do without the hub: `datasets` has read this revision of the repository to its end."""
     from datasets import config
     from datasets.naming import camelcase_to_snakecase
 
     owner, _, name = hub.rpartition("/")
     folder = "___".join([*filter(None, [owner]), camelcase_to_snakecase(name)])
-    return any(path.is_dir() for path in (pathlib.Path(config.HF_DATASETS_CACHE) / folder).glob("*/*/*"))
+    commit = _commit(hub, revision)
+    return bool(commit) and any((pathlib.Path(config.HF_DATASETS_CACHE) / folder).glob(f"*/*/{commit}/"))
+
+
+def _commit(hub: str, revision: str) -> str:
+    """The commit that a revision named when it was last fetched here; empty where it never was."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    if re.fullmatch("[0-9a-f]{40}", revision):
+        return revision
+    path = pathlib.Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=hub, repo_type="dataset") / "refs" / revision
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else ""
 
 
 def decode(value: Any) -> Any:
