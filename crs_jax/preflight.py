@@ -11,7 +11,7 @@ import importlib.util
 import pathlib
 import shutil
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -28,6 +28,7 @@ TIMEOUT = 10.0  # seconds that the hub has for one answer
 ITEMS = 10_000  # of a catalogue that is not read yet, for the estimate of disk: more than ReDial's 6,924
 GONE = (401, 403, 404)  # what the hub says of what is not there, or not for everybody
 GB = 1e9
+Files = tuple[tuple[str, ...], ...]
 
 
 class Fetch(NamedTuple):
@@ -43,7 +44,7 @@ class Fetch(NamedTuple):
     repository: str
     revision: str
     instead: str
-    files: tuple[tuple[str, ...], ...]
+    files: Files
     kind: str = "model"
 
 
@@ -93,7 +94,7 @@ def fetches(config: ConfigDict, workdir: pathlib.Path, classifier: bool, first: 
     made = config.model.transfer or (workdir / "tokenizer" / "made_from.json").exists()
     if config.tokenizer.kind == "gpt2" and not config.tokenizer.path and not made:
         at = (byte_bpe.GPT2_HUB, byte_bpe.GPT2_REVISION)
-        files = ("vocab.json",), ("merges.txt",)
+        files: Files = (("vocab.json",), ("merges.txt",))
         if not cached(*at, *files):
             found.append(Fetch("tokenizer.path is empty", *at, "give a folder with vocab.json and merges.txt", files))
     if encoder.local_encoder(config.encoder) is None:
@@ -110,7 +111,7 @@ def fetches(config: ConfigDict, workdir: pathlib.Path, classifier: bool, first: 
     if classifier and not is_folder(mood):
         at = sentiment.hub_id(mood)
         if not cached(*at, ("config.json",), ("model.safetensors", "pytorch_model.bin")):
-            files = ("*.json",), ("*.txt",), ("model*.safetensors", "pytorch_model*.bin")
+            files = (("*.json",), ("*.txt",), ("model*.safetensors", "pytorch_model*.bin"))
             found.append(Fetch(f"signals.sentiment={mood}", *at, "give vader, or a folder with a classifier", files))
     return found
 
@@ -132,10 +133,8 @@ def refuse_unless_there(fetch: Fetch) -> int:
 
     setting, repository, revision, instead, files, kind = fetch
     try:
-        asked = {"revision": revision, "repo_type": kind, "timeout": TIMEOUT, "files_metadata": True}
-        size = {file.rfilename: file.size or 0 for file in HfApi().repo_info(repository, **asked).siblings or ()}
-        wanted = [next(filter(None, (fnmatch.filter(size, name) for name in names)), []) for names in files]
-        return sum(size[name] for name in {name for names in wanted for name in names})
+        found = HfApi().repo_info(repository, revision=revision, repo_type=kind, timeout=TIMEOUT, files_metadata=True)
+        return _size(getattr(found, "siblings", None) or (), files)
     except HfHubHTTPError as error:
         status = error.response.status_code
         lacks = f"has no {kind} {repository} at {revision}, or you may not read it"
@@ -146,6 +145,12 @@ def refuse_unless_there(fetch: Fetch) -> int:
         reason = (str(error).splitlines() or [""])[0] or type(error).__name__
         said = f"the hub at {constants.ENDPOINT} does not answer for {kind} {repository} ({reason})"
     raise InputError(f"--config.{setting}: {said}: {instead}")
+
+
+def _size(siblings: Sequence[Any], files: Files) -> int:
+    size = {file.rfilename: file.size or 0 for file in siblings}
+    wanted = [next(filter(None, (fnmatch.filter(size, name) for name in names)), []) for names in files]
+    return sum(size[name] for name in {name for names in wanted for name in names})
 
 
 def refuse_small_disk(config: ConfigDict, workdir: pathlib.Path, stages: Sequence[str]) -> None:
