@@ -1,12 +1,15 @@
 """Signals that ask a run to end: it saves what it has done and leaves; asked again, it leaves at once.
 
+One request may arrive twice: a scheduler signals a whole group of processes, and a parent among them forwards the
+signal. The same signal therefore counts as a second request only `REPEAT` seconds after the first.
+
 SIGTERM is what a scheduler or a pre-empted machine sends some seconds before the end, SIGINT is Ctrl-C. A loop that can
 save at every step (`saving`) looks whether it was asked to end (`asked`); anywhere else the run ends where it stands,
 since what it does there is done again. The exit status is 128 + the signal's number: 143, 130.
 
 Python hears a signal between two of its instructions, so not while XLA compiles or another library works for minutes.
-A thread that needs no turn of the main one therefore ends the process `PATIENCE` seconds after the signal, unless a
-step that will be saved, or a save, is under way. It leaves as `kill -9` would: what was saved before is whole.
+A separate thread therefore ends the process `PATIENCE` seconds after the signal, unless a step that will be saved, or
+a save, is under way. It leaves as `kill -9` would: what was saved before is whole.
 """
 
 from __future__ import annotations
@@ -21,11 +24,14 @@ import threading
 import time
 from collections.abc import Iterator
 from types import FrameType
+from typing import TextIO
 
 from crs_jax.errors import InterruptedRunError
 from crs_jax.progress import Progress
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+REPEAT = 2.0  # seconds within which the same signal is the same request
+AGAIN = f"again after {REPEAT:.0f} seconds to end at once"
 PATIENCE = 7.0  # seconds after a signal, and after the last save
 STEADY = 1.0  # seconds for which one compilation is seen, so that no short one on the way to a save is cut
 _COMPILING = ("jax._src.compiler", "jax._src.interpreters.mlir", "jax._src.interpreters.partial_eval")
@@ -38,13 +44,13 @@ _loops = 0
 def listening(workdir: pathlib.Path | None = None) -> Iterator[None]:
     """Has the signals heard, from the main thread of a process of its own; after jax.distributed, which takes SIGTERM.
 
-    The first is heard between two instructions of Python, so a step under way comes to its end before; the second needs
-    no Python, but a thread that waits for it.
+    The first is handled between two instructions of Python, so a step under way ends first; the second by a separate
+    thread.
     """
     global _asked
     _asked = None
     told = sys.unraisablehook
-    with watched("ends after this step and saves it; once more to end at once", workdir):
+    with watched(f"ends after this step and saves it; {AGAIN}", workdir):
         handlers = {number: signal.signal(number, _hear) for number in SIGNALS}
         Progress.watcher = _leave_unless_saving
         sys.unraisablehook = lambda lost: None if isinstance(lost.exc_value, InterruptedRunError) else told(lost)
@@ -87,11 +93,12 @@ def _watch(read: int, answer: str, workdir: pathlib.Path | None) -> None:
                     return
                 if number[0] not in SIGNALS:
                     continue
-                if first:
+                if first and (number[0] != first or now > asked + REPEAT):
                     _end(number[0])
-                first, asked = number[0], now
-                if answer:
-                    print(f"\n{signal.Signals(first).name}: {answer}", file=sys.stderr, flush=True)
+                if not first:
+                    first, asked = number[0], now
+                    if answer:
+                        _write(sys.stderr, f"\n{signal.Signals(first).name}: {answer}\n")
             found, saves = _main_thread()
             if found is not compiling:
                 compiling, since = found, now
@@ -117,18 +124,25 @@ def _main_thread() -> tuple[FrameType | None, bool]:
 
 def _end(number: int, said: str = "") -> None:
     """Ends the process, with the terminal as it was."""
-    with contextlib.suppress(OSError, ValueError):
-        if said:
-            os.write(2, f"\n{signal.Signals(number).name}: {said}\n".encode())
-        if sys.stdout.isatty():
-            os.write(1, b"\x1b[?25h")  # the cursor, which a progress bar hides
+    if said:
+        _write(sys.stderr, f"\n{signal.Signals(number).name}: {said}\n")
+    _write(sys.stdout, "\x1b[?25h", terminal=True)  # the cursor, which a progress bar hides
     os._exit(128 + number)
 
 
+def _write(stream: TextIO | None, text: str, terminal: bool = False) -> None:
+    """Writes without the stream's lock; nothing where it is closed, its reader is gone, or it is not the `terminal`."""
+    with contextlib.suppress(OSError, ValueError):
+        if stream is not None and (stream.isatty() or not terminal):
+            os.write(stream.fileno(), text.encode())
+
+
 def _hear(number: int, frame: FrameType | None) -> None:
+    """Raises at the first signal alone: another one would cut short what cleans up after it."""
     global _asked
-    _asked = signal.Signals(number)
-    _leave_unless_saving()
+    again, _asked = _asked is not None, signal.Signals(number)
+    if not again:
+        _leave_unless_saving()
 
 
 def _leave_unless_saving() -> None:

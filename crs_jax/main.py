@@ -10,7 +10,8 @@ Examples
   python -m crs_jax.main --config=configs/quickstart.py --config.stages=sft,evaluate --workdir=runs/sft_only
 
 A run leaves config.json, checkpoints, metrics.json, metrics.jsonl, samples.jsonl and report.html in its folder. The
-same command again continues: what the folder already holds is skipped. Ctrl-C and SIGTERM save and end; twice, at once.
+same command again continues: what the folder already holds is skipped. Ctrl-C and SIGTERM save and end; again after 2
+seconds, they end at once.
 """
 
 from __future__ import annotations

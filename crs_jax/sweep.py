@@ -11,8 +11,8 @@
 Each run has a workdir of its own under `--out`; prepared data are
 shared, and so are the models of the stages sft and reward between runs whose settings for them are the same, those of
 other sweeps with the same `--out` too; a run all of whose settings are those of one that is done there is that one.
-What is done is skipped, so that the same command goes on where it was stopped: Ctrl-C and SIGTERM are passed on to the
-runs, which save and end. All settings are checked before the first run. At the end stand
+What is done is skipped, so that the same command goes on where it was stopped: Ctrl-C, SIGTERM and SIGHUP are passed
+on to the runs, which save and end; `nohup` works. All settings are checked before the first run. At the end stand
 `NAME.md`, `NAME.json` and `NAME.html` under the sweep's name: means over seeds with intervals, differences to the
 reference cell with paired tests, and plots, which are also pictures of their own, `NAME-*.svg`.
 """

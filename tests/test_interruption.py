@@ -4,6 +4,7 @@ What is not marked slow is the small form of the others and of tests/soak/test_k
 """
 
 import os
+import pty
 import shlex
 import signal
 import subprocess
@@ -25,6 +26,7 @@ from small_run import (
     start,
 )
 
+from crs_jax import interruption
 from crs_jax.errors import StorageError
 
 OFTEN = {**FINISHED, "save_minutes": 0.01}
@@ -185,10 +187,11 @@ def test_a_full_disk_and_a_closed_one_lose_nothing(expected, tmp_path):
 COMPILES = """
 import os, pathlib, sys, time
 import jax, jax.numpy as jnp
-from crs_jax import pipeline
+from crs_jax import interruption, pipeline
 from crs_jax.interruption import saving
 from crs_jax.main import main
 from crs_jax.program import leave, run_program
+interruption.PATIENCE = 1
 
 def unrolled(x):
     for n in range(700):
@@ -212,14 +215,19 @@ leave(main(["main", "--config=configs/quickstart.py", "--workdir=" + sys.argv[2]
 """
 
 
-def script(text: str, *arguments: str) -> subprocess.Popen:
+def script(text: str, *arguments: str, **pipes) -> subprocess.Popen:
     env = {**environment(), "JAX_ENABLE_COMPILATION_CACHE": "false", "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
     line = [sys.executable, "-c", text, *arguments]
-    return subprocess.Popen(line, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    ends = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **pipes}
+    return subprocess.Popen(line, cwd=ROOT, env=env, text=True, **ends)
 
 
 def test_a_compilation_is_left_within_ten_seconds(tmp_path):
-    """One of half a minute: in a stage's loop, anywhere else in a run, and in another program."""
+    """One of half a minute: in a stage's loop, anywhere else in a run, and in another program.
+
+    The processes wait for less than they would, since a busy machine adds seconds of its own.
+    """
+    assert interruption.PATIENCE + interruption.STEADY < 10
     cases = {"loop": signal.SIGINT, "run": signal.SIGTERM, "program": signal.SIGINT}
     running = {where: script(COMPILES, where, str(tmp_path)) for where in cases}
     for process in running.values():
@@ -292,3 +300,65 @@ def test_a_library_that_does_not_let_go_is_left():
     assert time.monotonic() - asked < 5
     assert (process.returncode, out) == (130, ""), said
     assert "SIGINT: ended in the middle of a call, which cannot be interrupted; what was saved in w before" in said
+
+
+@pytest.mark.parametrize("gone", ["reader", "terminal", "stderr"])
+def test_the_watcher_lives_on_where_nothing_can_be_said(gone):
+    """The reader of stderr is gone, its terminal is, or stderr was closed from the start."""
+    if gone == "terminal":
+        master, terminal = pty.openpty()
+        process = script(BUSY, stderr=terminal)
+        os.close(terminal)
+    else:
+        process = script(("import sys; sys.stderr = None\n" if gone == "stderr" else "") + BUSY)
+    assert process.stdout.readline() == "busy\n"
+    if gone == "terminal":
+        os.close(master)
+    elif gone == "reader":
+        process.stderr.close()
+    process.send_signal(signal.SIGTERM)
+    out = process.stdout.read()
+    assert (process.wait(timeout=20), out) == (143, "")
+
+
+ASKED = """
+import contextlib, sys, time
+from crs_jax import interruption
+if sys.argv[2:]:
+    interruption.REPEAT = float(sys.argv[2])
+with interruption.listening(), interruption.saving() if sys.argv[1] == "step" else contextlib.nullcontext():
+    try:
+        print("begun", flush=True)
+        time.sleep(1 if sys.argv[1:] == ["step"] else 30)
+    finally:
+        print("ending", flush=True)
+        time.sleep(0.5)
+        print("saved", flush=True)
+"""
+
+
+@pytest.mark.parametrize("where", ["step", "elsewhere"])
+def test_one_request_that_arrives_twice_counts_once(where):
+    """As slurm and systemd signal a process and the parent that forwards it: in a step, and in a clean-up."""
+    process = script(ASKED, where)
+    assert process.stdout.readline() == "begun\n"
+    process.send_signal(signal.SIGTERM)
+    if where == "step":
+        process.stderr.readline()
+        assert process.stderr.readline().startswith("SIGTERM: ends after this step")
+    else:
+        assert process.stdout.readline() == "ending\n"
+    process.send_signal(signal.SIGTERM)
+    out, said = process.communicate(timeout=60)
+    assert out.endswith("saved\n"), said
+    assert said.rstrip().endswith("InterruptedRunError: ended by SIGTERM")
+
+
+def test_the_same_signal_some_time_later_ends_at_once():
+    process = script(ASKED, "step", "0.2")
+    assert process.stdout.readline() == "begun\n"
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    assert (process.returncode, out) == (143, "")

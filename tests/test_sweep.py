@@ -369,8 +369,9 @@ SWEEP = Sweep("configs/quickstart.py", {{"all": {{}}, "no text": {{"model.leave_
 
 
 PASSES_ON = """
-import sys
+import signal, sys
 from crs_jax import sweep
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the tests were started with
 from crs_jax.errors import InputError
 RUN = r'''
 import os, signal, sys, time
@@ -393,8 +394,11 @@ sys.exit(sweep.main(["--sweep=x", "--out=y", "--jobs=2"]))
 """
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_is_the_runs_which_save_and_end(number, status):
+@pytest.mark.parametrize(
+    ("number", "status", "heard"),
+    [(signal.SIGINT, 130, signal.SIGINT), (signal.SIGTERM, 143, signal.SIGTERM), (signal.SIGHUP, 129, signal.SIGTERM)],
+)
+def test_a_signal_is_the_runs_which_save_and_end(number, status, heard):
     """Two runs at a time; of the terminal's Ctrl-C, which goes to the whole group, they hear once."""
     process = subprocess.Popen([sys.executable, "-c", PASSES_ON], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0)  # fmt: skip
@@ -402,6 +406,6 @@ def test_a_signal_is_the_runs_which_save_and_end(number, status):
     os.killpg(process.pid, number)
     out, said = process.communicate(timeout=60)
     assert process.returncode == status, said
-    assert out.count(f"saved {number:d}\n") == 2
+    assert out.count(f"saved {heard:d}\n") == 2
     assert "begun" not in out
     assert said == f"sweep: ended by {number.name}: the same command continues\n"

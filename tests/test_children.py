@@ -1,0 +1,81 @@
+"""Commands beside each other: the signals that reach them, and those that do not."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+PROGRAM = """
+import concurrent.futures, os, signal, subprocess, sys, threading, time
+from crs_jax import children
+from crs_jax.errors import InterruptedRunError
+RUN = r'''
+import os, signal, sys, time
+def save(number, frame):
+    time.sleep(0.2)
+    os.write(2, f"saved {number}\\n".encode())
+    sys.exit(128 + number)
+signal.signal(signal.SIGTERM, save)
+os.write(1, b"begun\\n")
+time.sleep(20)
+'''
+start = subprocess.Popen
+
+def interrupted(line, **settings):
+    run, end = os.pipe()
+    process = start(line, **{**settings, "stdout": end})
+    assert os.read(run, 100) == b"begun\\n"  # the run could save from here on
+    signal.pthread_kill(threading.main_thread().ident, signal.SIGTERM)
+    while not children._asked:
+        time.sleep(0.01)
+    return process
+
+if sys.argv[1] == "at the start":
+    subprocess.Popen = interrupted
+try:
+    with children.passing_on(), concurrent.futures.ThreadPoolExecutor(1) as pool:
+        work = pool.submit(children.execute, [sys.executable, "-c", RUN], None, None)
+        work.result()
+        raise InterruptedRunError(children._asked[0])
+except InterruptedRunError as stop:
+    print(stop, work.result().returncode, flush=True)
+"""
+
+
+def start(how: str, **settings) -> subprocess.Popen:
+    line = [sys.executable, "-c", PROGRAM, how]
+    return subprocess.Popen(line, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, text=True, **settings)  # fmt: skip
+
+
+def test_a_signal_while_a_command_is_started_reaches_it():
+    process = start("at the start")
+    out, said = process.communicate(timeout=60)
+    assert (out, said) == ("ended by SIGTERM 143\n", "saved 15\n")
+
+
+def test_a_hang_up_that_nohup_ignores_stays_ignored():
+    """The terminal signals the whole group; SIGTERM still reaches the command, which saves."""
+    ignored = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        process = start("nohup", process_group=0)
+    finally:
+        signal.signal(signal.SIGHUP, ignored)
+    assert process.stdout.readline() == "begun\n"
+    os.killpg(process.pid, signal.SIGHUP)
+    os.killpg(process.pid, signal.SIGTERM)
+    out, said = process.communicate(timeout=60)
+    assert said == "saved 15\n"
+    assert out.endswith("ended by SIGTERM 143\n")
+    assert "SIGHUP" not in out
+
+
+def test_a_terminal_that_is_gone_keeps_no_signal_from_the_command():
+    process = start("hang-up")
+    assert process.stdout.readline() == "begun\n"
+    process.stdout.close()  # what is said of the signal fails
+    process.send_signal(signal.SIGHUP)
+    assert "saved 15\n" in process.stderr.read()
+    process.wait(timeout=60)
