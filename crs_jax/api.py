@@ -166,7 +166,7 @@ class Run:
           top, fresh: of `Reply.top`, as for `recommend`.
 
         Raises:
-          InputError: as `recommend`; or the temperature is below 0, or the seed no number of 63 bits.
+          InputError: as `recommend`; or the temperature is below 0, or the seed no number of 32 bits.
         """
         temperature = arguments.temperature("temperature", temperature)
         seed = arguments.whole("seed", seed, 0, arguments.MOST_SEED)

@@ -27,7 +27,7 @@ NAMES = {
     "helpfull": "`python -m crs_jax.main --helpfull`",
 }
 """Flag to argument."""
-MOST_SEED = 2**63 - 1  # of jax.random.key
+MOST_SEED = 2**32 - 1  # jax.random.key keeps 32 bits of one
 TEMPERATURES = (1e-6, 1e6)  # beyond, float32 logits overflow, or what is ruled out is not
 _flags = False
 

@@ -6,6 +6,8 @@ import math
 import numbers
 from typing import Any
 
+from crs_jax.arguments import MOST_SEED
+
 CHOICES: dict[str, tuple[str, ...]] = {
     "algorithm": ("ppo", "rankwise", "rloo", "grpo", "raft"),
     "data.dataset": ("simulated", "redial", "opendialkg", "inspired"),
@@ -38,7 +40,7 @@ DEVICES = 2**20
 LEAST_TEMPERATURE = 0.05  # sampling is all but greedy there, and logits over it stay far from float32's end
 
 BOUNDS: dict[str, tuple[int, int] | tuple[float, float]] = {
-    "seed": (0, 2**32 - 1),  # a key of JAX holds 32 bits of it
+    "seed": (0, MOST_SEED),
     "log_every": (1, 10**9),
     "save_minutes": (1e-3, 1e6),
     "data.window": (1, 10**4),

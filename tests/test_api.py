@@ -316,7 +316,7 @@ TALK = [("user", "Hi!")]
         (lambda run: run.reply(TALK, temperature=1e12), "000.0: take 0, or a number from 1e-06 to 1,000,000"),
         (lambda run: run.reply(TALK, seed=1.5), "seed=1.5: take a whole number of at least 0"),
         (lambda run: run.reply(TALK, seed=-1), "seed=-1: take at least 0"),
-        (lambda run: run.reply(TALK, seed=2**70), f"seed={2**70}: take at least 0 and at most {2**63 - 1}"),
+        (lambda run: run.reply(TALK, seed=2**32), f"seed={2**32}: take at least 0 and at most {2**32 - 1}"),
         (lambda run: run.score(TALK, 3), "reply is 3, expected text"),
         (lambda run: run.score(TALK, ""), "reply='': take what the recommender says, with words"),
         (lambda run: run.score(TALK, run.message("user", "Hi")), "reply=Turn.*: take what the recommender says"),
@@ -351,7 +351,7 @@ TALK = [("user", "Hi!")]
         ),
         (
             lambda run: crs_jax.train("configs/quickstart.py", "x", {"ppo.clip": 2.0}),
-            "^config.ppo.clip=2.0: must be below 1",
+            "^config.ppo.clip=2.0: must lie between 1e-06 and 0.999",
         ),
     ],
 )  # fmt: skip

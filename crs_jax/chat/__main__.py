@@ -27,6 +27,7 @@ import pathlib
 import time
 from collections.abc import Sequence
 
+from crs_jax import arguments
 from crs_jax.program import Parser, leave, run_program, show_help
 from crs_jax.sharing import shared_model
 
@@ -49,11 +50,9 @@ def options(argv: Sequence[str]) -> argparse.Namespace:
         parser.error("--workdir is missing: name a run that has ended, such as --workdir=runs/quickstart")
     if given.model not in ("", "ppo", "sft", "both"):
         parser.error(f"--model={given.model}: take ppo, sft or both")
-    if not 0 <= given.temperature < float("inf"):
-        parser.error(f"--temperature={given.temperature}: take a number of at least 0")
-    for name, least in (("top", 1), ("seed", 0), ("port", 0)):
-        if getattr(given, name) < least:
-            parser.error(f"--{name}={getattr(given, name)}: take at least {least}")
+    arguments.temperature("--temperature", given.temperature)
+    for name, *limits in (("top", 1), ("seed", 0, arguments.MOST_SEED), ("port", 0, 65535)):
+        arguments.whole(f"--{name}", getattr(given, name), *limits)
     if not given.model:
         own = shared_model(pathlib.Path(given.workdir).expanduser())
         given.model = own or ("both" if given.web and not given.log else "ppo")

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 
 from crs_jax.api import Run
+from crs_jax.arguments import MOST_SEED
 from crs_jax.chat.feedback import FeedbackWriter
 from crs_jax.data.dialogue import SEEKER, Turn
 from crs_jax.errors import InputError
@@ -73,6 +74,10 @@ class Talker:
         """Any of the runs, for what they share."""
         return next(iter(self.runs.values()))
 
+    def _seed(self, number: int) -> int:
+        """Of the reply to a message; another for every seed, since the factor is odd."""
+        return (self.seed * 1_000_003 + number) % (MOST_SEED + 1)
+
     def hear(self, talk: Conversation, text: str) -> bool:
         """Takes up what the person says; False where there are no words in it."""
         now = time.time()
@@ -95,7 +100,7 @@ class Talker:
         try:
             for model, run in self.runs.items():
                 started, turns = time.monotonic(), talk.turns(model)
-                reply = run.reply(turns, temperature, self.seed * 1_000_003 + number, self.top)
+                reply = run.reply(turns, temperature, self._seed(number), self.top)
                 score = run.score(turns, reply) if run.can_score else None
                 if self.log is not None:
                     self.log.write(talk.logged_as, model, reply.turn, run.catalogue, time.time())

@@ -7,17 +7,20 @@ import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
+from crs_jax import arguments
 from crs_jax.chat.conversation import Answer, Conversation, Talker, signals, signed
 from crs_jax.proposals import Recommendation
 
 HELP = """/reset            a new talk
-/temperature 0.5  of the replies from now on; 0 takes the likeliest
+/temperature 0.5  of the replies from now on, 1e-06 to 1,000,000; 0 takes the likeliest
 /top 10           items shown beside a reply
 /quit             ends; so does the end of the input"""
 NARROW = 64  # columns below which an item takes two lines
 GAP = 4
+T = TypeVar("T", int, float)
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
@@ -48,10 +51,10 @@ def talk(talker: Talker, temperature: float) -> None:
                 return
             if name == "reset":
                 conversation = Conversation()
-            elif name == "temperature" and _number(value) is not None:
-                temperature = _number(value) or 0.0
-            elif name == "top" and value.strip().isdigit() and int(value):
-                talker.top = int(value)
+            elif name == "temperature" and (given := _number(value, float, arguments.temperature)) is not None:
+                temperature = given
+            elif name == "top" and (given := _number(value, int, arguments.whole, 1)) is not None:
+                talker.top = given
             else:
                 print(HELP)
             continue
@@ -63,12 +66,12 @@ def talk(talker: Talker, temperature: float) -> None:
         print("\n".join(beside(found, columns())), flush=True)
 
 
-def _number(text: str) -> float | None:
+def _number(text: str, kind: Callable[[str], T], check: Callable[..., T], *limits: int) -> T | None:
+    """What the text says where `check`, of `arguments`, takes it."""
     try:
-        value = float(text)
-    except ValueError:
+        return check("value", kind(text), *limits)
+    except ValueError:  # InputError is one
         return None
-    return value if 0 <= value < float("inf") else None
 
 
 def columns() -> int:

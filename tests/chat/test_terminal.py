@@ -5,13 +5,15 @@ import pathlib
 import re
 import subprocess
 import sys
+import types
 
 import pytest
 
 import crs_jax
+from crs_jax.arguments import MOST_SEED
 from crs_jax.chat import page, terminal
 from crs_jax.chat.__main__ import main, options
-from crs_jax.chat.conversation import Conversation, Talker
+from crs_jax.chat.conversation import Answer, Conversation, Talker
 from crs_jax.program import run_program
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -111,6 +113,12 @@ def test_nothing_steers_the_terminal():
         (("--workdir=x", "--model=gpt"), "--model=gpt"),
         (("--workdir=x", "--temperature=-1"), "--temperature=-1.0"),
         (("--workdir=x", "--temperature=warm"), "invalid float value: 'warm'"),
+        (("--workdir=x", "--temperature=1e7"), "--temperature=10000000.0: take 0, or a number from 1e-06 to 1,000,000"),
+        (("--workdir=x", "--temperature=1e-9"), "--temperature=1e-09: take 0, or a number from 1e-06 to 1,000,000"),
+        (("--workdir=x", "--temperature=nan"), "--temperature=nan: take a number of at least 0"),
+        (("--workdir=x", "--seed=10000000000000"), "--seed=10000000000000: take at least 0 and at most 4294967295"),
+        (("--workdir=x", "--seed=-1"), "--seed=-1: take at least 0"),
+        (("--workdir=x", "--port=65536"), "--port=65536: take at least 0 and at most 65535"),
         (("--workdir=x", "--top=0"), "--top=0"),
         (("--workdir=x", "--wed"), "--wed"),
     ],
@@ -118,6 +126,45 @@ def test_nothing_steers_the_terminal():
 def test_flags_that_cannot_be_used_are_named(flags, said):
     with pytest.raises(crs_jax.InputError, match=re.escape(said)):
         options(flags)
+
+
+def test_every_seed_that_is_taken_gives_replies(run):
+    """The greatest one too; no two seeds share a first reply."""
+    assert options(["--workdir=x", f"--seed={MOST_SEED}"]).seed == MOST_SEED
+    talk = Conversation()
+    talker = Talker({"ppo": run}, seed=MOST_SEED)
+    talker.hear(talk, "Hi!")
+    ((_, answer),) = talker.answer(talk, 0.7)
+    wrapped = (MOST_SEED * 1_000_003 + 1) & 0xFFFFFFFF
+    assert answer.reply == run.reply([("user", "Hi!")], temperature=0.7, seed=wrapped)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["/temperature 1e-9", "/temperature 1e7", "/temperature nan", "/temperature -1", "/temperature warm", "/top 0",
+     "/top \u00b2", "/top -1", "/top 1.5", f"/top {'9' * 5000}"],
+)  # fmt: skip
+def test_a_command_that_cannot_be_used_shows_the_help_and_changes_nothing(line, monkeypatch, capsys):
+    """The value before stays for the next reply."""
+    lines = iter([line, "Hi", "/temperature 1e-6", "/top 3", "Hi", "/temperature 0", "Hi", "/quit"])
+    monkeypatch.setattr("builtins.input", lambda _: next(lines))
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: False, raising=False)
+    used = []
+
+    class Recorder:
+        top = 5
+
+        def hear(self, talk, text):
+            return True
+
+        def answer(self, talk, temperature):
+            used.append((temperature, self.top))
+            reply = types.SimpleNamespace(unlinked=(), text="x", top=())
+            return {"ppo": Answer(reply, None, 0.0)}
+
+    terminal.talk(Recorder(), 0.7)
+    assert used == [(0.7, 5), (1e-6, 3), (0.0, 3)]
+    assert capsys.readouterr().out.count(terminal.HELP) == 1
 
 
 def test_errors_are_one_line(tmp_path, monkeypatch, capsys):
