@@ -171,8 +171,7 @@ class Run:
         temperature = arguments.temperature("temperature", temperature)
         seed = arguments.whole("seed", seed, 0, arguments.MOST_SEED)
         top, fresh = arguments.whole("top", top, 1), arguments.boolean("fresh", fresh)
-        turns = self._turns(dialogue)
-        task, catalogue = self._loaded.task, self.catalogue
+        turns, task, catalogue = self._turns(dialogue), self._loaded.task, self.catalogue
         with self._loaded.precision():
             tokens_BR, mask_BR = generate(task, self._policy, self._contexts(turns), temperature, seed, "")
         tokens = tuple(tokens_BR[0][mask_BR[0]].tolist())
@@ -199,9 +198,7 @@ class Run:
         if self._loaded.shared:
             raise InputError(f"{self.workdir}: it holds no reward model, which scores replies; the run does")
         if aligned is None:
-            raise InputError(
-                f"--workdir={self.workdir}: it holds no finished stages reward and ppo, which score replies"
-            )
+            raise InputError(f"--workdir={self.workdir}: it has no finished stages reward and ppo, which score replies")
         turns, task = self._turns(dialogue), self._loaded.task
         if not isinstance(reply, (Reply, Turn)):
             reply = read_message(RECOMMENDER, reply, self._loaded.titles, words_are="reply is") or ""
