@@ -57,6 +57,7 @@ def validate(config: ConfigDict) -> None:
     for path in BOUNDS:
         if rule := broken_bound(path, _get(config, path)):
             raise _error(path, _get(config, path), rule)
+    _validate_rates(config)
     _validate_data(config)
     _validate_model(config)
     _validate_ppo(config)
@@ -159,6 +160,21 @@ def _validate_data(config: ConfigDict) -> None:
     if data.reply_tokens < least:
         rule = f"must be at least {least}, to hold an act of --config.data.act_items={data.act_items} and a word"
         raise _error("data.reply_tokens", data.reply_tokens, rule)
+
+
+def _validate_rates(config: ConfigDict) -> None:
+    """What is above 1 after its multiple throws weights away at the first step."""
+    for stage, names in (
+        ("sft", ("new_rate", "query_rate")),
+        ("reward", ("new_rate",)),
+        ("ppo", ("query_rate", "value_rate")),
+    ):
+        rate = config[stage].learning_rate
+        for name in names:
+            multiple = config[stage][name] * (config.sft.new_rate if (stage, name) == ("sft", "query_rate") else 1.0)
+            if rate * multiple > 1.0:
+                rule = f"times --config.{stage}.learning_rate={rate:g} this is a rate of {rate * multiple:g}, above 1"
+                raise _error(f"{stage}.{name}", config[stage][name], rule)
 
 
 def _validate_model(config: ConfigDict) -> None:

@@ -81,6 +81,18 @@ def test_a_checkpoint_of_the_hub_can_be_named(init):
     validate(changed(model__init=init, tokenizer__kind="gpt2"))
 
 
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"ppo__learning_rate": 0.1, "ppo__value_rate": 11.0}, "--config.ppo.value_rate=11.0: .* rate of 1.1, above 1"),
+        ({"sft__learning_rate": 0.1, "sft__new_rate": 9.0, "sft__query_rate": 2.0}, "--config.sft.query_rate=2.0"),
+    ],
+)
+def test_a_rate_above_one_is_refused_also_as_a_product(settings, says):
+    with pytest.raises(InputError, match=says):
+        validate(changed(**settings))
+
+
 def test_all_rewards_zero_is_refused_only_with_ppo():
     config = changed(reward__alpha=0.0, reward__beta=0.0, reward__gamma=0.0)
     with pytest.raises(InputError, match=r"reward\.alpha"):
