@@ -147,7 +147,7 @@ def _meta(manager: ocp.CheckpointManager, folder: pathlib.Path, step: int) -> di
     """What was saved beside the arrays: config, inputs, digests and the scalars of `Saved`."""
     with _reading(folder / str(step)):
         meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
-    if meta.get("layout") != LAYOUT:
+    if meta.get("layout") != LAYOUT or "digest" not in meta:
         raise InputError(f"{folder}: made by an earlier version of crs_jax; use another --workdir, or that version")
     with _reading(folder / str(step)):
         if meta["digest"].pop("meta") != _text_digest(meta):

@@ -104,11 +104,11 @@ def test_no_damage_is_taken_for_a_checkpoint(tmp_path):
     assert 5 < told < 40
 
 
-def test_one_of_an_earlier_version_is_refused(tmp_path):
+@pytest.mark.parametrize("change", [{"digest": None}, {"layout": None}, {"layout": 1}])
+def test_one_of_an_earlier_version_is_refused(tmp_path, change):
     saved(tmp_path)
     path = next((tmp_path / "checkpoints").rglob("meta/metadata"))
-    meta = json.loads(path.read_text())
-    del meta["digest"]
+    meta = {name: value for name, value in {**json.loads(path.read_text()), **change}.items() if value is not None}
     path.write_text(json.dumps(meta))
     with pytest.raises(InputError, match="reward: made by an earlier version of crs_jax; use another --workdir"):
         Checkpoints(tmp_path, "reward", get_config())

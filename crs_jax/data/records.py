@@ -160,8 +160,8 @@ def read_hub(hub: str, revision: str, scratch: pathlib.Path) -> dict[str, list[R
             f"config.data.hub={hub!r} (revision {revision!r}) cannot be loaded ({type(error).__name__}: {reason}): "
             "check the name and the network, or set config.data.dir to a folder with the corpus' files"
         ) from None
-    commit = _commit(hub, revision)
     read = {pathlib.Path(file["filename"]).parent.name for rows in splits.values() for file in rows.cache_files}
+    commit = "" if local else _commit(hub, revision)
     if not local and (read - {commit} if commit else constants.HF_HUB_OFFLINE):
         # where the hub does not answer `datasets` takes what it read last
         raise InputError(

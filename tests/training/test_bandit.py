@@ -16,6 +16,7 @@ from flax import nnx
 
 from configs.common import get_config
 from crs_jax.models.actor_critic import ActorCritic
+from crs_jax.models.decisions import BaseRates
 from crs_jax.models.gpt2 import GPT2Config
 from crs_jax.models.policy import Layout, Policy
 from crs_jax.rl.reward import Normaliser, RewardModel
@@ -75,7 +76,8 @@ IS_ACT_YR = np.arange(REPLY) <= np.array([y.index(LAYOUT.say) for y in REPLIES])
 def make_policy(seed: int) -> Policy:
     content_NE = np.random.default_rng(seed).normal(size=(ITEMS, EMBEDDING)).astype(np.float32)
     rngs = nnx.Rngs(params=jax.random.key(seed))
-    policy = Policy(GPT2Config(1, 16, 2, 16), LAYOUT, content_NE, rngs=rngs, scale=0.3)
+    rates = BaseRates(np.full(1, -np.log(ITEMS)), np.full(2, -np.log(WORDS)), -np.log(WORDS))  # as likely as one other
+    policy = Policy(GPT2Config(1, 16, 2, 16), LAYOUT, content_NE, rates=rates, rngs=rngs, scale=0.3)
     policy.query.gain[...] = 0.3 * policy.query.gain[...]  # so that no item is too rare to be drawn
     return policy
 
@@ -120,8 +122,7 @@ class Bandit:
             np.full((2, 1), -1), np.zeros((2, 1)), np.full((2, 1), -1), np.zeros((2, 1)),
         )  # fmt: skip
         self.contexts = shard_batch(Contexts(*(np.repeat(a, c.ppo.contexts // 2, 0) for a in rows)), mesh)
-        updates = ITERATIONS * c.ppo.epochs * c.ppo.minibatches
-        self.optimizer = make_optimizer(Rates(c.ppo.learning_rate), 0.05, updates, 1.0)
+        self.optimizer = make_optimizer(Rates(c.ppo.learning_rate), 0.05, ITERATIONS, 1.0)
         self.graphs, self.config = Graphs(actor_graph, policy_graph, reward_graph), c
         self.iteration = make_iteration(self.graphs, self.optimizer, c, mesh)
         listed = Contexts(*(jnp.asarray(a) for a in rows))

@@ -138,12 +138,13 @@ def record(monkeypatch, module) -> list:
 
 
 @pytest.mark.parametrize(
-    ("stage", "module", "maker", "array"),
-    [("sft", sft, "with_wishes", "text_RAE"), ("reward", reward, "slot_labels", "end_features_RWF")],
+    ("stage", "module", "maker", "array", "before"),
+    [("sft", sft, "with_wishes", "text_RAE", 0), ("reward", reward, "slot_labels", "end_features_RWF", 1)],
 )
-def test_a_bad_batch_stops_sft_and_reward(world, tmp_path, monkeypatch, stage, module, maker, array):
+def test_a_bad_batch_stops_sft_and_reward(world, tmp_path, monkeypatch, stage, module, maker, array, before):
+    """The third; `before` batches are made first, of held-out rows."""
     task = world.at(tmp_path)
-    poison(monkeypatch, module, maker, array, call=3)
+    poison(monkeypatch, module, maker, array, call=before + 3)
     states = record(monkeypatch, module)
     with (
         MetricsWriter(tmp_path, tensorboard=False) as writer,

@@ -19,7 +19,7 @@ from crs_jax.sharding import AXES, place
 from crs_jax.signals.facets import Facets
 from crs_jax.signals.people import People
 from crs_jax.signals.together import Together
-from crs_jax.training.task import SPLITS, Task, copy_tree, new_policy, split_model
+from crs_jax.training.task import SPLITS, Task, copy_tree, corpus_rates, new_policy, split_model
 
 EMBEDDING = 16
 
@@ -86,7 +86,7 @@ def fresh_models(task: Task):
 
     The reward model's heads are random: at zero it would not tell replies apart.
     """
-    graph, params, frozen = split_model(new_policy(task))
+    graph, params, frozen = split_model(new_policy(task, corpus_rates(task)))
     frozen = place(frozen, task.mesh)
     policy = nnx.merge(graph, copy_tree(params), frozen)
     reward_graph, reward, reward_frozen = split_model(RewardModel(policy))
