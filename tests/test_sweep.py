@@ -401,7 +401,8 @@ sys.exit(sweep.main(["--sweep=x", "--out=y", "--jobs=2"]))
 def test_a_signal_is_the_runs_which_save_and_end(number, status, heard):
     """Two runs at a time; of the terminal's Ctrl-C, which goes to the whole group, they hear once."""
     process = subprocess.Popen([sys.executable, "-c", PASSES_ON], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0)  # fmt: skip
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0,
+                               preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL))  # fmt: skip
     assert [process.stdout.readline() for _ in range(2)] == ["begun\n"] * 2
     os.killpg(process.pid, number)
     out, said = process.communicate(timeout=60)

@@ -20,7 +20,6 @@ from crs_jax.data.corpus import Corpus
 from crs_jax.data.packing import slots_of
 from crs_jax.data.tokenizer import CONTROLS
 from crs_jax.models.attention import refuse_where_missing
-from crs_jax.models.decisions import BaseRates
 from crs_jax.models.query import Evidence
 from crs_jax.rl.all_acts import Acts
 from crs_jax.rl.reward import Normaliser, RewardModel
