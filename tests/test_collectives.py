@@ -13,8 +13,9 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 WORDS, ITEMS = 2048, 1152  # rows of the tables, as `mesh_programs.py` has them
+CONTENT = 426  # width of items' contents
 FSDP, DATA, ALL = (1, 8, 1), (8, 1, 1), (2, 2, 2)  # data, fsdp, tensor
-CONTENTS = 4 * (3 * ITEMS * 426 + ITEMS * 384)
+CONTENTS = 4 * (3 * ITEMS * CONTENT + ITEMS * 384)
 """Bytes that do not learn, whole on each device: contents of items in both models, and in the relevance."""
 
 
@@ -50,7 +51,7 @@ def test_no_logits_are_exchanged(programs, mesh):
             assert each["shape"][-1] not in (WORDS, WORDS // 2, ITEMS, ITEMS // 2), each
 
 
-@pytest.mark.parametrize(("mesh", "parts", "over"), [(FSDP, 8, 1.08), (ALL, 4, 1.27), (DATA, 1, 1.01)], ids=str)
+@pytest.mark.parametrize(("mesh", "parts", "over"), [(FSDP, 8, 1.08), (ALL, 4, 1.31), (DATA, 1, 1.01)], ids=str)
 def test_what_a_device_holds_falls_as_their_number_rises(programs, mesh, parts, over):
     """The state, updated in place, and with it the reference and the reward model; data alone cuts nothing.
 
@@ -63,11 +64,13 @@ def test_what_a_device_holds_falls_as_their_number_rises(programs, mesh, parts, 
 
 
 def test_over_data_gradients_alone_are_summed(programs):
-    """Each parameter's once an update; this compiler sums those of the tables at each place where they are used."""
+    """Each parameter's once an update; this compiler sums those of the tables, and of the projection of hidden states
+    onto contents, at each place where they are used.
+    """
     program = programs[DATA]
     assert received(program, "all-gather", "all-to-all", "collective-permute") < 0.05
     ideal = 2 * 7 / 8 * program["updates"]
-    tables = 4 * 128 * (WORDS + 3 * ITEMS) / (4 * program["parameters"])
+    tables = 4 * 128 * (WORDS + 3 * ITEMS + 2 * CONTENT) / (4 * program["parameters"])
     assert ideal < received(program, "all-reduce", "reduce-scatter") < 1.05 * ideal * (1 + tables)
 
 

@@ -81,7 +81,7 @@ def act_likelihood(
         return likelihood(logits, jnp.where(target >= policy.layout.num_items, logits.main.shape[-1], target))
 
     given = jax.tree.map(lambda a: jnp.broadcast_to(a, (*target_BT.shape, a.shape[-1])), (acting, beside))
-    return in_chunks(one, chunk or fitting(target_BT, tables.items_NW), given, used_BTM, target_BT)
+    return in_chunks(one, chunk or fitting(target_BT, tables.items_ND), given, used_BTM, target_BT)
 
 
 def word_likelihood(

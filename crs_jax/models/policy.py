@@ -94,25 +94,27 @@ class Tables(NamedTuple):
     Attributes:
       words_VD: `[padded V, D]` word vectors less their mean, for input and output.
       mean_D: that mean, float32. All input embeddings have it; no logit does, since a softmax is blind to it.
-      items_NW: `[padded N, D + E]` what is learnt of single items and, behind it, frozen contents.
+      items_ND: `[padded N, D]` what is learnt of single items.
+      content_NE: `[padded N, E]` frozen contents.
     """
 
     words_VD: jax.Array
     mean_D: jax.Array
-    items_NW: jax.Array
+    items_ND: jax.Array
+    content_NE: jax.Array
 
 
 class SlateState(NamedTuple):
     """What slots of the act are scored from.
 
     Attributes:
-      match: `[..., D + E]`, matched with the items' rows of `Tables`.
-      hidden: `[..., D]` normalised.
+      hidden: `[..., D]` normalised, matched with what is learnt of single items.
+      content: `[..., E]`, matched with their contents.
       known: `Wish.state`, None without a wish.
     """
 
-    match: jax.Array
     hidden: jax.Array
+    content: jax.Array
     known: jax.Array | None
 
 
@@ -176,18 +178,22 @@ class Policy(nnx.Module):
         """Compute once a forward pass."""
         words_VD, real = self.words[...], self.layout.num_words
         mean_D = jnp.where(jnp.arange(len(words_VD))[:, None] < real, words_VD, 0.0).sum(0) / real
-        residual_ND = by_rows(self.items.residual[...].astype(self.dtype))
-        items_NW = jnp.concatenate([residual_ND, self.items.content[...].astype(self.dtype)], -1)
-        return Tables(by_rows((words_VD - mean_D).astype(self.dtype)), whole(mean_D[None])[0], items_NW)
+        return Tables(
+            by_rows((words_VD - mean_D).astype(self.dtype)),
+            whole(mean_D[None])[0],
+            by_rows(self.items.residual[...].astype(self.dtype)),
+            lax.stop_gradient(self.items.content[...].astype(self.dtype)),
+        )
 
     def embed(self, tokens: jax.Array, tables: Tables) -> jax.Array:
         """Embeddings `[..., D]` of token ids, float32: words as they are; controls and items around the mean word."""
-        layout, D = self.layout, self.width
+        layout = self.layout
         word = by_batch(tables.words_VD[jnp.minimum(tokens, layout.num_words - 1)])
         controls = whole(self.controls[...].astype(self.dtype))
         control = controls[jnp.clip(tokens - layout.num_words, 0, len(controls) - 1)]
-        row = by_batch(tables.items_NW[jnp.clip(tokens - layout.item_offset, 0, len(tables.items_NW) - 1)])
-        item = row[..., :D] + row[..., D:] @ self.items.projection[...].astype(self.dtype)
+        row = jnp.clip(tokens - layout.item_offset, 0, len(tables.items_ND) - 1)
+        item = by_batch(tables.items_ND[row])
+        item = item + by_batch(tables.content_NE[row]) @ self.items.projection[...].astype(self.dtype)
         new = jnp.where((tokens >= layout.item_offset)[..., None], item, control)
         is_word = (tokens < layout.num_words)[..., None]
         # A word's own mean has a gradient, so that its embedding's is the table's; what is new only starts from it.
@@ -212,7 +218,7 @@ class Policy(nnx.Module):
         content = self._content_query(state)
         if wish is not None:
             content = content + wish.content.astype(state.dtype)
-        return SlateState(jnp.concatenate([state, content], -1), state, None if wish is None else wish.state)
+        return SlateState(state, content, None if wish is None else wish.state)
 
     def _content_query(self, state: jax.Array) -> jax.Array:
         """What normalised hidden states `[..., D]` say of items' contents, `[..., E]`; zero at the start."""
@@ -232,12 +238,10 @@ class Policy(nnx.Module):
         def product(state: jax.Array, table: jax.Array) -> jax.Array:
             return by_batch(logits_of(by_batch(state), table), "tensor")
 
-        D, items_NW = self.width, tables.items_NW
-        scores = product(acting.match[..., :D], items_NW[:, :D])
-        scores = scores + product(acting.match[..., D:], lax.stop_gradient(items_NW[:, D:]))
+        scores = product(acting.hidden, tables.items_ND) + product(acting.content, tables.content_NE)
         if beside is not None:
             scores = add_at(scores, *beside)
-        real_N = jnp.arange(len(items_NW)) < self.layout.num_items
+        real_N = jnp.arange(len(tables.items_ND)) < self.layout.num_items
         return jnp.where(real_N, scores + self.items.bias[...], MASKED)
 
     def act_logits(
@@ -285,9 +289,9 @@ class Policy(nnx.Module):
         for unused in self.layout.unused:
             legal_V = legal_V & (ids_V != unused)
         state = normalised(hidden)
-        match = jnp.concatenate([state, self._content_query(state)], -1)
-        own_MW = tables.items_NW[jnp.maximum(own_M, 0)]
-        own = jnp.einsum("...W,...MW->...M", match, own_MW, preferred_element_type=jnp.float32)
+        row_M, own = jnp.maximum(own_M, 0), jnp.float32(0)
+        for query, table in ((state, tables.items_ND), (self._content_query(state), tables.content_NE)):
+            own = own + jnp.einsum("...D,...MD->...M", query, table[row_M], preferred_element_type=jnp.float32)
         there = own_M >= 0
         own = given_drawn(jnp.where(there, own, MASKED), temperature)
         end, any_own = self.decisions.after(state, there.any(-1))

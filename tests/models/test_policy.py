@@ -107,7 +107,7 @@ def test_activations_type_reaches_logits_as_float32():
     policy = make_policy(0, LAYOUT, dtype="bfloat16")
     hidden = jnp.ones((1, 16), jnp.bfloat16)
     tables = policy.tables()
-    assert tables.words_VD.dtype == tables.items_NW.dtype == jnp.bfloat16
+    assert tables.words_VD.dtype == tables.items_ND.dtype == tables.content_NE.dtype == jnp.bfloat16
     assert policy.embed(jnp.array([1]), tables).dtype == tables.mean_D.dtype == jnp.float32
     for logits in (
         policy.act_logits(policy.acting(hidden, None), policy.tables(), rows([()])),
