@@ -20,6 +20,7 @@ from crs_jax.data.corpus import Corpus
 from crs_jax.data.packing import slots_of
 from crs_jax.data.tokenizer import CONTROLS
 from crs_jax.models.attention import refuse_where_missing
+from crs_jax.models.decisions import BaseRates
 from crs_jax.models.query import Evidence
 from crs_jax.rl.all_acts import Acts
 from crs_jax.rl.reward import Normaliser, RewardModel
@@ -96,7 +97,9 @@ class World:
     def of(cls, config: ConfigDict) -> World:
         """Random weights; the reward model's heads too, since at zero they would not tell replies apart."""
         task = make_task(config)
-        graph, params, frozen = split_model(new_policy(task))
+        one = -np.log(task.layout.num_words)  # an end as likely as one word, so that replies have their full length
+        rates = BaseRates(np.full(config.data.act_items, -np.log(task.layout.num_items)), np.full(2, one), one)
+        graph, params, frozen = split_model(new_policy(task, rates))
         params, frozen = place(params, task.mesh), place(frozen, task.mesh)
         reward_graph, reward, reward_frozen = split_model(RewardModel(nnx.merge(graph, params, frozen)))
         rng = np.random.default_rng(config.seed + 1)

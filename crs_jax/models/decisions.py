@@ -63,11 +63,11 @@ def normalised(hidden: jax.Array) -> jax.Array:
 
 
 class Decisions(nnx.Module):
-    """Log-odds, float32, from normalised hidden states and, in the slate, from how far the dialogue is.
+    """Log-odds, float32, from normalised hidden states and, in the slate, from what is known of the context.
 
     Args:
       width: D.
-      state: width of `Wish.state`.
+      state: width of what is known of the context.
       most: M, most items of a slate.
       rates: where the log-odds start; None: even.
     """
@@ -85,7 +85,7 @@ class Decisions(nnx.Module):
 
         Args:
           state_D: `[..., D]` normalised hidden states.
-          known_S: `Wish.state`, or None.
+          known_S: what is known of the context (`SlateState.known`), or None.
           count: `[...]` items that stand; at M only `<|say|>` is left, whatever this says.
         """
         odds = jnp.einsum("...D,D->...", state_D.astype(jnp.float32), self.kernel[...][:, 0])

@@ -110,7 +110,7 @@ class SlateState(NamedTuple):
     Attributes:
       hidden: `[..., D]` normalised, matched with what is learnt of single items.
       content: `[..., E]`, matched with their contents.
-      known: `Wish.state`, None without a wish.
+      known: `Wish.state` and the normalised `Wish.vector`, None without a wish; decisions read and do not move them.
     """
 
     hidden: jax.Array
@@ -161,7 +161,7 @@ class Policy(nnx.Module):
         )
         facets = 0 if facets_NF is None else facets_NF.shape[1]
         self.query = Query(content_NE.shape[1], facets, genres, asked, config.width, rngs=rngs, leave_out=leave_out)
-        self.decisions = Decisions(config.width, self.query.state_width, layout.act_items, rates)
+        self.decisions = Decisions(config.width, self.query.state_width + config.width, layout.act_items, rates)
         self.trunk = Trunk(config, rngs=rngs)
 
     @property
@@ -218,7 +218,8 @@ class Policy(nnx.Module):
         content = self._content_query(state)
         if wish is not None:
             content = content + wish.content.astype(state.dtype)
-        return SlateState(state, content, None if wish is None else wish.state)
+        known = None if wish is None else jnp.concatenate([wish.state, normalised(wish.vector)], -1)
+        return SlateState(state, content, known if known is None else lax.stop_gradient(known))
 
     def _content_query(self, state: jax.Array) -> jax.Array:
         """What normalised hidden states `[..., D]` say of items' contents, `[..., E]`; zero at the start."""

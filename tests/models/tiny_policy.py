@@ -237,7 +237,7 @@ def next_token(policy, hidden_D, reply, temperature=1.0, wish=None):
     act = list(reply[: list(reply).index(layout.say)]) if layout.say in reply else list(reply)
     rows = [int(token) - layout.item_offset for token in act]
     speaking = layout.say in reply
-    known = None if wish is None else wish[3]
+    known = None if wish is None else [*wish[3], *unit(wish[0])]
     say, end, own = log_odds(policy, hidden_D, known, len(rows), bool(rows))
     scores = item_scores(policy, hidden_D)
     if speaking:

@@ -76,7 +76,7 @@ IS_ACT_YR = np.arange(REPLY) <= np.array([y.index(LAYOUT.say) for y in REPLIES])
 def make_policy(seed: int) -> Policy:
     content_NE = np.random.default_rng(seed).normal(size=(ITEMS, EMBEDDING)).astype(np.float32)
     rngs = nnx.Rngs(params=jax.random.key(seed))
-    rates = BaseRates(np.full(1, -np.log(ITEMS)), np.full(2, -np.log(WORDS)), -np.log(WORDS))  # as likely as one other
+    rates = BaseRates(np.zeros(1), np.full(2, -np.log(WORDS)), -np.log(WORDS))  # an end is as likely as one word
     policy = Policy(GPT2Config(1, 16, 2, 16), LAYOUT, content_NE, rates=rates, rngs=rngs, scale=0.3)
     policy.query.gain[...] = 0.3 * policy.query.gain[...]  # so that no item is too rare to be drawn
     return policy

@@ -119,7 +119,7 @@ def test_ten_dialogues_are_learned_by_heart(world, tmp_path, fast_code):
     for _ in range(steps):  # with dropout, as in a run
         state, _ = step(state, frozen, batch, jax.random.key(0))
     last = policy_loss(state.params, batch)
-    assert first["act_loss"] > 3
+    assert first["act_loss"] > 2  # whether to propose is at the corpus' rates already
     assert first["word_loss"] > 5
     assert last["act_loss"] < 0.02
     assert last["word_loss"] < 0.04
