@@ -72,7 +72,7 @@ def test_sampler_equals_trainer(policy, contexts, temperature, group):
     ended, cut, acts = 0, 0, set()
     own = [row for row in unpad(*contexts[:2]) for _ in range(group)]
     wishes = [wish for wish in plain_wishes(policy, contexts[2:]) for _ in range(group)]
-    for seed in range(8 // group):
+    for seed in range(24 // group):
         replies = draw_from(policy, contexts, seed, temperature, group)
         rows = unpad(replies.tokens_BR, replies.mask_BR)
         expected = pad(plain_likelihood(policy, own, rows, temperature, wishes)[0], R)
