@@ -158,9 +158,9 @@ def chi_square(counts, probabilities, total):
 
 @pytest.mark.parametrize("temperature", [0.7, 1.3])
 def test_draws_follow_the_model(policy, contexts, temperature):
-    """Chi-square of the first three slots given what stands before them: act, say, words, own items among them."""
+    """Chi-square of the first four slots given what stands before them: act, say, words, own items among them."""
     one = tuple(a[2:] for a in contexts)  # a left-padded one
-    replies = draw_from(policy, one, 3, temperature, group=6000, reply_tokens=3, block=3)
+    replies = draw_from(policy, one, 3, temperature, group=6000, reply_tokens=4, block=4)
     counts = collections.defaultdict(collections.Counter)
     for row in unpad(replies.tokens_BR, replies.mask_BR):
         for r, token in enumerate(row):
