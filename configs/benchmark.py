@@ -37,8 +37,8 @@ def get_config(size: str = "16m") -> ConfigDict:
     c.model.positions = 1024
     c.sft.average = 0.0
     c.ppo.all_acts = 0
+    c.ppo.group_baseline = False
     c.ppo.epochs = 4
-    c.ppo.minibatches = 4
     c.tokenizer.kind = "gpt2"
     if size in ("tiny", "scratch", "16m"):
         c.data.context_tokens = 32

@@ -15,7 +15,7 @@ def get_config() -> ConfigDict:
     c.seed = 0
     c.stages = "sft,reward,ppo,evaluate"  # in this order; what a workdir already holds is skipped
     c.algorithm = (
-        "ppo"  # of the stage ppo: ppo, rankwise (it proposes lists), or without a value function rloo, grpo, raft
+        "ppo"  # of the stage ppo: ppo, rankwise (lists), without a value function rloo, grpo, raft; tilt: a control
     )
     c.log_every = 10  # steps between two console lines
     c.save_minutes = 10.0  # between two checkpoints: what a machine that is lost takes along at most
@@ -133,22 +133,24 @@ def get_config() -> ConfigDict:
 
     c.ppo = ConfigDict()
     c.ppo.iterations = 100
-    c.ppo.contexts = 16  # contexts an iteration, over all devices
+    c.ppo.contexts = 32  # contexts an iteration that are replied to, over all devices
+    c.ppo.slate_batches = 2  # times as many contexts whose first items are learnt (`training/slates.py`)
     c.ppo.buckets = 1  # widths of prompts, a compiled program each; above 1 batches are of prompts of about one length
     c.ppo.unseen = True  # only contexts of dialogues that the reward model was not fitted on
     c.ppo.recommending = False  # only contexts in which the person proposed something new
     c.ppo.evidence = "same"  # that the policy reads: same as SFT's, or all, also what model.leave_out hid
-    c.ppo.query_rate = 1.0  # rate of the query, which reads the evidence, a multiple of learning_rate
-    c.ppo.value_rate = 1.0  # rate of the value function's head, a multiple of learning_rate
+    c.ppo.slate_rate = 10.0  # rate of what else slates alone are read off, a multiple of learning_rate
+    c.ppo.query_rate = 100.0  # rate of the query, which reads the evidence, a multiple of learning_rate
+    c.ppo.value_rate = 100.0  # rate of the value function's head, a multiple of learning_rate
     c.ppo.group = 4  # replies a context, from one prefill
     c.ppo.turns = 1  # replies of an episode; after each but the last a seeker answers
     c.ppo.seeker = "model"  # who answers: model, or simulator (the embedded corpus' own seekers)
     c.ppo.turn_discount = 1.0  # between the last token of a reply and the first of the next, beside discount
-    c.ppo.all_acts = 32  # first tokens of acts summed over beside the sampled ones, the likeliest; 0: sampled alone
+    c.ppo.all_acts = 64  # likeliest items that a context's first token is summed over; 0: sampled alone
     c.ppo.list_items = 5  # rankwise: items of a list, drawn without replacement from those acts
     c.ppo.lists = 16  # rankwise: lists a context
     c.ppo.epochs = 2
-    c.ppo.minibatches = 2
+    c.ppo.minibatches = 4
     c.ppo.accumulate = 1  # micro-batches a minibatch: less memory, the same update
     c.ppo.temperature = 1.0
     c.ppo.learning_rate = 1e-4
@@ -162,7 +164,8 @@ def get_config() -> ConfigDict:
     c.ppo.value_coef = 0.1
     c.ppo.act_entropy = 0.0  # coefficient, acts
     c.ppo.word_entropy = 0.0  # coefficient, words
-    c.ppo.act_kl = 0.05  # first KL coefficient, acts
+    c.ppo.act_kl = 0.05  # first KL coefficient, items of acts
+    c.ppo.decision_kl = 5.0  # KL coefficient of whether to propose (another) item
     c.ppo.word_kl = 0.05  # first KL coefficient, words
     c.ppo.act_kl_target = 0.0  # nats a reply for the adaptive controller of act_kl; 0: it stays fixed
     c.ppo.word_kl_target = 0.0  # the same for word_kl
@@ -170,9 +173,9 @@ def get_config() -> ConfigDict:
     c.ppo.checks_a_run = 5  # times that the policy is saved and looked at on validation contexts
     c.ppo.validation_contexts = 256  # of them, where something new was recommended; 0: none
     c.ppo.hr_floor = 0.0  # PPO stops where validation HR@10 is below this share of SFT's, and keeps the policy before
-    c.ppo.kl_stop = 0.0  # an iteration's updates stop above this approximate KL to the old policy; 0: never
+    c.ppo.step_kl = 0.3  # most KL of the old to the new policy in one iteration, of acts and of words, nats a reply
     c.ppo.shuffled_rewards = False  # a control: every reply gets another's score, so that nothing can be learnt
-    c.ppo.group_baseline = True  # scores less the mean of the context's other replies, beside the value function
+    c.ppo.group_baseline = True  # scores less the mean of the context's other replies; False: a value function
     c.ppo.discount = 1.0
     c.ppo.gae_lambda = 0.95
     c.ppo.missing_end_penalty = 1.0  # taken from the reward of a reply that ran out of tokens

@@ -48,9 +48,6 @@ def get_config() -> ConfigDict:
     c.ppo.iterations = 40
     c.ppo.act_kl = 0.3
     c.ppo.word_kl = 0.3
-    c.ppo.learning_rate = 1e-3
-    c.ppo.contexts = 16
-    c.ppo.group = 8
 
     c.evaluation.generate = 150
     c.lock()

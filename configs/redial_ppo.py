@@ -64,15 +64,17 @@ def get_config(variant: str = "") -> ConfigDict:
 
 
 def _words_alone(c: ConfigDict) -> None:
-    """SFT reads the words, PPO the evidence too; what reads it is fast, what all contexts have in common slow."""
+    """SFT reads the words, PPO the evidence too."""
     c.model.leave_out = ("text", "asked", "named", "near", "people")
     c.reward.alpha = 0.0
     c.ppo.evidence = "all"
     c.ppo.recommending = True
-    c.ppo.learning_rate = 1e-4
-    c.ppo.query_rate = 100.0
-    c.ppo.all_acts = 256
-    c.ppo.act_kl = 0.3
+    c.ppo.query_rate = 300.0
+    c.ppo.group = 2
+    c.ppo.epochs = 1
+    c.ppo.slate_batches = 8
+    c.ppo.all_acts = 128
+    c.ppo.act_kl = 0.5
     c.ppo.word_kl = 5.0
     c.ppo.iterations = 60
     c.ppo.validation_contexts = 512

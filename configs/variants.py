@@ -60,10 +60,9 @@ def _gpt2_medium(c: ConfigDict) -> None:
     c.ppo.contexts = 32
     c.ppo.buckets = 2
     c.ppo.group = 8
-    c.ppo.minibatches = 4
     c.ppo.learning_rate = 5e-6
-    c.ppo.value_rate = 100.0
-    c.ppo.value_warmup = 10
+    c.ppo.slate_rate = 20.0
+    c.ppo.query_rate = 200.0
     c.ppo.act_kl_target = 0.3
     c.ppo.word_kl_target = 0.5
     c.ppo.kl_horizon = 2000  # of 51,200 replies in all: a coefficient can move by 2.6 % an iteration
@@ -92,9 +91,6 @@ def _scratch(c: ConfigDict) -> None:
     c.sft.act_dropout = 0.5
     c.reward.epochs = 2.0
     c.ppo.iterations = 60
-    c.ppo.contexts = 16
-    c.ppo.group = 8
-    c.ppo.learning_rate = 2e-4
     c.evaluation.batch = 64
 
 

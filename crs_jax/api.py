@@ -32,7 +32,7 @@ from crs_jax.sharing import shared_model
 from crs_jax.sharing.card import model_card
 from crs_jax.sharing.folder import read, write
 from crs_jax.training.contexts import Contexts, contexts_at
-from crs_jax.training.ppo_stage import Model
+from crs_jax.training.judging import Model
 
 T = TypeVar("T")
 

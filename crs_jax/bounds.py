@@ -9,7 +9,7 @@ from typing import Any
 from crs_jax.arguments import MOST_SEED
 
 CHOICES: dict[str, tuple[str, ...]] = {
-    "algorithm": ("ppo", "rankwise", "rloo", "grpo", "raft"),
+    "algorithm": ("ppo", "rankwise", "rloo", "grpo", "raft", "tilt"),
     "data.dataset": ("simulated", "redial", "opendialkg", "inspired"),
     "data.domain": ("movies", "books"),
     "data.pipeline": ("numpy", "tftext"),
@@ -110,7 +110,9 @@ BOUNDS: dict[str, tuple[int, int] | tuple[float, float]] = {
     "seeker.learning_rate": RATE,
     "ppo.iterations": (0, 10**7),
     "ppo.contexts": BATCH,
+    "ppo.slate_batches": BATCH,
     "ppo.buckets": (1, 1000),
+    "ppo.slate_rate": WEIGHT,
     "ppo.query_rate": WEIGHT,
     "ppo.value_rate": WEIGHT,
     "ppo.group": (1, 2**16),
@@ -135,6 +137,7 @@ BOUNDS: dict[str, tuple[int, int] | tuple[float, float]] = {
     "ppo.act_entropy": WEIGHT,
     "ppo.word_entropy": WEIGHT,
     "ppo.act_kl": WEIGHT,
+    "ppo.decision_kl": WEIGHT,
     "ppo.word_kl": WEIGHT,
     "ppo.act_kl_target": WEIGHT,
     "ppo.word_kl_target": WEIGHT,
@@ -142,7 +145,7 @@ BOUNDS: dict[str, tuple[int, int] | tuple[float, float]] = {
     "ppo.checks_a_run": (1, 10**4),
     "ppo.validation_contexts": COUNT,
     "ppo.hr_floor": (0.0, 0.999),
-    "ppo.kl_stop": WEIGHT,
+    "ppo.step_kl": (1e-9, 1e9),
     "ppo.discount": SHARE,
     "ppo.gae_lambda": SHARE,
     "ppo.missing_end_penalty": WEIGHT,

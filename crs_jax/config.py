@@ -69,6 +69,11 @@ def validate(config: ConfigDict) -> None:
         raise _error("evaluation.ks", ks, "must be cut-offs of at least 1 in rising order, such as '(1, 5, 10, 50)'")
 
 
+def slate_contexts(config: ConfigDict) -> int:
+    """Contexts of a PPO iteration: those whose first items are summed over, or where none are, those replied to."""
+    return config.ppo.contexts * (config.ppo.slate_batches if config.ppo.all_acts else 1)
+
+
 def derive(config: ConfigDict, devices: int) -> dict[str, Any]:
     """The sizes that follow from the config and the number of devices.
 
@@ -98,9 +103,17 @@ def derive(config: ConfigDict, devices: int) -> dict[str, Any]:
             raise _error(path, _get(config, path), f"must be a multiple of --config.mesh.tensor={mesh['tensor']}")
     if config.algorithm in ("rloo", "grpo", "raft") and config.ppo.group < 2:
         raise _error("ppo.group", config.ppo.group, f"must be at least 2 for --config.algorithm={config.algorithm}")
+    if config.algorithm in ("ppo", "rankwise") and config.ppo.group_baseline and config.ppo.group < 2:
+        rule = "must be at least 2 for --config.ppo.group_baseline=true; without it a value function is the baseline"
+        raise _error("ppo.group", config.ppo.group, rule)
     if config.algorithm in ("grpo", "raft") and config.ppo.all_acts:
         rule = f"must be 0 for --config.algorithm={config.algorithm}, which compares sampled replies alone"
         raise _error("ppo.all_acts", config.ppo.all_acts, rule)
+    if config.algorithm == "tilt" and not (config.ppo.all_acts and config.ppo.act_kl and config.ppo.decision_kl):
+        for path in ("ppo.all_acts", "ppo.act_kl", "ppo.decision_kl"):
+            if not _get(config, path):
+                rule = "must be above 0 for --config.algorithm=tilt, which learns the optimum of these acts"
+                raise _error(path, _get(config, path), rule)
     if config.algorithm == "rankwise" and config.ppo.all_acts < config.ppo.list_items:
         rule = f"must be at least --config.ppo.list_items={config.ppo.list_items}: lists are drawn from these acts"
         raise _error("ppo.all_acts", config.ppo.all_acts, rule)
@@ -167,7 +180,7 @@ def _validate_rates(config: ConfigDict) -> None:
     for stage, names in (
         ("sft", ("new_rate", "query_rate")),
         ("reward", ("new_rate",)),
-        ("ppo", ("query_rate", "value_rate")),
+        ("ppo", ("slate_rate", "query_rate", "value_rate")),
     ):
         rate = config[stage].learning_rate
         for name in names:
@@ -221,14 +234,17 @@ def _validate_ppo(config: ConfigDict) -> None:
     if ppo.hr_floor > 0 and not (ppo.validation_contexts and config.data.validation_dialogues):
         rule = "needs --config.ppo.validation_contexts and --config.data.validation_dialogues above 0 to look at"
         raise _error("ppo.hr_floor", ppo.hr_floor, rule)
-    if ppo.value_warmup and config.algorithm != "ppo":
-        rule = f"must be 0 for --config.algorithm={config.algorithm}, which has no value function"
+    if ppo.value_warmup and (config.algorithm != "ppo" or ppo.group_baseline):
+        rule = "must be 0 without a value function: --config.algorithm=ppo --config.ppo.group_baseline=false has one"
         raise _error("ppo.value_warmup", ppo.value_warmup, rule)
     if ppo.value_warmup >= ppo.iterations > 0:
         rule = f"must be below --config.ppo.iterations={ppo.iterations}, or the policy never learns"
         raise _error("ppo.value_warmup", ppo.value_warmup, rule)
     if ppo.turns > 1 and config.algorithm != "ppo":
         rule = f"must be 1 for --config.algorithm={config.algorithm}, which has no value function to look ahead with"
+        raise _error("ppo.turns", ppo.turns, rule)
+    if ppo.turns > 1 and ppo.group_baseline:
+        rule = "must be 1 with --config.ppo.group_baseline=true: replies of later turns have no others to compare with"
         raise _error("ppo.turns", ppo.turns, rule)
     if ppo.turns > 1 and ppo.buckets > 1:
         raise _error("ppo.buckets", ppo.buckets, "must be 1 where episodes have several turns, whose contexts grow")

@@ -56,7 +56,7 @@ def test_defaults_are_valid():
         ("ppo__gae_lambda", 1.5, "between 0 and 1"),
         ("ppo__decay_to", 1.5, "between 0 and 1"),
         ("ppo__value_warmup", -1, "at least 0"),
-        ("ppo__value_warmup", 100, "below --config.ppo.iterations=100"),
+        ("ppo__value_warmup", 100, "must be 0 without a value function"),
         ("reward__ensemble", 0, "at least 1"),
         ("reward__spread", -0.1, "at least 0"),
         ("reward__spread", 0.5, "one reward model has no spread: give --config.reward.ensemble=2 or more"),
@@ -84,7 +84,10 @@ def test_a_checkpoint_of_the_hub_can_be_named(init):
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"ppo__learning_rate": 0.1, "ppo__value_rate": 11.0}, "--config.ppo.value_rate=11.0: .* rate of 1.1, above 1"),
+        (
+            {"ppo__learning_rate": 0.01, "ppo__value_rate": 110.0},
+            "--config.ppo.value_rate=110.0: .* of 1.1, above 1",
+        ),
         ({"sft__learning_rate": 0.1, "sft__new_rate": 9.0, "sft__query_rate": 2.0}, "--config.sft.query_rate=2.0"),
     ],
 )
@@ -102,9 +105,19 @@ def test_all_rewards_zero_is_refused_only_with_ppo():
 
 
 def test_value_warmup_needs_a_value_function():
-    validate(changed(ppo__value_warmup=5, ppo__iterations=0))  # the SFT policy as it is
-    with pytest.raises(InputError, match=r"ppo\.value_warmup=5: must be 0 for --config\.algorithm=rloo"):
-        validate(changed(ppo__value_warmup=5, algorithm="rloo"))
+    validate(changed(ppo__value_warmup=5, ppo__group_baseline=False, ppo__iterations=0))  # the SFT policy as it is
+    for without in ({"algorithm": "rloo", "ppo__group_baseline": False}, {"algorithm": "ppo"}):
+        with pytest.raises(InputError, match=r"ppo\.value_warmup=5: must be 0 without a value function"):
+            validate(changed(ppo__value_warmup=5, **without))
+
+
+def test_what_needs_a_value_function_and_what_a_group():
+    with pytest.raises(InputError, match=r"ppo\.turns=2: must be 1 with --config\.ppo\.group_baseline=true"):
+        validate(changed(ppo__turns=2))
+    validate(changed(ppo__turns=2, ppo__group_baseline=False))
+    with pytest.raises(InputError, match=r"ppo\.group=1: must be at least 2 for --config\.ppo\.group_baseline=true"):
+        derive(changed(ppo__group=1), 1)
+    derive(changed(ppo__group=1, ppo__group_baseline=False), 1)
 
 
 def test_folder_must_exist(tmp_path):
@@ -154,7 +167,7 @@ def test_derived_sizes_by_hand():
 def test_a_group_of_one_has_no_others():
     with pytest.raises(InputError, match=r"ppo\.group=1.*at least 2 for --config\.algorithm=rloo"):
         derive(changed(algorithm="rloo", ppo__group=1), 1)
-    derive(changed(algorithm="rankwise", ppo__group=1), 1)
+    derive(changed(algorithm="rankwise", ppo__group=1, ppo__group_baseline=False), 1)
 
 
 def test_lists_are_drawn_from_enough_acts():

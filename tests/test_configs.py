@@ -49,7 +49,7 @@ def test_variants(name):
     assert full.tokenizer.kind == "gpt2"
     # of ReDial's contexts 99 % have at most 171 tokens, of its replies 33
     assert (full.data.context_tokens, full.data.reply_tokens, full.ppo.buckets) == (192, 48, 2)
-    assert full.ppo.value_warmup > 0 < full.ppo.hr_floor < 1
+    assert 0 < full.ppo.hr_floor < 1
     assert min(full.ppo.act_kl_target, full.ppo.word_kl_target) > 0
     for config in (scratch, tiny):  # nothing from a hub
         assert config.model.init == "scratch"
@@ -78,8 +78,9 @@ def test_the_papers_setting():
     )
     assert {name: value for name, value in paper.items() if value != scratch[name]} == {
         "model.leave_out": ("text", "asked", "named", "near", "people"), "reward.alpha": 0.0, "ppo.evidence": "all",
-        "ppo.recommending": True, "ppo.learning_rate": 1e-4, "ppo.query_rate": 100.0, "ppo.all_acts": 256,
-        "ppo.act_kl": 0.3, "ppo.word_kl": 5.0, "ppo.validation_contexts": 512,
+        "ppo.recommending": True, "ppo.query_rate": 300.0, "ppo.slate_batches": 8, "ppo.all_acts": 128,
+        "ppo.group": 2, "ppo.epochs": 1,
+        "ppo.act_kl": 0.5, "ppo.word_kl": 5.0, "ppo.validation_contexts": 512,
     }  # fmt: skip
     assert paper["ppo.iterations"] == 60
     with pytest.raises(InputError, match=r":scratch.*:tiny.*:paper"):

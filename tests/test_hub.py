@@ -37,7 +37,6 @@ SMALL = {
     "sft.row_tokens": 128,
     "reward.epochs": 1,
     "ppo.iterations": 3,
-    "ppo.value_warmup": 1,
     "ppo.contexts": 4,
     "ppo.minibatches": 2,
     "ppo.group": 2,

@@ -86,7 +86,7 @@ def test_the_iteration_compared_is_not_trivial(results):
     metrics = {name.split("/", 2)[2]: value for name, value in arrays.items() if name.startswith("2/3/")}
     assert metrics["kl/max"] > 0.1
     assert metrics["clip_fraction"] > 0
-    assert metrics["updated"] == 1
+    assert 0 < metrics["step_kl/share"] <= 1
     assert metrics["items_per_reply"] > 0
     assert metrics["reply_length"] > 8
     assert arrays["2/2/act_kl"] != arrays["1/2/act_kl"]  # the adaptive coefficient moved

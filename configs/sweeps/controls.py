@@ -29,6 +29,7 @@ SWEEP = Sweep(
         "rloo": {"algorithm": "rloo"},
         "grpo": {"algorithm": "grpo", "ppo.all_acts": 0},
         "raft": {"algorithm": "raft", "ppo.all_acts": 0},
+        "tilt": {"algorithm": "tilt"},
         "shuffled": {"ppo.shuffled_rewards": True},
         "longer SFT": {"sft.epochs": 7.5, "ppo.iterations": 0},
     },

@@ -9,12 +9,14 @@ replies to logged contexts in every cell.
 from configs.sweeps.controls import UTILITY
 from crs_jax.sweep import Sweep
 
+VALUE = {"ppo.group_baseline": False}  # a value function, which looks ahead
+
 SWEEP = Sweep(
     config="configs/quickstart.py",
     cells={
-        "one turn": {},
-        "two, simulator": {"ppo.turns": 2, "ppo.seeker": "simulator"},
-        "two, model": {"ppo.turns": 2, "ppo.seeker": "model"},
+        "one turn": VALUE,
+        "two, simulator": {**VALUE, "ppo.turns": 2, "ppo.seeker": "simulator"},
+        "two, model": {**VALUE, "ppo.turns": 2, "ppo.seeker": "model"},
     },
     measures=UTILITY,
     reference="one turn",

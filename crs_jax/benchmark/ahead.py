@@ -48,22 +48,24 @@ from crs_jax import source_tree
 from crs_jax.benchmark.cells import make_update_step
 from crs_jax.benchmark.hlo import collectives
 from crs_jax.benchmark.world import EMBEDDING, GENRES, NAMED, NEAR, STARRING
-from crs_jax.config import derive
+from crs_jax.config import derive, slate_contexts
 from crs_jax.data.byte_bpe import GPT2_WORDS
 from crs_jax.data.tokenizer import CONTROLS
 from crs_jax.errors import InputError
 from crs_jax.metrics import write_json
 from crs_jax.models.actor_critic import ActorCritic
 from crs_jax.models.policy import Layout, Policy
-from crs_jax.rl.all_acts import Acts
+from crs_jax.rl.all_acts import Acts, Known
 from crs_jax.rl.reward import Normaliser, RewardModel
 from crs_jax.sharding import AXES, BATCH, shardings
 from crs_jax.training.contexts import Contexts
 from crs_jax.training.judging import Graphs, Judges
 from crs_jax.training.optimizer import make_optimizer, ppo_rates
-from crs_jax.training.ppo import Experience, make_iteration
+from crs_jax.training.ppo import first_extra, make_iteration
+from crs_jax.training.slates import Slates
 from crs_jax.training.state import TrainState
 from crs_jax.training.task import model_config, split_model
+from crs_jax.training.update import Experience
 
 FACETS, ASKED = 41, 62  # of ReDial
 REDIAL_ITEMS = 6924
@@ -139,8 +141,8 @@ class Shapes:
         self.parameters = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
 
         def start(params):
-            extra = {"act_kl": jnp.float32(0), "word_kl": jnp.float32(0)}
-            return TrainState(jnp.int32(0), params, self.optimizer.init(params), jnp.asarray(False), extra)
+            start = jnp.int32(0), params, self.optimizer.init(params), jnp.asarray(False), first_extra(0, 0, 0)
+            return TrainState(*start)
 
         self.state = laid(jax.eval_shape(start, params), mesh)
         self.frozen = laid(frozen, mesh)
@@ -165,16 +167,27 @@ class Shapes:
         )  # fmt: skip
         return laid(made, self.mesh, BATCH)
 
-    def minibatch(self) -> Experience:
+    def minibatch(self) -> tuple[Slates | None, Experience]:
         """What one update trains on."""
         c = self.config.ppo
-        count, acts = c.contexts // c.minibatches, min(c.all_acts, self.layout.num_items) + 1
+        count = c.contexts // c.minibatches
         tokens = [count, c.group, self.config.data.reply_tokens]
         whole_numbers, flags_ = (jax.ShapeDtypeStruct(tokens, kind) for kind in (jnp.int32, bool))
-        known: Any = (jax.ShapeDtypeStruct((count, acts), jnp.int32), floats(count, acts), floats(count, acts))
-        rows = laid((whole_numbers, flags_, flags_, *[floats(*tokens)] * 5, Acts(*known)), self.mesh, BATCH)
-        fields: Any = (self.contexts(count), *rows, None)
-        return Experience(*fields)
+        rows = laid((whole_numbers, flags_, flags_, *[floats(*tokens)] * 5), self.mesh, BATCH)
+        fields: Any = (self.contexts(count), *rows)
+        return self._slates(), Experience(*fields)
+
+    def _slates(self) -> Slates | None:
+        c = self.config.ppo
+        if not c.all_acts:
+            return None
+        count, A = slate_contexts(self.config) // c.minibatches, min(c.all_acts, self.layout.num_items)
+        hidden = jax.ShapeDtypeStruct((count, self.config.model.width), self.config.model.dtype)
+        rows: Any = jax.ShapeDtypeStruct((count, A), jnp.int32)
+        acts = Acts(rows, floats(count, A), floats(count, A), floats(count, 2), floats(count, A), floats(count, 2))
+        known: Any = Known(*(floats(count, n) for n in (A, 2)))
+        hidden, acts, known = laid((hidden, acts, known), self.mesh, BATCH)
+        return Slates(self.contexts(count).evidence, hidden, acts, known, None, None)
 
 
 def floats(*axes: int) -> Any:
@@ -189,7 +202,7 @@ def lower(config: ConfigDict, mesh: Mesh, items: int, part: str = "iteration") -
     if part == "update":
         lowered = make_update_step(*made_of).lower(shapes.state, shapes.frozen, shapes.minibatch())
     else:
-        contexts = shapes.contexts(config.ppo.contexts)
+        contexts = shapes.contexts(slate_contexts(config))
         given = shapes.state, shapes.judges, shapes.normaliser, contexts, shapes.key
         lowered = make_iteration(*made_of).lower(*given)
     return lowered, shapes.parameters

@@ -21,17 +21,21 @@ from crs_jax.benchmark.world import (
     random_experience,
     random_replies,
     random_rows,
+    random_slates,
 )
+from crs_jax.config import slate_contexts
 from crs_jax.data.packing import slots_of
 from crs_jax.rl.rollout import Replies, causal, positions, sample
 from crs_jax.sharding import on_mesh, shard_batch
 from crs_jax.training.judging import Graphs, judge
 from crs_jax.training.optimizer import make_optimizer, ppo_rates, sft_rates
 from crs_jax.training.passes import actor_pass, policy_likelihood
-from crs_jax.training.ppo import Experience, make_iteration, make_update
+from crs_jax.training.ppo import first_extra, make_iteration
 from crs_jax.training.sft import make_step
+from crs_jax.training.slates import Slates
 from crs_jax.training.state import TrainState, fresh_state, keep_layout
 from crs_jax.training.task import copy_tree, count
+from crs_jax.training.update import Experience, make_update
 
 Found = dict[str, Any]
 
@@ -96,18 +100,21 @@ def ppo_state(world: World, updates: int) -> tuple[Any, TrainState]:
     """Optimizer and state of the PPO stage."""
     c = world.task.config.ppo
     optimizer = make_optimizer(ppo_rates(world.task.config), c.warmup, updates, c.clip_norm, c.decay_to)
-    coefficients = {"act_kl": jnp.float32(c.act_kl), "word_kl": jnp.float32(c.word_kl)}
-    return optimizer, fresh_state(copy_tree(world.actor), optimizer, world.task.mesh, coefficients)
+    extra = first_extra(c.act_kl, c.decision_kl, c.word_kl)
+    return optimizer, fresh_state(copy_tree(world.actor), optimizer, world.task.mesh, extra)
 
 
 def make_update_step(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mesh) -> Any:
-    """Jitted (state, donated, frozen arrays, minibatch) -> (state, metrics): one clipped update of the PPO stage."""
+    """Jitted (state, donated, frozen arrays, minibatch) -> (state, metrics): one clipped update of the PPO stage.
+
+    A minibatch: slates, or None, and the experience of replies.
+    """
     one = make_update(graphs, optimizer, config, mesh)
 
-    def step(state: TrainState, frozen: Any, minibatch: Experience):
+    def step(state: TrainState, frozen: Any, minibatch: tuple[Slates | None, Experience]):
         fixed = {"policy": frozen}, state.extra["act_kl"], state.extra["word_kl"]
-        carry = (state.params, state.opt_state, state.step, state.halted, jnp.asarray(False), fixed, jnp.asarray(True))
-        (params, opt_state, _, halted, *_), metrics = one(carry, (minibatch,))
+        carry = (state.params, state.opt_state, state.step, state.halted, fixed, jnp.asarray(True), state.extra["pace"])
+        (params, opt_state, _, halted, *_), metrics = one(carry, (minibatch[0], minibatch[1:]))
         return keep_layout(TrainState(state.step + 1, params, opt_state, halted, state.extra), mesh), metrics
 
     return jax.jit(on_mesh(step, mesh), donate_argnums=0)
@@ -117,7 +124,7 @@ def update(world: World, patience: Patience) -> Found:
     """One clipped update of the PPO stage on one minibatch."""
     task, batch = world.task, batch_of(world.task.config, "update")
     optimizer, state = ppo_state(world, 1000)
-    minibatch = shard_batch(random_experience(task, batch), task.mesh)
+    minibatch = shard_batch((random_slates(task), random_experience(task, batch)), task.mesh)
     arguments = [state, world.judges.frozen, minibatch]
     del state
     step = make_update_step(world.graphs, optimizer, task.config, task.mesh)
@@ -143,7 +150,7 @@ def iteration(world: World, patience: Patience) -> Found:
     task, batch = world.task, batch_of(world.task.config, "iteration")
     c = task.config.ppo
     optimizer, state = ppo_state(world, 1000)
-    contexts = shard_batch(random_contexts(task, batch), task.mesh)
+    contexts = shard_batch(random_contexts(task, batch, slate_contexts(task.config)), task.mesh)
     jitted = make_iteration(world.graphs, optimizer, task.config, task.mesh)
     arguments = [state, world.judges, world.normaliser, contexts, jax.random.key(task.config.seed)]
     del state

@@ -14,6 +14,7 @@ from jax.sharding import AxisType
 from ml_collections import ConfigDict
 
 from crs_jax.benchmark.counts import Batch, Model
+from crs_jax.config import slate_contexts
 from crs_jax.data.byte_bpe import GPT2_WORDS
 from crs_jax.data.catalogue import Catalogue, Item
 from crs_jax.data.corpus import Corpus
@@ -22,7 +23,7 @@ from crs_jax.data.tokenizer import CONTROLS
 from crs_jax.models.attention import refuse_where_missing
 from crs_jax.models.decisions import BaseRates
 from crs_jax.models.query import Evidence
-from crs_jax.rl.all_acts import Acts
+from crs_jax.rl.all_acts import Acts, Known
 from crs_jax.rl.reward import Normaliser, RewardModel
 from crs_jax.sharding import AXES, place
 from crs_jax.signals.facets import Facets
@@ -30,10 +31,11 @@ from crs_jax.signals.people import People
 from crs_jax.signals.together import Together
 from crs_jax.training.contexts import Contexts
 from crs_jax.training.judging import Graphs, Judges
-from crs_jax.training.ppo import Experience
 from crs_jax.training.ppo_stage import build
 from crs_jax.training.sft import EVIDENCE
+from crs_jax.training.slates import Slates
 from crs_jax.training.task import Task, copy_tree, new_policy, split_model
+from crs_jax.training.update import Experience
 
 EMBEDDING, GENRES = 384, 27
 NAMED, NEAR, STARRING = 32, 512, 48  # most rows of a context's evidence, as the signals give them
@@ -150,12 +152,16 @@ def random_evidence(task: Task, rng: np.random.Generator, *lead: int) -> tuple[E
     return Evidence(*arrays), unit_rows(rng, *lead, EMBEDDING)
 
 
-def random_contexts(task: Task, batch: Batch) -> Contexts:
-    """Full prompts of random words, ending in `<|recommender|> <|rec|>`, with evidence; host arrays."""
+def random_contexts(task: Task, batch: Batch, count: int = 0) -> Contexts:
+    """Full prompts of random words, ending in `<|recommender|> <|rec|>`, with evidence; host arrays.
+
+    `count` of them, or as many as the batch has.
+    """
     rng, layout = np.random.default_rng(task.config.seed + 2), task.layout
-    prompt_CP = rng.integers(0, layout.num_words, (batch.contexts, batch.context_tokens), np.int32)
+    count = count or batch.contexts
+    prompt_CP = rng.integers(0, layout.num_words, (count, batch.context_tokens), np.int32)
     prompt_CP[:, -2:] = layout.recommender, layout.rec
-    e, named_CE = random_evidence(task, rng, batch.contexts)
+    e, named_CE = random_evidence(task, rng, count)
     first: Any = (prompt_CP, np.ones(prompt_CP.shape, bool), e.text, named_CE, e.named, e.by_recommender)
     fields: Any = (*first, e.asked, e.near, e.nearness, e.starring, e.stars)
     return Contexts(*fields)
@@ -184,15 +190,31 @@ def random_experience(task: Task, batch: Batch) -> Experience:
 
     act_CGR = say_CGR == 0
     old = np.where(act_CGR, -np.log(layout.num_items), -np.log(layout.num_words)).astype(np.float32)
-    A = min(task.config.ppo.all_acts, layout.num_items) + 1
-    row_CA = np.tile(np.append(np.arange(A - 1), layout.num_items).astype(np.int32), (batch.contexts, 1))
-    flat_CA = np.full(row_CA.shape, -np.log(layout.num_items), np.float32)
-    known: Any = (row_CA, flat_CA, rng.normal(size=row_CA.shape).astype(np.float32))
     fields: Any = (
         contexts, tokens_CGR, np.ones(tokens_CGR.shape, bool), act_CGR, old + noise(scale=0.1), old + noise(scale=0.1),
-        noise(), noise(), noise(), Acts(*known), None,
+        noise(), noise(), noise(),
     )  # fmt: skip
     return Experience(*fields)
+
+
+def random_slates(task: Task) -> Slates | None:
+    """Those of one update, where first tokens are summed over."""
+    config, layout, rng = task.config, task.layout, np.random.default_rng(task.config.seed + 6)
+    if not config.ppo.all_acts:
+        return None
+    count = slate_contexts(config) // config.ppo.minibatches
+    evidence, _ = random_evidence(task, rng, count)
+    A = min(config.ppo.all_acts, layout.num_items)
+
+    def noise(*axes: int) -> np.ndarray:
+        return rng.normal(size=(count, *axes)).astype(np.float32)
+
+    flat_CA, even_C2 = np.full((count, A), -np.log(layout.num_items), np.float32), np.full((count, 2), np.log(0.5))
+    row_CA: Any = np.tile(np.arange(A, dtype=np.int32), (count, 1))
+    acts: Any = row_CA, np.exp(flat_CA), flat_CA, even_C2.astype(np.float32), noise(A), noise(2)
+    known: Any = noise(A), noise(2)
+    hidden: Any = noise(config.model.width).astype(config.model.dtype)
+    return Slates(evidence, hidden, Acts(*acts), Known(*known), None, None)
 
 
 def random_rows(task: Task) -> dict[str, np.ndarray]:

@@ -45,7 +45,7 @@ def headline(metrics: dict[str, Any]) -> None:
     reached = metrics.get("optimum", {})
     if reached:
         say(
-            f"PPO went {_shown(reached, 'share', 2)} of the way from sft to optimum: reward of acts "
+            f"PPO went {_shown(reached, 'share', 2)} of the way from sft to optimum: reward of first items "
             f"{_shown(reached, 'reward-sft')}, {_shown(reached, 'reward-ppo')}, {_shown(reached, 'reward-optimum')}, "
             f"at a KL of {_shown(reached, 'kl', 2)} nats"
         )

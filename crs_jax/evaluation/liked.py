@@ -18,10 +18,10 @@ from crs_jax.data.catalogue import Catalogue
 from crs_jax.data.dialogue import Dialogue
 from crs_jax.data.instances import Instance
 from crs_jax.evaluation.bootstrap import interval, resample
-from crs_jax.evaluation.optimum import act_rewards
+from crs_jax.evaluation.optimum import item_rewards
 from crs_jax.evaluation.signals import auc
 from crs_jax.training.contexts import Contexts
-from crs_jax.training.ppo_stage import Aligned
+from crs_jax.training.judging import Aligned
 from crs_jax.training.task import Task, log_popularity
 
 RANDOM = 8  # items that a proposal's reward is held against
@@ -101,7 +101,7 @@ def reward_table(
         for n, row in zip(number_P, row_P, strict=True)
     ], np.int32)  # fmt: skip
     some: Any = jax.tree.map(lambda a: np.asarray(a)[number_P], contexts)
-    reward_PA = act_rewards(task, aligned, some, row_PA).astype(np.float64)
+    reward_PA = item_rewards(task, aligned.graphs, aligned.judges, aligned.normaliser, some, row_PA)
     group_P = np.array([instances[n].dialogue for n in number_P])
     out: dict[str, Any] = {"reward": auc(reward_PA[:, 0], liked_P, group_P, bootstrap)}
     liked = liked_P == 1

@@ -19,9 +19,8 @@ from crs_jax.rl.rollout import Replies, keys_of, sample
 from crs_jax.sharding import everywhere, on_mesh, shard_batch
 from crs_jax.training.batches import take
 from crs_jax.training.contexts import Contexts, after_rec
-from crs_jax.training.judging import Graphs, judge
+from crs_jax.training.judging import Aligned, Graphs, Model, judge
 from crs_jax.training.passes import policy_likelihood
-from crs_jax.training.ppo_stage import Aligned, Model
 from crs_jax.training.replies import reply_nll
 from crs_jax.training.task import Task
 

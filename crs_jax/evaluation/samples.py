@@ -10,7 +10,7 @@ from scipy.special import softmax
 from crs_jax.evaluation.policies import Judged, ranking_scores
 from crs_jax.models.heads import REWARDS
 from crs_jax.training.contexts import Contexts
-from crs_jax.training.ppo_stage import Model
+from crs_jax.training.judging import Model
 from crs_jax.training.task import Task
 
 

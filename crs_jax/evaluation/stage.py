@@ -32,7 +32,7 @@ from crs_jax.progress import say
 from crs_jax.signals.relevance import context_vectors
 from crs_jax.training.batches import take
 from crs_jax.training.contexts import contexts_at
-from crs_jax.training.ppo_stage import Aligned, Model
+from crs_jax.training.judging import Aligned, Model
 from crs_jax.training.replies import whole_replies
 from crs_jax.training.task import Task
 

@@ -9,7 +9,7 @@ from crs_jax.data.simulated import Truth
 from crs_jax.evaluation.bootstrap import interval, resample
 from crs_jax.evaluation.policies import generate, ranking_scores
 from crs_jax.training.contexts import contexts_at
-from crs_jax.training.ppo_stage import Model
+from crs_jax.training.judging import Model
 from crs_jax.training.task import Task
 
 

@@ -20,10 +20,30 @@ LOGITS_BYTES = 2**28
 
 
 class Likelihood(NamedTuple):
-    """Log-probability of the target and entropy of its distribution, nats, float32."""
+    """Log-probability of the target, entropy of its distribution, and log-probability of the target's kind: of a row of
+    the table, or of what stands beside it; nats, float32.
+    """
 
     logp: jax.Array
     entropy: jax.Array
+    kind: jax.Array
+
+
+class FirstToken(NamedTuple):
+    """The first token of a slate, nats, float32.
+
+    Attributes:
+      item_CN: log-probabilities of the items, given that one is proposed.
+      kind_C2: those of proposing and, second, of `<|say|>`: no proposal.
+    """
+
+    item_CN: jax.Array
+    kind_C2: jax.Array
+
+    @property
+    def joint(self) -> jax.Array:
+        """`[C, N + 1]`: the items, and `<|say|>` last."""
+        return jnp.concatenate([self.item_CN + self.kind_C2[:, :1], self.kind_C2[:, 1:]], -1)
 
 
 def log_normaliser(logits: Logits) -> jax.Array:
@@ -42,11 +62,14 @@ def likelihood(logits: Logits, target: jax.Array) -> Likelihood:
     for part in logits:
         logp = part - total[..., None]
         entropy = entropy - (jnp.exp(logp) * jnp.where(part > MASKED, logp, 0.0)).sum(-1)
-    return Likelihood(chosen - total, entropy)
+    kind = jnp.where(target < width, 0.0, jax.nn.logsumexp(logits.extra, -1)) - total
+    return Likelihood(chosen - total, entropy, kind)
 
 
-def first_logp(policy: Policy, tables: Tables, hidden_CD: jax.Array, wish: Wish, temperature: float = 1.0) -> jax.Array:
-    """Log-probabilities of an act's first token, float32 `[C, N + 1]`: the N items, and `<|say|>` last.
+def first_token(
+    policy: Policy, tables: Tables, hidden_CD: jax.Array, wish: Wish, temperature: float = 1.0
+) -> FirstToken:
+    """Of contexts, C rows.
 
     Args:
       policy, tables: the scorer and its tables.
@@ -56,8 +79,8 @@ def first_logp(policy: Policy, tables: Tables, hidden_CD: jax.Array, wish: Wish,
     """
     none_CM = jnp.full((len(hidden_CD), policy.layout.act_items), -1)
     logits = policy.act_logits(policy.acting(hidden_CD, wish), tables, none_CM, wish.beside, temperature)
-    both = jnp.concatenate([logits.main[:, : policy.layout.num_items], logits.extra], -1)
-    return both - log_normaliser(logits)[:, None]
+    kind_C2 = jax.nn.log_sigmoid(jnp.concatenate([-logits.extra, logits.extra], -1))
+    return FirstToken(logits.main[:, : policy.layout.num_items], kind_C2)
 
 
 def act_likelihood(

@@ -30,6 +30,12 @@ CHARTS: Mapping[str, Sequence[tuple[str, str, tuple[str, ...]]]] = {
     ),
     "ppo": (
         ("Reward", "mean of the replies", ("reward", "validation/reward")),
+        ("Way to the optimum", "share, validation", ("validation/share",)),
+        (
+            "Reward of first items",
+            "mean, validation",
+            ("validation/reward-sft", "validation/reward-ppo", "validation/reward-optimum", "validation/reward-rerank"),
+        ),
         ("Parts of the reward", "mean", ("reward/engagement", "reward/relevance", "reward/sentiment")),
         ("KL to the SFT policy", f"nats a reply; warned of above {MOST_KL:g}", ("kl", "kl/act", "kl/word")),
         ("Replies that recommend", "share", ("recommends",)),
@@ -48,7 +54,8 @@ CHARTS: Mapping[str, Sequence[tuple[str, str, tuple[str, ...]]]] = {
         ("Popularity of proposals", "log, centred", ("health/popularity",)),
         ("Distinct items among proposals", "share", ("health/distinct",)),
         ("Clipped ratios", "share of tokens", ("clip_fraction",)),
-        ("KL to the old policy", "nats per token", ("approx_kl",)),
+        ("KL of an iteration", "nats a reply; bounded", ("step_kl/act", "step_kl/word")),
+        ("Pace", "times the scheduled rate", ("pace",)),
         ("Value loss", "", ("value_loss",)),
         ("Explained variance", "of the value function", ("explained_variance",)),
         ("Gradient norm", "before clipping", ("grad_norm",)),
@@ -62,6 +69,12 @@ LINE_NAMES = {
     "kl": "all",
     "kl/act": "acts",
     "kl/word": "words",
+    "step_kl/act": "acts",
+    "step_kl/word": "words",
+    "validation/reward-sft": "SFT",
+    "validation/reward-ppo": "PPO",
+    "validation/reward-optimum": "optimum",
+    "validation/reward-rerank": "best item",
 }
 
 

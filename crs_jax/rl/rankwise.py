@@ -13,10 +13,9 @@ logits the gradient of whole lists vanishes only where all values are equal, at 
 single acts, and elsewhere it never leads away from there: values are -kl times the logits' error e up to a constant,
 and in the order of logits - t e + Gumbel noise an item overtakes only those of lower value as t grows, so that the gain
 along -e rises. What changes is that places below the first are learnt too. Lists are drawn from the likeliest acts
-alone. Whether to propose is no matter of lists: `<|say|>` is none of their items, and the policy's probability of
-proposing only weighs them.
+alone. Whether to propose is no matter of lists: the policy's probability of proposing only weighs them.
 
-Axes: C contexts, A likeliest acts (`<|say|>` last), I = A - 1 items among them, L lists, K places.
+Axes: C contexts, A likeliest items, L lists, K places.
 """
 
 from __future__ import annotations
@@ -37,49 +36,48 @@ def draw(key: jax.Array, logp_CA: jax.Array, lists: int, places: int) -> jax.Arr
     """Lists `[C, L, K]` of columns of the items in `logp_CA`, drawn without replacement: the top K of log-probabilities
     with Gumbel noise. Catalogues of fewer items have shorter lists.
     """
-    item_CI = logp_CA[:, :-1]
-    C, count = item_CI.shape
-    noise_CLI = jax.random.gumbel(key, (C, lists, count), item_CI.dtype)
-    return jax.lax.top_k(item_CI[:, None] + noise_CLI, min(places, count))[1]
+    C, count = logp_CA.shape
+    noise_CLA = jax.random.gumbel(key, (C, lists, count), logp_CA.dtype)
+    return jax.lax.top_k(logp_CA[:, None] + noise_CLA, min(places, count))[1]
 
 
 def left_over(place_CLK: jax.Array, items: int) -> jax.Array:
-    """Whether an item is not yet placed before each place, `[C, L, K, I]`."""
-    here_CLKI = jax.nn.one_hot(place_CLK, items, dtype=jnp.int32)
-    return jnp.cumsum(here_CLKI, 2) - here_CLKI == 0
+    """Whether an item is not yet placed before each place, `[C, L, K, A]`."""
+    here_CLKA = jax.nn.one_hot(place_CLK, items, dtype=jnp.int32)
+    return jnp.cumsum(here_CLKA, 2) - here_CLKA == 0
 
 
-def placing(logp_CA: jax.Array, left_CLKI: jax.Array) -> jax.Array:
-    """Log-probabilities `[C, L, K, I]` of the items at each place given those before it; only where they are left."""
-    item_CI = logp_CA[:, None, None, :-1]
-    return item_CI - jax.nn.logsumexp(item_CI, -1, where=left_CLKI, keepdims=True)
+def placing(logp_CA: jax.Array, left_CLKA: jax.Array) -> jax.Array:
+    """Log-probabilities `[C, L, K, A]` of the items at each place given those before it; only where they are left."""
+    item_CA = logp_CA[:, None, None]
+    return item_CA - jax.nn.logsumexp(item_CA, -1, where=left_CLKA, keepdims=True)
 
 
 def surrogate(logp_CA: jax.Array, old: Acts, place_CLK: jax.Array, clip: float) -> jax.Array:
     """Of each context `[C]`: the clipped surrogate, to be minimised, of what lists add to their first place's value.
 
     Args:
-      logp_CA: log-probabilities of the acts under the policy that learns.
-      old: under the policy that sampled; the advantages are the items' values.
+      logp_CA: log-probabilities of the items under the policy that learns.
+      old: under the policy that sampled; the items' advantages are their values.
       place_CLK: lists that `draw` gave with `old.logp_CA`.
       clip: of the ratio of each placement's probabilities, given the items before it.
     """
-    left_CLKI = left_over(place_CLK, logp_CA.shape[1] - 1)
-    new_CLKI, old_CLKI = placing(logp_CA, left_CLKI), placing(old.logp_CA, left_CLKI)
-    p_CLKI = jnp.where(left_CLKI, jnp.exp(old_CLKI), 0.0)
-    value_CI = old.advantage_CA[:, None, None, :-1]
-    mean_CLK = (p_CLKI * value_CI).sum(-1)
+    left_CLKA = left_over(place_CLK, logp_CA.shape[1])
+    new_CLKA, old_CLKA = placing(logp_CA, left_CLKA), placing(old.logp_CA, left_CLKA)
+    p_CLKA = jnp.where(left_CLKA, jnp.exp(old_CLKA), 0.0)
+    value_CA = old.advantage_CA[:, None, None]
+    mean_CLK = (p_CLKA * value_CA).sum(-1)
     discount_K = discounts(place_CLK.shape[2])
 
-    loss_CLKI, _ = policy_loss(new_CLKI, old_CLKI, discount_K[:, None] * (value_CI - mean_CLK[..., None]), clip)
-    known_CLK = (p_CLKI * loss_CLKI).sum(-1)
+    loss_CLKA, _ = policy_loss(new_CLKA, old_CLKA, discount_K[:, None] * (value_CA - mean_CLK[..., None]), clip)
+    known_CLK = (p_CLKA * loss_CLKA).sum(-1)
 
     to_go_CLK = jnp.cumsum((discount_K * mean_CLK)[..., ::-1], -1)[..., ::-1]
     follows_CLK = leave_one_out(to_go_CLK - discount_K * mean_CLK)
-    new_CLK, old_CLK = (jnp.take_along_axis(a, place_CLK[..., None], -1)[..., 0] for a in (new_CLKI, old_CLKI))
+    new_CLK, old_CLK = (jnp.take_along_axis(a, place_CLK[..., None], -1)[..., 0] for a in (new_CLKA, old_CLKA))
     sampled_CLK, _ = policy_loss(new_CLK, old_CLK, follows_CLK, clip)
 
-    proposes_C = jnp.exp(old.logp_CA[:, :-1]).sum(-1)
+    proposes_C = jnp.exp(old.kind_C2[:, 0])
     return proposes_C * (known_CLK[..., 1:].sum(-1) + sampled_CLK[..., :-1].sum(-1)).mean(-1)
 
 

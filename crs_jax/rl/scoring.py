@@ -44,10 +44,14 @@ class Parts(NamedTuple):
 
 
 class TokenLikelihood(NamedTuple):
-    """Per reply token, `[B, R]`, 0 on padding."""
+    """Per reply token, `[B, R]`, 0 on padding.
+
+    `kind_BR` is the part of an act token's log-probability that is of its kind, an item or `<|say|>`; 0 on words.
+    """
 
     logp_BR: jax.Array
     entropy_BR: jax.Array
+    kind_BR: jax.Array
 
 
 def parts(tokens_BR: jax.Array, mask_BR: jax.Array, layout: Layout) -> Parts:
@@ -140,4 +144,7 @@ def reply_likelihood(
         a_BR = jnp.pad(a_BA, ((0, 0), (0, R - A)))
         return jnp.where(split.act_BR, a_BR, jnp.where(split.word_BR, w_BR, 0.0))
 
-    return TokenLikelihood(join(act.logp, word.logp), join(act.entropy, word.entropy))
+    no_kind_BR = jnp.zeros_like(word.kind)
+    return TokenLikelihood(
+        join(act.logp, word.logp), join(act.entropy, word.entropy), join(act.kind, no_kind_BR)
+    )  # fmt: skip

@@ -19,7 +19,7 @@ from flax import nnx
 from crs_jax.data.windows import make_windows
 from crs_jax.models.policy import MASKED, Policy, logits_of
 from crs_jax.rl.scoring import parts, tree_hidden
-from crs_jax.training.ppo_stage import Model
+from crs_jax.training.judging import Model
 from crs_jax.training.replies import reply_arrays
 from crs_jax.training.task import Task
 

@@ -39,6 +39,9 @@ class Judges(NamedTuple):
     spread: jax.Array | float = 0.0
 
 
+Model = tuple[Any, Any, Any]  # graphdef, params, frozen
+
+
 class Graphs(NamedTuple):
     """Graph definitions (static) of the models, and a user's own reward (`training/own_reward.py`).
 
@@ -55,6 +58,20 @@ class Graphs(NamedTuple):
     def aligned(self) -> Any:
         """Of the policy that learns."""
         return self.policy if self.learned is None else self.learned
+
+
+class Aligned(NamedTuple):
+    """What the PPO stage leaves.
+
+    Attributes:
+      policy: the aligned policy.
+      graphs, judges, normaliser: what scores replies as in training.
+    """
+
+    policy: Model
+    graphs: Graphs
+    judges: Judges
+    normaliser: Normaliser
 
 
 def judge(
@@ -98,17 +115,18 @@ def act_scores(
     layout: Layout,
     exact: bool,
     clip: float,
-) -> jax.Array:
-    """Rewards `[C, A]` at `<|say|>` of acts with one item each; the row N is the act without any."""
-    empty_CA = row_CA == layout.num_items
-    first_CA = jnp.where(empty_CA, layout.say, layout.item_offset + row_CA)
-    second_CA = jnp.where(empty_CA, layout.pad, layout.say)
+) -> tuple[jax.Array, jax.Array]:
+    """Rewards at `<|say|>` of acts with one item each, `[C, A]`, and of the act without any, `[C]`."""
+    C, A = row_CA.shape
+    first_CA = jnp.concatenate([layout.item_offset + row_CA, jnp.full((C, 1), layout.say)], 1)
+    second_CA = jnp.concatenate([jnp.full((C, A), layout.say), jnp.full((C, 1), layout.pad)], 1)
     tokens_BR = jnp.stack([first_CA, second_CA], -1).reshape(-1, 2).astype(jnp.int32)
-    mask_BR = jnp.stack([jnp.ones_like(empty_CA), ~empty_CA], -1).reshape(-1, 2)
+    mask_BR = jnp.stack([jnp.ones_like(first_CA, bool), second_CA == layout.say], -1).reshape(-1, 2)
     replies = Replies(tokens_BR, mask_BR, jnp.zeros(tokens_BR.shape))
     model_only = graphs._replace(own=None)  # of an act alone a reward of one's own says nothing
     say_JBS, _, relevance_JB, _ = judge(model_only, judges, contexts, replies, exact)
     if graphs.own is not None:
         say_JBS = jnp.pad(say_JBS, ((0, 0), (0, 0), (0, 1)), constant_values=jnp.nan)
     scores = score(say_JBS, say_JBS, relevance_JB, normaliser, judges.weight_S, clip, judges.spread)
-    return scores.act_B.reshape(row_CA.shape)
+    score_CA = scores.act_B.reshape(C, A + 1)
+    return score_CA[:, :-1], score_CA[:, -1]

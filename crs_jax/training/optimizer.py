@@ -3,7 +3,8 @@
 One rule for all stages: a parameter's rate is the stage's `learning_rate` times a multiple, that of its group, and its
 weight decay is the stage's, of its kind. What a pretrained model brings, words and trunk, has the multiple 1; what is
 new beside it (controls, items, decisions, heads) `new_rate`; the query, which is fitted before SFT, `query_rate` of
-that; the value function's head `value_rate`.
+that. In PPO the query has `query_rate`, what else slates alone are read off `slate_rate`, and the value function's
+head `value_rate`.
 """
 
 from __future__ import annotations
@@ -31,10 +32,11 @@ PARAMETERS: dict[str, tuple[str, str]] = {
     "controls": ("new", "matrix"),
     "items/projection": ("new", "matrix"),
     "items/residual": ("new", "item"),
-    "items/bias": ("new", "item"),
-    **{f"decisions/{name}": ("new", "matrix") for name in ("kernel", "state_kernel")},
-    **{f"decisions/{name}": ("new", "none") for name in ("say_bias", "end_bias", "own_bias")},
-    "query/hidden_kernel": ("new", "matrix"),
+    "items/bias": ("slate", "item"),
+    "decisions/kernel": ("new", "matrix"),
+    **{f"decisions/{name}": ("new", "none") for name in ("end_bias", "own_bias")},
+    **dict.fromkeys(("decisions/state_kernel", "query/hidden_kernel"), ("slate", "matrix")),
+    "decisions/say_bias": ("slate", "none"),
     **{f"query/{name}_kernel": ("query", "matrix") for name in ("text", "asked", "match", "named", "attention")},
     "query/role_scale": ("query", "matrix"),
     **{f"query/{name}_match": ("query", "none") for name in ("asked", "named")},
@@ -54,13 +56,14 @@ class Rates:
       learning_rate: of what a pretrained model brings, at its highest.
       weight_decay: of matrices and tables.
       item_decay: of what is learnt of single items; None: as matrices.
-      new, query, gain, value: multiples of `learning_rate`.
+      new, slate, query, gain, value: multiples of `learning_rate`.
     """
 
     learning_rate: float
     weight_decay: float = 0.0
     item_decay: float | None = None
     new: float = 1.0
+    slate: float = 1.0
     query: float = 1.0
     gain: float = 1.0
     value: float = 1.0
@@ -97,7 +100,9 @@ def sft_rates(config: ConfigDict) -> Rates:
     """Of SFT."""
     c = config.sft
     query = c.new_rate * c.query_rate
-    return Rates(c.learning_rate, c.weight_decay, c.item_decay, new=c.new_rate, query=query, gain=query)
+    return Rates(
+        c.learning_rate, c.weight_decay, c.item_decay, new=c.new_rate, slate=c.new_rate, query=query, gain=query
+    )
 
 
 def seeker_rates(config: ConfigDict) -> Rates:
@@ -108,13 +113,15 @@ def seeker_rates(config: ConfigDict) -> Rates:
 def reward_rates(config: ConfigDict) -> Rates:
     """Of the reward model."""
     c = config.reward
-    return Rates(c.learning_rate, c.weight_decay, new=c.new_rate, query=c.new_rate, gain=c.new_rate)
+    n = c.new_rate
+    return Rates(c.learning_rate, c.weight_decay, new=n, slate=n, query=n, gain=n)
 
 
 def ppo_rates(config: ConfigDict) -> Rates:
     """Of PPO."""
     c = config.ppo
-    return Rates(c.learning_rate, c.weight_decay, query=c.query_rate, gain=c.query_rate, value=c.value_rate)
+    q = c.query_rate
+    return Rates(c.learning_rate, c.weight_decay, slate=c.slate_rate, query=q, gain=q, value=c.value_rate)
 
 
 def schedule(learning_rate: float, warmup: float, steps: int, end: float = 0.1) -> optax.Schedule:

@@ -10,7 +10,7 @@ from flax import nnx
 
 from crs_jax.models.actor_critic import ActorCritic
 from crs_jax.models.decisions import normalised
-from crs_jax.models.likelihood import first_logp
+from crs_jax.models.likelihood import FirstToken, first_token
 from crs_jax.models.policy import Policy, Tables
 from crs_jax.models.query import Wish
 from crs_jax.rl.rollout import Replies
@@ -20,10 +20,10 @@ from crs_jax.training.contexts import Contexts, after_rec
 
 def actor_pass(
     actor: ActorCritic, contexts: Contexts, tokens_CGR: jax.Array, reply_mask_CGR: jax.Array, temperature: float
-) -> tuple[TokenLikelihood, jax.Array, jax.Array]:
-    """Likelihoods and values of reply tokens, `[B, R]` each, B = C * G, and `first_logp` `[C, N + 1]`."""
+) -> tuple[TokenLikelihood, jax.Array, FirstToken]:
+    """Likelihoods and values of reply tokens, `[B, R]` each, B = C * G, and the contexts' first tokens."""
     given = contexts, tokens_CGR, reply_mask_CGR
-    likelihood, first_CN, hidden, wish = _pass(actor.policy, *given, temperature)
+    likelihood, first, hidden, wish = _pass(actor.policy, *given, temperature)
     B, R = likelihood.logp_BR.shape
     if actor.critic is None:
         act_BR = parts(tokens_CGR.reshape(B, R), reply_mask_CGR.reshape(B, R), actor.policy.layout).act_BR
@@ -31,13 +31,13 @@ def actor_pass(
         seen = jnp.where(act_BR[..., None], seen + wish.vector[:, None], seen)
     else:
         seen = normalised(_before(actor.critic, actor.critic.tables(), *given).astype(jnp.float32))
-    return likelihood, actor.values(seen), first_CN
+    return likelihood, actor.values(seen), first
 
 
 def policy_pass(
     graph: Any, params: Any, frozen: Any, contexts: Contexts, replies: Replies, temperature: float
-) -> tuple[TokenLikelihood, jax.Array]:
-    """Likelihoods of reply tokens `[B, R]` under a policy, and of first tokens `[C, N + 1]`, from one pass."""
+) -> tuple[TokenLikelihood, FirstToken]:
+    """Likelihoods of reply tokens `[B, R]` under a policy, and of the contexts' first tokens, from one pass."""
     C, (B, R) = contexts.prompt_CP.shape[0], replies.tokens_BR.shape
     tokens, mask = (a.reshape(C, B // C, R) for a in (replies.tokens_BR, replies.mask_BR))
     return _pass(nnx.merge(graph, params, frozen), contexts, tokens, mask, temperature)[:2]
@@ -58,20 +58,20 @@ def _before(policy: Policy, tables: Tables, contexts: Contexts, *replies: jax.Ar
 
 def _pass(
     policy: Policy, contexts: Contexts, tokens_CGR: jax.Array, mask_CGR: jax.Array, temperature: float
-) -> tuple[TokenLikelihood, jax.Array, jax.Array, Wish]:
-    """Likelihoods, `first_logp`, hidden states and the wish of each reply's context."""
+) -> tuple[TokenLikelihood, FirstToken, jax.Array, Wish]:
+    """Likelihoods, first tokens, hidden states and the wish of each reply's context."""
     G, R = tokens_CGR.shape[1:]
     tables, wish = policy.tables(), policy.wish(contexts.evidence)
     hidden_BRD = _before(policy, tables, contexts, tokens_CGR, mask_CGR)
-    first_CN = first_logp(policy, tables, hidden_BRD[::G, 0], wish, temperature)
+    first = first_token(policy, tables, hidden_BRD[::G, 0], wish, temperature)
     wish = jax.tree.map(lambda a: jnp.repeat(a, G, axis=0), wish)
     tokens_BR, mask_BR = tokens_CGR.reshape(-1, R), mask_CGR.reshape(-1, R)
     likelihood = reply_likelihood(policy, tables, hidden_BRD, tokens_BR, mask_BR, temperature, wish)
-    return likelihood, first_CN, hidden_BRD, wish
+    return likelihood, first, hidden_BRD, wish
 
 
-def first_of(graph: Any, params: Any, frozen: Any, contexts: Contexts, temperature: float) -> jax.Array:
-    """Log-probabilities of first tokens `[C, N + 1]` under a policy (`first_logp`)."""
+def first_of(graph: Any, params: Any, frozen: Any, contexts: Contexts, temperature: float) -> FirstToken:
+    """Of the contexts, under a policy."""
     policy = nnx.merge(graph, params, frozen)
     hidden_CD, tables, wish = after_rec(policy, contexts)
-    return first_logp(policy, tables, hidden_CD, wish, temperature)
+    return first_token(policy, tables, hidden_CD, wish, temperature)

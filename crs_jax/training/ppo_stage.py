@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 
 from crs_jax.checkpoint import Checkpoints, Saved, digest
+from crs_jax.config import slate_contexts
 from crs_jax.errors import InputError
 from crs_jax.interruption import Pace, leave_if_asked, saving
 from crs_jax.metrics import MetricsWriter, read_json_lines
@@ -27,10 +28,10 @@ from crs_jax.training.contexts import Contexts, contexts_at
 from crs_jax.training.examples import fresh_instances
 from crs_jax.training.halt import stop_if_halted
 from crs_jax.training.health import warnings
-from crs_jax.training.judging import Graphs, Judges
+from crs_jax.training.judging import Aligned, Graphs, Judges, Model
 from crs_jax.training.optimizer import make_optimizer, ppo_rates, schedule
 from crs_jax.training.own_reward import own_reward
-from crs_jax.training.ppo import make_iteration, make_sampler
+from crs_jax.training.ppo import first_extra, make_iteration, make_sampler
 from crs_jax.training.ppo_samples import Samples
 from crs_jax.training.ppo_validation import Validation
 from crs_jax.training.reward import split_holdout
@@ -38,22 +39,7 @@ from crs_jax.training.seeker import find_seeker
 from crs_jax.training.state import Stopwatch, fresh_state
 from crs_jax.training.task import Task, copy_tree, new_policy, split_model
 
-Model = tuple[Any, Any, Any]  # graphdef, params, frozen
 REFERENCE_BATCHES = 8
-
-
-class Aligned(NamedTuple):
-    """What the PPO stage leaves.
-
-    Attributes:
-      policy: graphdef, params and frozen arrays of the aligned policy.
-      graphs, judges, normaliser: what scores replies as in training.
-    """
-
-    policy: Model
-    graphs: Graphs
-    judges: Judges
-    normaliser: Normaliser
 
 
 def contexts_of(task: Task) -> list[tuple[int, int]]:
@@ -146,8 +132,7 @@ def run_ppo(task: Task, writer: MetricsWriter, sft: Model, reward: Model) -> Ali
     rates = ppo_rates(task.config)
     optimizer = make_optimizer(rates, c.warmup, c.iterations, c.clip_norm, c.decay_to)
     rate = schedule(c.learning_rate, c.warmup, c.iterations, c.decay_to)
-    coefficients = {"act_kl": jnp.float32(c.act_kl), "word_kl": jnp.float32(c.word_kl)}
-    state = fresh_state(params, optimizer, task.mesh, coefficients)
+    state = fresh_state(params, optimizer, task.mesh, first_extra(c.act_kl, c.decision_kl, c.word_kl))
     if saved is not None:
         state = checkpoints.restore(saved.step, "state", state)
         normaliser = Normaliser(**result["normaliser"])
@@ -172,7 +157,8 @@ def run_ppo(task: Task, writer: MetricsWriter, sft: Model, reward: Model) -> Ali
     made_of = graphs, optimizer, task.config, task.mesh, *([] if talk is None else [talk])
     program = functools.cache(lambda width: make_iteration(*made_of))  # one for each width of prompts
     lengths = np.asarray(contexts.mask_CP).sum(1)
-    batches = Batches(lengths, c.contexts, contexts.mask_CP.shape[1], c.buckets, task.config.seed)
+    count = slate_contexts(task.config)
+    batches = Batches(lengths, count, contexts.mask_CP.shape[1], c.buckets, task.config.seed)
     if graphs.own is not None:
         say(f"ppo: the reward has {task.config.reward.function}, weight {task.config.reward.delta:g}")
     if saved is not None:
@@ -225,11 +211,15 @@ def run_ppo(task: Task, writer: MetricsWriter, sft: Model, reward: Model) -> Ali
         for number in range(first + 1, c.iterations + 1):
             index, width = batches(number - 1)
             batch = take(contexts, index, width)
-            seeking = () if talk is None else (seeker, jnp.array([where[i] for i in index], jnp.int32))
+            seeking = (
+                ()
+                if talk is None
+                else (seeker, jnp.array([where[i] for i in index[:: count // c.contexts]], jnp.int32))
+            )
             state, metrics = program(width)(state, judges, normaliser, shard_batch(batch, task.mesh), key, *seeking)
             if pending is not None:
                 report(*pending)
-            metrics["learning_rate"] = rate(number - 1)
+            metrics["learning_rate"] = rate(number - 1) * metrics["pace"]
             pending = (number, metrics, batch)
             if number == 1 or number == first + 1:
                 report(*pending)  # the checks of the first iteration come before the second

@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
+from crs_jax.evaluation.optimum import first_item, item_rewards, way_of
 from crs_jax.evaluation.text import bleu_4, repetition
 from crs_jax.models.heads import SIGNALS
 from crs_jax.models.policy import MASKED, add_at
@@ -19,7 +20,7 @@ from crs_jax.rl.rollout import keys_of, sample
 from crs_jax.sharding import everywhere, on_mesh, shard_batch
 from crs_jax.training.contexts import Contexts, contexts_at
 from crs_jax.training.examples import fresh_instances
-from crs_jax.training.judging import Graphs, Judges, judge
+from crs_jax.training.judging import Graphs, Judges, Model, judge
 from crs_jax.training.passes import first_of, policy_likelihood
 from crs_jax.training.task import Task
 
@@ -56,6 +57,8 @@ class Validation:
         self.where = where = [(i.dialogue, i.turn) for i in chosen]
         self.last: Validated | None = None
         self._key = jax.random.key(c.seed + 31)
+        self._sft: Model = (graphs.policy, judges.reference, judges.frozen)
+        self._graphs, self._reference_IN = graphs, np.zeros(0)
         if self.count:
             self._contexts: Contexts = contexts_at(task, "validation", where)
         names, dialogues = task.corpus.catalogue.names, task.corpus.validation
@@ -69,7 +72,7 @@ class Validation:
             )  # fmt: skip
 
         def check(params, judges: Judges, normaliser: Normaliser, contexts: Contexts, target_CY, number_C, key):
-            first_CN = first_of(graphs.aligned, params, judges.frozen, contexts, p.temperature)[:, :-1]
+            first_CN = first_of(graphs.aligned, params, judges.frozen, contexts, p.temperature).item_CN
             first_CN = add_at(first_CN, contexts.named_CX, jnp.full(contexts.named_CX.shape, MASKED))
             target_CY1 = jnp.take_along_axis(first_CN, jnp.maximum(target_CY, 0), 1)[..., None]
             rank_CY = lax.map(lambda x: (x[0] >= x[1]).sum(-1), (first_CN, target_CY1))
@@ -98,6 +101,10 @@ class Validation:
           validation/reward, validation/kl: means over one sampled reply a context.
           validation/sentiment-reward: Pearson's correlation of the sentiment shift predicted for these replies with
             their reward; NaN where either is constant.
+          validation/share: how far the first items went from SFT to the optimum of the reward at their KL
+            (`evaluation/optimum.py`); not there where they did not move. Beside it their expected rewards,
+            validation/reward-sft, -ppo, -optimum and -rerank, and validation/kl-item.
+          validation/recommends: share of the sampled replies that propose.
           validation/bleu-4, validation/repetition: corpus BLEU and repeated 4-grams (`evaluation/text.py`) of one
             greedy reply a context against the human's.
         """
@@ -119,8 +126,29 @@ class Validation:
             "validation/reward": float(total_I.mean()),
             "validation/kl": float(kl_I.mean()),
             "validation/sentiment-reward": float(np.corrcoef(total_I, mood_I)[0, 1]) if varied else float("nan"),
+            "validation/recommends": float((self.last.token_IR[:, 0] != self.task.layout.say).mean()),
+            **self._way(params, normaliser),
             "validation/bleu-4": bleu_4(said, self._references),
             "validation/repetition": repetition(said),
+        }
+
+    def _way(self, params: Any, normaliser: Normaliser) -> dict[str, float]:
+        """From SFT to the optimum; nothing where `config.evaluation.optimum_acts` is 0."""
+        task, acts = self.task, self.task.config.evaluation.optimum_acts
+        if not acts:
+            return {}
+        if not len(self._reference_IN):
+            self._reference_IN = first_item(task, self._sft, self._contexts, "")
+        learned_IN = first_item(task, (self._graphs.aligned, params, self.judges.frozen), self._contexts, "")
+        judged = self._graphs, self.judges, normaliser
+        way = way_of(
+            self._reference_IN, learned_IN, acts, lambda row_IA: item_rewards(task, *judged, self._contexts, row_IA, "")
+        )
+        earned = zip(("sft", "ppo", "optimum", "rerank"), way.earned_I4.mean(0), strict=True)
+        share = {} if np.isnan(way.share) else {"validation/share": way.share}
+        return share | {
+            "validation/kl-item": way.kl,
+            **{f"validation/reward-{name}": float(value) for name, value in earned},
         }
 
     def replies(self, params: Any, normaliser: Normaliser) -> Validated:

@@ -104,11 +104,12 @@ def apply_gradients(
     opt_state: Any,
     healthy: jax.Array,
     number: jax.Array,
+    pace: jax.Array | float = 1.0,
 ) -> tuple[Any, Any, jax.Array, jax.Array]:
     """One update, or none where `healthy` is False or the gradient is not finite.
 
     `number` is that of the update in its stage, from 0, updates that were not made included: the rate is a function of
-    it, which the log can take too.
+    it, which the log can take too. `pace` multiplies the rate.
 
     Returns:
       params, opt_state, the gradient's global norm, and whether the update was made.
@@ -116,6 +117,7 @@ def apply_gradients(
     norm = optax.tree.norm(grads)
     healthy = healthy & jnp.isfinite(norm)
     updates, new_opt = optax.with_extra_args_support(optimizer).update(grads, opt_state, params, number=number)
+    updates = jax.tree.map(lambda u: jnp.asarray(pace, u.dtype) * u, updates)
     return (
         select(healthy, optax.apply_updates(params, updates), params),
         select(healthy, new_opt, opt_state),

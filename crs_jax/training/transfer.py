@@ -27,7 +27,7 @@ from crs_jax.models.query import PLACE
 from crs_jax.progress import say
 from crs_jax.sharding import path_name, place
 from crs_jax.signals.facets import ERAS, YEARS, Facets
-from crs_jax.training.ppo_stage import Model
+from crs_jax.training.judging import Model
 from crs_jax.training.task import Task, new_policy, split_model
 
 SAME = (

@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 from crs_jax.data.dialogue import SEEKER, Dialogue
 from crs_jax.data.windows import context_windows
 from crs_jax.errors import InputError
+from crs_jax.models.likelihood import FirstToken
 from crs_jax.rl import ppo
 from crs_jax.rl.reward import Scores
 from crs_jax.rl.rollout import Replies
@@ -48,18 +49,16 @@ class Played(NamedTuple):
     split: Parts
     scores: Scores
     k1_BR: jax.Array
+    kind_BR: jax.Array
     reward_BR: jax.Array
     alive_B: jax.Array
 
 
 class Replied(NamedTuple):
-    """Contexts, log-probabilities of first tokens there, the policy's and the reference's, `[C, N + 1]` each, and the
-    B = C x G replies.
-    """
+    """Contexts, the policy's first tokens there, and the B = C x G replies."""
 
     contexts: Contexts
-    first_CN: jax.Array
-    expected_CN: jax.Array
+    first: FirstToken
     played: Played
 
 
@@ -178,12 +177,6 @@ def shuffled(scores: Scores, key: jax.Array, alive_B: jax.Array | None) -> Score
         return jax.tree.map(lambda a: jax.random.permutation(key, a), scores)
     order_B = permutation(key, alive_B)
     return jax.tree.map(lambda a: a[order_B], scores)
-
-
-def talking(turn: Replied, known_CA: jax.Array) -> jax.Array:
-    """Advantages of known acts, 0 in contexts where nobody talks any more."""
-    alive_CG = turn.played.alive_B.reshape(len(known_CA), -1)
-    return jnp.where(alive_CG.any(1, keepdims=True), known_CA, 0.0)
 
 
 def go_on(

@@ -14,13 +14,14 @@ from tiny_task import fresh_models, make_task, tiny_config
 from crs_jax.data.instances import ranking_instances
 from crs_jax.evaluation.liked import RANDOM, answers, reward_table, rivals
 from crs_jax.evaluation.observed import by_place
-from crs_jax.evaluation.optimum import STEEPEST, act_rewards, first_token, optimum, slope_of, tilt
+from crs_jax.evaluation.optimum import first_item, item_rewards, optimum
 from crs_jax.evaluation.policies import ranking_scores
+from crs_jax.evaluation.tilting import STEEPEST, slope_of, tilt
 from crs_jax.rl.reward import Normaliser, predict, score
 from crs_jax.training.contexts import contexts_at
-from crs_jax.training.judging import Graphs
+from crs_jax.training.judging import Aligned, Graphs, act_scores
 from crs_jax.training.labels import label
-from crs_jax.training.ppo_stage import Aligned, make_judges
+from crs_jax.training.ppo_stage import make_judges
 from crs_jax.training.task import copy_tree
 
 
@@ -89,28 +90,33 @@ def setting(tmp_path_factory):
     return task, aligned, {"sft": sft, "ppo": ppo}, contexts_at(task, "test", where), np.array([d for d, _ in where])
 
 
-def test_first_token_is_the_ranking_and_say(setting):
+def rewards_of(task, aligned, contexts, rows):
+    return item_rewards(task, *aligned[1:], contexts, np.asarray(rows, np.int32))
+
+
+def test_first_item_is_the_ranking(setting):
     task, _, models, contexts, _ = setting
-    logp = first_token(task, models["ppo"], contexts, "x")
-    assert logp.shape == (20, task.layout.num_items + 1)
+    logp = first_item(task, models["ppo"], contexts, "x")
+    assert logp.shape == (20, task.layout.num_items)
     np.testing.assert_allclose(np.exp(logp).sum(1), 1.0, rtol=1e-5)
     logits = ranking_scores(task, models["ppo"], contexts, "x")
-    gap = logp[:, :-1] - logits
+    gap = logp - logits
     np.testing.assert_allclose(gap, np.broadcast_to(gap[:, :1], gap.shape), atol=1e-4)
 
 
 def test_rewards_of_acts_equal_the_reward_model_on_each_alone(setting):
     task, aligned, _, contexts, _ = setting
     layout, rng = task.layout, np.random.default_rng(4)
-    rows = np.stack([rng.permutation(layout.num_items + 1)[:5] for _ in range(20)]).astype(np.int32)
-    rows[::2, 0] = layout.num_items
-    found = act_rewards(task, aligned, contexts, rows)
+    rows = np.stack([rng.permutation(layout.num_items)[:5] for _ in range(20)]).astype(np.int32)
+    scored = act_scores(*aligned[1:], contexts, jnp.asarray(rows), layout, True, 50.0)
+    found = np.concatenate([scored[0], scored[1][:, None]], 1)
+    np.testing.assert_allclose(rewards_of(task, aligned, contexts, rows), found[:, :-1], atol=1e-4)
     judges = aligned.judges
     model = nnx.merge(aligned.graphs.reward, judges.reward, judges.reward_frozen)
     items = np.asarray(judges.items_NE)
     for i in (0, 1, 7, 19):
-        for a, row in enumerate(rows[i].tolist()):
-            act = [] if row == layout.num_items else [layout.item_offset + row]
+        for a, row in enumerate([*rows[i].tolist(), None]):
+            act = [] if row is None else [layout.item_offset + row]
             tokens = np.array([[[*act, layout.say]]])
             one = [np.asarray(part)[i : i + 1] for part in contexts[:2]]
             beside = [np.asarray(part)[i : i + 1] for part in (contexts.text_CE, contexts.named_CE, contexts.named_CX)]
@@ -130,9 +136,9 @@ def test_optimum_against_sums_over_the_whole_catalogue(setting):
     with task.config.unlocked():
         task.config.evaluation.optimum_acts = task.layout.num_items + 5
     scores, facts = optimum(task, aligned, models, contexts, group)
-    sft, ppo = (first_token(task, models[row], contexts, "x").astype(float) for row in ("sft", "ppo"))
+    sft, ppo = (first_item(task, models[row], contexts, "x").astype(float) for row in ("sft", "ppo"))
     N = task.layout.num_items
-    reward = act_rewards(task, aligned, contexts, np.broadcast_to(np.arange(N + 1, dtype=np.int32), (20, N + 1)))
+    reward = rewards_of(task, aligned, contexts, np.broadcast_to(np.arange(N), (20, N)))
     kl = (np.exp(ppo) * (ppo - sft)).sum(1).mean()
     assert facts["acts"] == N
     assert facts["mass-sft"] == pytest.approx(1.0, abs=1e-5)
@@ -140,13 +146,13 @@ def test_optimum_against_sums_over_the_whole_catalogue(setting):
     assert facts["kl"] == pytest.approx(kl, rel=1e-4)
     assert facts["kl-optimum"] == pytest.approx(kl, rel=1e-4)
     logq = scipy.special.log_softmax(sft + reward / facts["beta"], 1)
-    gap = logq[:, :-1] - scores["optimum"]
+    gap = logq - scores["optimum"]
     np.testing.assert_allclose(gap, np.broadcast_to(gap[:, :1], gap.shape), atol=2e-3)
     means = [(np.exp(logp) * reward).sum(1).mean() for logp in (sft, ppo, logq)]
-    for row, mean in zip(("sft", "ppo", "optimum"), means, strict=True):
+    for row, mean in zip(("sft", "ppo", "optimum", "rerank"), [*means, reward.max(1).mean()], strict=True):
         assert facts[f"reward-{row}"]["value"] == pytest.approx(mean, abs=1e-4)
-    np.testing.assert_array_equal(np.argsort(-scores["rerank"], 1)[:, 0], np.argmax(reward[:, :-1], 1))
-    np.testing.assert_allclose(scores["rerank"], reward[:, :-1], atol=1e-5)
+    np.testing.assert_array_equal(np.argsort(-scores["rerank"], 1)[:, 0], np.argmax(reward, 1))
+    np.testing.assert_allclose(scores["rerank"], reward, atol=1e-5)
     share = (means[1] - means[0]) / (means[2] - means[0])
     assert facts["share"]["value"] == pytest.approx(share, abs=1e-3)
     assert abs(share) < 0.5  # this policy went nowhere in particular
@@ -157,8 +163,8 @@ def test_a_policy_that_went_nowhere_has_no_share(setting):
     scores, facts = optimum(task, aligned, {"sft": models["sft"], "ppo": models["sft"]}, contexts, group)
     assert np.isnan(facts["share"]["value"])
     assert facts["kl"] == pytest.approx(0.0, abs=1e-6)
-    logp = first_token(task, models["sft"], contexts, "x")
-    np.testing.assert_allclose(scores["optimum"], logp[:, :-1], atol=1e-4)
+    logp = first_item(task, models["sft"], contexts, "x")
+    np.testing.assert_allclose(scores["optimum"], logp, atol=1e-4)
 
 
 def test_rerank_leaves_what_was_not_scored_behind_in_its_order(setting):
@@ -166,13 +172,13 @@ def test_rerank_leaves_what_was_not_scored_behind_in_its_order(setting):
     with task.config.unlocked():
         task.config.evaluation.optimum_acts = 6
     scores = optimum(task, aligned, models, contexts, group)[0]["rerank"]
-    sft, ppo = (first_token(task, models[row], contexts, "x")[:, :-1] for row in ("sft", "ppo"))
+    sft, ppo = (first_item(task, models[row], contexts, "x") for row in ("sft", "ppo"))
     for i, likely in enumerate(np.maximum(sft, ppo)):
         top = np.argsort(-likely)[:6]
         rest = np.setdiff1d(np.arange(len(likely)), top)
         assert scores[i, rest].max() < scores[i, top].min()
         np.testing.assert_array_equal(np.argsort(-scores[i, rest]), np.argsort(-sft[i, rest]))
-        reward = act_rewards(task, aligned, contexts, np.broadcast_to(top.astype(np.int32), (20, 6)))[i]
+        reward = rewards_of(task, aligned, contexts, np.broadcast_to(top, (20, 6)))[i]
         np.testing.assert_allclose(scores[i, top], reward, atol=1e-5)
 
 
@@ -195,7 +201,7 @@ def test_rewards_of_liked_proposals_by_plain_counting(setting):
             others = rivals(rng, np.asarray(contexts.named_CX[n]), int(r), share)
             assert len(set(others)) == RANDOM
             assert not {int(r), *contexts.named_CX[n].tolist()} & set(others.tolist())
-            reward = act_rewards(task, aligned, one, np.array([[r, *others]], np.int32))[0]
+            reward = rewards_of(task, aligned, one, [[r, *others]])[0]
             if answer == 1:
                 higher[name].append(np.mean((reward[0] > reward[1:]) + 0.5 * (reward[0] == reward[1:])))
         own.append(reward[0])

@@ -77,7 +77,7 @@ def figures(model):
     """Probabilities of first tokens, and losses of act and words, nats, of each reply by name."""
     graph, params, frozen = split(model)
     given = contexts()
-    first = jax.jit(lambda p, f, c: first_of(graph, p, f, c, 1.0))(params, frozen, given)
+    first = jax.jit(lambda p, f, c: first_of(graph, p, f, c, 1.0).joint)(params, frozen, given)
     losses = {}
     run = jax.jit(lambda *a: reply_nll(graph, *a))
     for name, reply in REPLIES.items():
@@ -126,7 +126,7 @@ def test_items_start_as_the_evidence_has_them(width):
     @jax.jit
     def both(params, frozen):
         head = head_logits(nnx.merge(graph, params, frozen), given.evidence, None, 0.0)
-        return first_of(graph, params, frozen, given, 1.0)[:, :40], head[:, :40]
+        return first_of(graph, params, frozen, given, 1.0).joint[:, :40], head[:, :40]
 
     for norm, std in ((8.0, 0.02), (32.0, 0.14), (128.0, 0.14)):
         _, params, frozen = split(policy(checkpoint(-35.0, norm, std, shape)))
@@ -137,7 +137,7 @@ def test_items_start_as_the_evidence_has_them(width):
             np.testing.assert_allclose(np.log(one / one.sum()), np.log(other / other.sum()), atol=0.05)
 
     def target(params):
-        return first_of(graph, params, frozen, given, 1.0)[:, 3].sum()
+        return first_of(graph, params, frozen, given, 1.0).joint[:, 3].sum()
 
     gradient = jax.jit(jax.grad(target))(params)["query"]["hidden_kernel"]
     assert np.abs(gradient).max() > 0.01

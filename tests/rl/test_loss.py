@@ -56,9 +56,9 @@ def make_config():
     c.reward.clip, c.reward.relevance = CLIP, "exact"
     c.ppo.update(
         contexts=C, group=G, epochs=EPOCHS, minibatches=1, temperature=1.3, clip=0.1, value_clip=0.1, value_coef=0.5,
-        act_entropy=0.03, word_entropy=0.02, act_kl=ACT_KL, word_kl=WORD_KL, discount=0.97, gae_lambda=0.9,
-        missing_end_penalty=PENALTY, group_baseline=True, all_acts=0, act_kl_target=0.642, word_kl_target=0.1175,
-        kl_horizon=HORIZON, kl_stop=0.0,
+        act_entropy=0.03, word_entropy=0.02, act_kl=ACT_KL, decision_kl=ACT_KL, word_kl=WORD_KL, discount=0.97,
+        gae_lambda=0.9, missing_end_penalty=PENALTY, group_baseline=False, all_acts=0, act_kl_target=0.642,
+        word_kl_target=0.1175, kl_horizon=HORIZON, step_kl=1e9,
     )  # fmt: skip
     return c
 
@@ -146,7 +146,7 @@ def world():
         iteration = ppo.make_iteration(graphs, optimizer, config, make_mesh(config))
 
         def run(first_move=None, second_move=None, step=0):
-            extra = {"act_kl": np.float64(ACT_KL), "word_kl": np.float64(WORD_KL)}
+            extra = ppo.first_extra(ACT_KL, ACT_KL, WORD_KL)
             opt_state = Probe.state(first, first_move, second_move)
             state = TrainState(np.int32(step), first, opt_state, np.False_, extra)
             state, metrics = iteration(state, judges, Normaliser(*normaliser), contexts, jax.random.key(7))
@@ -226,10 +226,6 @@ def plain(world):
     act_score, total_score, spread = plain_scores(world)
     c, acts, words = world.config, [], []
     target = np.zeros((B, R))
-    others = [[o for o in range(b // G * G, b // G * G + G) if o != b] for b in range(B)]
-    act_left, total_left = (
-        [x - np.mean([score[o] for o in others[b]]) for b, x in enumerate(score)] for score in (act_score, total_score)
-    )
     for b, reply in enumerate(unpad(world.tokens, world.mask)):
         said, last = reply.index(LAYOUT.say), len(reply) - 1
         acts += [(b, r) for r in range(said + 1)]
@@ -237,8 +233,8 @@ def plain(world):
         reward = [
             (ACT_KL if r <= said else WORD_KL) * (reference[b, r] - logp[b, r]) for r in range(last + 1)
         ]  # fmt: skip
-        reward[said] += act_left[b]
-        reward[last] += total_left[b] - act_left[b] - (PENALTY if reply[-1] != LAYOUT.end else 0.0)
+        reward[said] += act_score[b]
+        reward[last] += total_score[b] - act_score[b] - (PENALTY if reply[-1] != LAYOUT.end else 0.0)
         following, next_value = 0.0, 0.0
         for r in range(last, -1, -1):
             following = reward[r] + c.discount * next_value - value[b, r] + c.discount * c.gae_lambda * following

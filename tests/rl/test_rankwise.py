@@ -10,6 +10,7 @@ import pytest
 import scipy.special
 import scipy.stats
 
+from crs_jax.models.likelihood import FirstToken
 from crs_jax.rl import all_acts
 from crs_jax.rl.all_acts import Acts
 from crs_jax.rl.rankwise import discounts, draw, gain, surrogate
@@ -26,9 +27,19 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def acts_of(logits):
-    """Log-probabilities of the likeliest acts, `[..., A]`, of logits of all."""
-    logp = jax.nn.log_softmax(logits)
-    return jnp.concatenate([logp[..., : -1 - BEYOND], logp[..., -1:]], -1)
+    """Log-probabilities of the likeliest items, given that one is proposed, and of both kinds."""
+    of_all = jax.nn.logsumexp(logits[..., :-1], -1, keepdims=True)
+    kinds = jax.nn.log_softmax(jnp.concatenate([of_all, logits[..., -1:]], -1))
+    return FirstToken((logits[..., :-1] - of_all)[..., : logits.shape[-1] - 1 - BEYOND], kinds)
+
+
+def known(logits_CN, value_A) -> Acts:
+    """With values as advantages; that of proposing is the items' mean, in which one beyond counts as 0."""
+    first = acts_of(logits_CN)
+    value_CA = jnp.broadcast_to(value_A[..., :-1], first.item_CN.shape)
+    mean_C = (jnp.exp(first.item_CN) * value_CA).sum(-1)
+    kinds = jnp.stack([mean_C, jnp.broadcast_to(value_A[..., -1], mean_C.shape)], -1)
+    return Acts(jnp.zeros(value_CA.shape, int), jnp.exp(first.item_CN), *first, value_CA, kinds)
 
 
 def probability(ranked, item_logits) -> float:
@@ -67,10 +78,9 @@ def gradients(logits_N, value_A, place_CLK):
     """
 
     def total(logits_CN, whole):
-        logp_CA = acts_of(logits_CN)
-        old = Acts(jnp.zeros(logp_CA.shape, int), acts_of(logits_N)[None], value_A[None])
-        first_C = all_acts.surrogate(logp_CA, old, 0.2) if whole else 0.0
-        return (first_C + surrogate(logp_CA, old, place_CLK, 0.2)).sum()
+        first, old = acts_of(logits_CN), known(logits_N[None], value_A[None])
+        first_C = all_acts.surrogate(first, old, 0.2) if whole else 0.0
+        return (first_C + surrogate(first.item_CN, old, place_CLK, 0.2)).sum()
 
     logits_CN = jnp.tile(logits_N, (len(place_CLK), 1))
     return [-jax.grad(total)(logits_CN, whole) for whole in (True, False)]
@@ -82,7 +92,7 @@ def test_gradient_is_that_of_all_lists():
         pairs, weight = in_pairs(LOGITS)
         assert weight.sum() == pytest.approx(1, abs=1e-12)
         whole, later = map(np.asarray, gradients(*map(jnp.asarray, (LOGITS, VALUES, pairs))))
-    proposes, step = np.exp(log_softmax(LOGITS))[:ITEMS].sum(), 1e-6
+    proposes, step = np.exp(log_softmax(LOGITS))[:-1].sum(), 1e-6
     expected = [
         (objective(LOGITS + e, proposes) - objective(LOGITS - e, proposes)) / (2 * step)
         for e in step * np.eye(len(LOGITS))
@@ -114,7 +124,7 @@ def test_gradient_varies_less_than_the_score_functions():
     draws, L, K, items = 300, 8, 5, 32
     logits, value = rng.normal(0, 2, items), rng.normal(size=items)
     logits, value = np.append(logits, [-9.0, -9.0]), np.append(value, 0.0)  # something beyond, and `<|say|>`
-    logp = acts_of(jnp.asarray(logits, jnp.float32))
+    logp = acts_of(jnp.asarray(logits, jnp.float32)).item_CN
     place = draw(jax.random.key(0), jnp.tile(logp, (draws, 1)), L, K)
     found = np.asarray(gradients(jnp.asarray(logits), jnp.asarray(value), place)[0])[:, :items]
     place = np.asarray(place)
@@ -133,12 +143,13 @@ def test_surrogate_equals_a_loop():
     """Away from the policy that drew, so that clips are active; one, three and as many places as items."""
     rng = np.random.default_rng(1)
     C, L, clip, clipped = 3, 4, 0.2, 0
-    old, new = (np.array([log_softmax(x) for x in rng.normal(0, 1, (C, ITEMS + 1))]) for _ in range(2))
-    new = old + 0.3 * (new - old)
-    value = rng.normal(size=(C, ITEMS + 1))
+    old, new = (np.array([log_softmax(x) for x in rng.normal(0, 1, (C, ITEMS))]) for _ in range(2))
+    new, kinds = old + 0.3 * (new - old), np.log(np.array([[0.9, 0.1], [0.4, 0.6], [0.2, 0.8]]))
+    value = rng.normal(size=(C, ITEMS))
     for places in (1, 3, ITEMS):
         rank = np.array([[rng.permutation(ITEMS)[:places] for _ in range(L)] for _ in range(C)])
-        acts = Acts(jnp.zeros((C, ITEMS + 1), int), *(jnp.asarray(a, jnp.float32) for a in (old, value)))
+        arrays = (jnp.asarray(a, jnp.float32) for a in (np.exp(old), old, kinds, value, kinds))
+        acts = Acts(jnp.zeros((C, ITEMS), int), *arrays)
         found = jax.jit(surrogate, static_argnums=3)(jnp.asarray(new, jnp.float32), acts, jnp.asarray(rank), clip)
         for c in range(C):
 
@@ -168,15 +179,16 @@ def test_surrogate_equals_a_loop():
                         mean = sum(p * value[c, left])
                         for weight, j in zip(p, left, strict=True):
                             total += weight * loss(ratio[j], (value[c, j] - mean) / math.log2(2 + k)) / L
-            total *= np.exp(old[c, :ITEMS]).sum()
+            total *= np.exp(kinds[c, 0])
             assert float(found[c]) == pytest.approx(total, abs=2e-6), (places, c)
         assert places > 1 or not np.asarray(found).any()  # a list of one item is PPO's single act
     assert clipped > 20
 
 
 def test_gradient_is_finite_where_the_policy_has_collapsed():
-    logits = jnp.array([[0.0, -60.0, -90.0, -90.0, -40.0]])
-    acts = Acts(jnp.zeros((1, 5), int), jax.nn.log_softmax(logits), jnp.array([[1.0, -2.0, 3.0, 0.0, 0.0]]))
+    logits, even = jnp.array([[0.0, -60.0, -90.0, -90.0]]), jnp.log(jnp.full((1, 2), 0.5))
+    logp = jax.nn.log_softmax(logits)
+    acts = Acts(jnp.zeros((1, 4), int), jnp.exp(logp), logp, even, jnp.array([[1.0, -2.0, 3.0, 0.0]]), even)
     place = jnp.array([[[0, 1, 2, 3], [0, 2, 3, 1]]])
     grad = jax.jit(jax.grad(lambda x: surrogate(jax.nn.log_softmax(x), acts, place, 0.2).sum()))(logits)
     assert np.isfinite(grad).all()
@@ -184,7 +196,7 @@ def test_gradient_is_finite_where_the_policy_has_collapsed():
 
 
 def test_draws_follow_plackett_luce():
-    logp = acts_of(jnp.asarray(LOGITS, jnp.float32))
+    logp = acts_of(jnp.asarray(LOGITS, jnp.float32)).item_CN
     rank = np.asarray(draw(jax.random.key(3), logp[None], 20_000, PLACES))[0]
     count = np.array([(rank == np.array(ranked)).all(1).sum() for ranked in LISTS])
     expected = np.array([probability(ranked, LOGITS[:ITEMS]) for ranked in LISTS]) * len(rank)
@@ -195,6 +207,6 @@ def test_draws_follow_plackett_luce():
 
 def test_discounts_and_gain_by_hand():
     np.testing.assert_allclose(discounts(3), [1, 1 / math.log2(3), 0.5], rtol=1e-6)
-    found = gain(jnp.array([[1.0, 2.0, -4.0, 9.0]]), jnp.array([[[2, 0, 1], [1, 0, 2]]]))
+    found = gain(jnp.array([[1.0, 2.0, -4.0]]), jnp.array([[[2, 0, 1], [1, 0, 2]]]))
     second, total = 1 / math.log2(3), 1.5 + 1 / math.log2(3)
     np.testing.assert_allclose(found, [[(-4 + second + 1) / total, (2 + second - 2) / total]], rtol=1e-5)

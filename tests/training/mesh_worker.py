@@ -33,7 +33,7 @@ def run(folder: pathlib.Path, shape: list[int]) -> Iterator[None]:
     from crs_jax.training.batches import take
     from crs_jax.training.contexts import contexts_at
     from crs_jax.training.optimizer import Rates, make_optimizer
-    from crs_jax.training.ppo import make_iteration
+    from crs_jax.training.ppo import first_extra, make_iteration
     from crs_jax.training.ppo_stage import build
     from crs_jax.training.state import fresh_state
 
@@ -53,7 +53,12 @@ def run(folder: pathlib.Path, shape: list[int]) -> Iterator[None]:
 
     updates = config.ppo.epochs * config.ppo.minibatches * 2
     optimizer = make_optimizer(Rates(1e-3, config.ppo.weight_decay), 0.1, updates, config.ppo.clip_norm)
-    state = fresh_state(params, optimizer, mesh, {"act_kl": jnp.float32(0.1), "word_kl": jnp.float32(0.2)})
+    state = fresh_state(
+        params,
+        optimizer,
+        mesh,
+        first_extra(0.1, 0.1, 0.2),
+    )
     iteration = make_iteration(graphs, optimizer, config, mesh)
     normaliser = Normaliser(jnp.zeros(3), jnp.array([0.5, 0.2, 0.5]), jnp.float32(1.5))
     contexts = contexts_at(task, "train", task.replies("train"))

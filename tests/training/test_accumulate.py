@@ -17,7 +17,7 @@ from crs_jax.training.batches import take
 from crs_jax.training.contexts import contexts_at
 from crs_jax.training.counterfactual import Counterfactuals
 from crs_jax.training.labels import label
-from crs_jax.training.ppo import make_iteration
+from crs_jax.training.ppo import first_extra, make_iteration
 from crs_jax.training.ppo_stage import build
 from crs_jax.training.replies import Wishes
 from crs_jax.training.state import TrainState
@@ -27,7 +27,7 @@ RATE = 1.0
 
 
 def start(params, optimizer) -> TrainState:
-    extra = {"act_kl": jnp.float32(0.1), "word_kl": jnp.float32(0.2)}
+    extra = first_extra(0.1, 0.1, 0.2)
     return TrainState(jnp.int32(0), copy_tree(params), optimizer.init(params), jnp.asarray(False), extra)
 
 

@@ -26,7 +26,7 @@ from crs_jax.training.contexts import Contexts
 from crs_jax.training.judging import Graphs, Judges
 from crs_jax.training.optimizer import Rates, make_optimizer
 from crs_jax.training.passes import policy_likelihood
-from crs_jax.training.ppo import make_iteration
+from crs_jax.training.ppo import first_extra, make_iteration
 from crs_jax.training.state import fresh_state
 from crs_jax.training.task import copy_tree, split_model
 
@@ -102,7 +102,7 @@ class Bandit:
         c.ppo.update({
             "contexts": 64, "group": 8, "epochs": 1, "minibatches": 4, "learning_rate": 1e-2, "decode_block": REPLY,
             "missing_end_penalty": PENALTY, "gae_lambda": gae_lambda, "group_baseline": group_baseline,
-            "all_acts": all_acts,
+            "all_acts": all_acts, "slate_batches": 1, "step_kl": 1e9,
         })  # fmt: skip
         c.update(changes)
         policy_graph, self.reference, self.frozen = split_model(make_policy(seed))
@@ -139,8 +139,13 @@ class Bandit:
         """Probability of each reply `[2, Y]`, float64."""
         return np.exp(np.asarray(self.logp(params), np.float64).sum(-1))
 
-    def optimum(self, act_kl: float, word_kl: float, penalty: float = PENALTY) -> np.ndarray:
-        """The solution in closed form, from the reference's own probabilities and the rewards alone."""
+    def optimum(
+        self, act_kl: float, word_kl: float, penalty: float = PENALTY, decision_kl: float | None = None
+    ) -> np.ndarray:
+        """The solution in closed form, from the reference's own probabilities and the rewards alone.
+
+        Whether to propose has the coefficient `decision_kl`, that of the act where it is left out.
+        """
         logp_KYR = np.asarray(self.logp(self.reference), np.float64)
         act_KY = np.exp(np.where(IS_ACT_YR, logp_KYR, 0).sum(-1))
         word_KY = np.exp(np.where(IS_ACT_YR, 0, logp_KYR).sum(-1)) * np.exp(-penalty * ~ENDED_Y / word_kl)
@@ -152,11 +157,27 @@ class Bandit:
                 reward = 0.0 if a == ITEMS else REWARD_KN[k, a]
                 act = act_KY[k, own][0] * np.exp((reward + word_kl * np.log(z)) / act_kl)
                 out[k, own] = act * word_KY[k, own] / z
+        if decision_kl is not None:
+            none_Y = np.equal(ACT_Y, ITEMS)
+            for k in range(2):
+                p = np.exp(logp_KYR[k].sum(-1))
+                p_kind = np.array([p[~none_Y].sum(), p[none_Y].sum()])  # of the reference
+                total = np.array([out[k, ~none_Y].sum(), out[k, none_Y].sum()])
+                kind = p_kind * (total / p_kind) ** (act_kl / decision_kl)  # soft values are act_kl log(total / p)
+                out[k] *= np.where(none_Y, kind[1] / total[1], kind[0] / total[0])
         return out / out.sum(-1, keepdims=True)
 
-    def train(self, act_kl: float, word_kl: float, average: int, judges: Judges | None = None) -> np.ndarray:
+    def train(
+        self,
+        act_kl: float,
+        word_kl: float,
+        average: int,
+        judges: Judges | None = None,
+        decision_kl: float | None = None,
+    ) -> np.ndarray:
         """Mean of the policy's distributions over the last `average` iterations."""
-        coefficients = {"act_kl": jnp.float32(act_kl), "word_kl": jnp.float32(word_kl)}
+        decision_kl = act_kl if decision_kl is None else decision_kl
+        coefficients = first_extra(act_kl, decision_kl, word_kl)
         state = fresh_state(copy_tree(self.params), self.optimizer, self.mesh, coefficients)
         seen = []
         for number in range(ITERATIONS):
@@ -216,22 +237,31 @@ def test_bandit_without_kl_is_solved(bandit):
     assert ((found * ENDED_Y).sum(-1) > 0.98).all()
 
 
-@pytest.mark.slow
-def test_acts_summed_over_leave_the_optimum_where_it_is():
-    """Over some of the acts; and words' rewards, which the known ones do not hold, still count."""
-    bandit = Bandit("detached", gae_lambda=1.0, all_acts=2)
-    optimum, found = bandit.optimum(ACT_KL, WORD_KL), bandit.train(ACT_KL, WORD_KL, average=30)
+@pytest.mark.parametrize(("acts_summed", "decision_kl"), [pytest.param(4, None, marks=pytest.mark.slow), (ITEMS, 2.5)])
+def test_acts_summed_over_leave_the_optimum_where_it_is(acts_summed, decision_kl):
+    """Over some of the acts, or all; and with a coefficient of its own of whether to propose. Words earn nothing."""
+    bandit = Bandit("detached", gae_lambda=1.0, all_acts=acts_summed, ppo={"missing_end_penalty": 0.0})
+    optimum = bandit.optimum(ACT_KL, WORD_KL, penalty=0.0, decision_kl=decision_kl)
+    found = bandit.train(ACT_KL, WORD_KL, average=30, decision_kl=decision_kl)
     assert (distance(acts(found), acts(optimum)) < 0.015).all()
     assert (distance(found, optimum) < 0.02).all()
 
 
 @pytest.mark.slow
 def test_kl_regularised_optimum_by_rloo():
-    """Without a value function; KL in the reward, so the optimum is the same. All acts are summed over."""
-    bandit = Bandit("detached", gae_lambda=1.0, algorithm="rloo", all_acts=ITEMS)
+    """Without a value function; KL in the reward, so the optimum is the same."""
+    bandit = Bandit("detached", gae_lambda=1.0, algorithm="rloo")
     optimum, found = bandit.optimum(ACT_KL, WORD_KL), bandit.train(ACT_KL, WORD_KL, average=30)
     assert (distance(acts(found), acts(optimum)) < 0.015).all()
     assert (distance(found, optimum) < 0.02).all()
+
+
+def test_tilt_learns_the_optimum_of_acts():
+    bandit = Bandit("detached", gae_lambda=1.0, all_acts=ITEMS, algorithm="tilt")
+    optimum = bandit.optimum(ACT_KL, WORD_KL, penalty=0.0, decision_kl=2.5)
+    found = bandit.train(ACT_KL, WORD_KL, average=1, decision_kl=2.5)
+    assert (distance(acts(bandit.distribution(bandit.reference)), acts(optimum)) > 0.15).all()
+    assert (distance(acts(found), acts(optimum)) < 0.01).all()
 
 
 @pytest.fixture(scope="module")

@@ -118,7 +118,8 @@ def test_the_stage_cuts_prompts_to_the_width_of_their_batch(world, tmp_path, mon
     monkeypatch.setattr(ppo_stage, "reference_normaliser", lambda *arguments: blank)
     seen = {}
     for seed in range(6):
-        changes = {**SHORT, "seed": seed, "ppo__buckets": 2, "ppo__contexts": 1, "ppo__validation_contexts": 0}
+        changes = {**SHORT, "seed": seed, "ppo__buckets": 2, "ppo__contexts": 1, "ppo__slate_batches": 1}
+        changes["ppo__validation_contexts"] = 0
         task = world.at(tmp_path / str(seed), **changes)
         with MetricsWriter(task.workdir, tensorboard=False) as writer, pytest.raises(Seen) as met:
             run_ppo(task, writer, world.sft, world.reward)
@@ -130,6 +131,6 @@ def test_the_stage_cuts_prompts_to_the_width_of_their_batch(world, tmp_path, mon
 
 def test_growing_contexts_have_one_width():
     config = quickstart.get_config()
-    config.ppo.turns, config.ppo.buckets = 2, 2
+    config.ppo.turns, config.ppo.buckets, config.ppo.group_baseline = 2, 2, False
     with pytest.raises(InputError, match=r"ppo\.buckets=2: must be 1 where episodes have several turns"):
         validate(config)

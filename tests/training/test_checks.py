@@ -122,8 +122,10 @@ def test_integer_rewards_are_refused():
     split = Parts(spot_BR, ~spot_BR, jnp.array([[0]]), spot_BR, spot_BR, jnp.array([True]))
     fine = Scores(jnp.array([0.7]), jnp.array([-1.9]), jnp.zeros((1, 3)), jnp.zeros(1))
     kl_BR = jnp.zeros((1, 2))
-    np.testing.assert_allclose(ppo.token_rewards(fine, split, kl_BR, 0.1, 0.1, 0.0), [[0.0, -1.9]], rtol=1e-6)
+    np.testing.assert_allclose(
+        ppo.token_rewards(fine, split, kl_BR, kl_BR, 0.1, 0.1, 0.1, 0.0), [[0.0, -1.9]], rtol=1e-6
+    )
     with pytest.raises(TypeError, match="act_score_B is int32, expected a floating type"):
-        ppo.token_rewards(fine._replace(act_B=jnp.array([1])), split, kl_BR, 0.1, 0.1, 0.0)
+        ppo.token_rewards(fine._replace(act_B=jnp.array([1])), split, kl_BR, kl_BR, 0.1, 0.1, 0.1, 0.0)
     with pytest.raises(TypeError, match="reward_BR is int32"):
         gae(jnp.array([[0, 1]]), jnp.zeros((1, 2)), jnp.ones((1, 2), bool), 1.0, 0.95)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh
 
-from crs_jax.evaluation.optimum import act_rewards
+from crs_jax.evaluation.optimum import item_rewards
 from crs_jax.evaluation.policies import judge_replies
 from crs_jax.metrics import MetricsWriter
 from crs_jax.rl.reward import Normaliser, members, together
@@ -125,11 +125,11 @@ def test_scores_of_replies_and_acts_are_the_mean_less_the_spread(world, three, t
     aligned = Aligned(world.sft, graphs, judges, PLAIN)
     where = task.replies("test")[:8]
     contexts, replies = contexts_at(task, "test", where), reply_arrays(task, "test", where)
-    rows = np.array([[0, 3, task.layout.num_items]] * len(where), np.int32)
+    rows = np.array([[0, 3]] * len(where), np.int32)
 
     def both(params):
         of = aligned._replace(judges=judges._replace(reward=params))
-        return judge_replies(task, of, world.sft, contexts, *replies, "x"), act_rewards(task, of, contexts, rows)
+        return judge_replies(task, of, world.sft, contexts, *replies, "x"), item_rewards(task, *of[1:], contexts, rows)
 
     (found, acts_IA), *each = (both(params) for params in (three[1], *members(three[1])))
     total_JB, acts_JIA = (np.array(values, float) for values in zip(*((j.reward_B, a) for j, a in each), strict=True))

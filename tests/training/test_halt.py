@@ -6,6 +6,7 @@ import orbax.checkpoint as ocp
 import pytest
 from faults import at
 
+from crs_jax.config import slate_contexts
 from crs_jax.metrics import MetricsWriter, read_json
 from crs_jax.training import reward, sft
 from crs_jax.training.batches import chosen, take
@@ -69,7 +70,9 @@ def test_ppo_keeps_the_state_before_the_bad_iteration(world, faults, tmp_path, f
 
     task = world.at(tmp_path)
     where = contexts_of(task)
-    batch = take(contexts_at(task, "train", where), chosen(task.config.seed, 2, len(where), task.config.ppo.contexts))
+    batch = take(
+        contexts_at(task, "train", where), chosen(task.config.seed, 2, len(where), slate_contexts(task.config))
+    )
     with np.load(tmp_path / "halted" / "ppo-3" / "batch.npz") as arrays:
         assert_same_bits(dict(arrays), batch._asdict())
     assert read_json(tmp_path / "halted" / "ppo-3" / "metrics.json")["halted"] == 1

@@ -25,9 +25,14 @@ PRETRAINED = {
     ],
 }  # fmt: skip
 NEW = {
-    "decayed": ["controls", "items/projection", "decisions/kernel", "decisions/state_kernel", "query/hidden_kernel"],
-    "plain": ["decisions/say_bias", "decisions/end_bias", "decisions/own_bias"],
-    "items": ["items/residual", "items/bias"],
+    "decayed": ["controls", "items/projection", "decisions/kernel"],
+    "plain": ["decisions/end_bias", "decisions/own_bias"],
+    "items": ["items/residual"],
+}
+SLATE = {
+    "decayed": ["decisions/state_kernel", "query/hidden_kernel"],
+    "plain": ["decisions/say_bias"],
+    "items": ["items/bias"],
 }
 QUERY = {
     "decayed": [
@@ -45,17 +50,17 @@ def config():
         stage.learning_rate, stage.weight_decay = RATE, DECAY
     c.sft.item_decay = ITEM_DECAY
     c.sft.new_rate, c.sft.query_rate, c.reward.new_rate, c.ppo.query_rate, c.ppo.value_rate = 10.0, 0.3, 20.0, 5.0, 50.0
-    c.head.gain_rate = 0.04
+    c.ppo.slate_rate, c.head.gain_rate = 2.0, 0.04
     return c
 
 
 def expected(stage, heads=()):
     """{name: (rate, decay)} of the policy's parameters in a stage, and of its heads."""
-    new, query, items = {
-        "sft": (10.0, 3.0, ITEM_DECAY), "reward": (20.0, 20.0, DECAY), "ppo": (1.0, 5.0, DECAY),
+    new, slate, query, items = {
+        "sft": (10.0, 10.0, 3.0, ITEM_DECAY), "reward": (20.0, 20.0, 20.0, DECAY), "ppo": (1.0, 2.0, 5.0, DECAY),
     }[stage]  # fmt: skip
     out = {}
-    for names, multiple in ((PRETRAINED, 1.0), (NEW, new), (QUERY, query)):
+    for names, multiple in ((PRETRAINED, 1.0), (NEW, new), (SLATE, slate), (QUERY, query)):
         for kind, members in names.items():
             decay = {"decayed": DECAY, "items": items}.get(kind, 0.0)
             out |= dict.fromkeys(members, (multiple * RATE, decay))

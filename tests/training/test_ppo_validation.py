@@ -8,6 +8,7 @@ import scipy.stats
 from flax import nnx
 
 from crs_jax.checkpoint import done_meta
+from crs_jax.evaluation.optimum import optimum
 from crs_jax.evaluation.policies import generate, judge_replies, ranking_scores
 from crs_jax.evaluation.text import text_metrics
 from crs_jax.metrics import MetricsWriter, read_json_lines
@@ -50,10 +51,28 @@ def test_hits_equal_plain_ranks_and_the_reference_has_no_kl(world, checked):
     assert found["validation/hr@10"] == pytest.approx(np.mean(hits), abs=1e-6)
     assert found["validation/kl"] == pytest.approx(0.0, abs=1e-4)
     assert validation(judges.reference, PLAIN) == found
-    moved = jax.tree.map(
-        lambda a: a + 0.1 * np.sin(np.arange(a.size)).reshape(a.shape).astype(a.dtype), judges.reference
-    )
-    assert validation(moved, PLAIN)["validation/kl"] > 0.1
+    assert validation(moved_far(judges.reference), PLAIN)["validation/kl"] > 0.1
+
+
+def moved_far(params):
+    return jax.tree.map(lambda a: a + 0.1 * np.sin(np.arange(a.size)).reshape(a.shape).astype(a.dtype), params)
+
+
+def test_way_to_the_optimum_is_the_evaluations(world, checked):
+    task, validation, graphs, judges, found, instances, contexts = checked
+    assert "validation/share" not in found  # SFT went nowhere
+    params = moved_far(judges.reference)
+    checks = validation(params, PLAIN)
+    ppo = (world.sft[0], params, world.sft[2])
+    group = np.array([i.dialogue for i in instances])
+    facts = optimum(task, Aligned(ppo, graphs, judges, PLAIN), {"sft": world.sft, "ppo": ppo}, contexts, group)[1]
+    assert checks["validation/share"] == pytest.approx(facts["share"]["value"], abs=1e-4)
+    assert checks["validation/kl-item"] == pytest.approx(facts["kl"], abs=1e-5) != 0
+    for row in ("sft", "ppo", "optimum", "rerank"):
+        assert checks[f"validation/reward-{row}"] == pytest.approx(facts[f"reward-{row}"]["value"], abs=1e-4)
+    assert found["validation/reward-ppo"] == found["validation/reward-sft"] == checks["validation/reward-sft"]
+    tokens_IR = validation.last.token_IR
+    assert checks["validation/recommends"] == np.mean([row[0] >= task.layout.item_offset for row in tokens_IR])
 
 
 def test_words_are_those_of_the_evaluation(world, checked):

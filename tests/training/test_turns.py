@@ -18,6 +18,7 @@ from crs_jax.data import simulated_words as words
 from crs_jax.data.dialogue import MENTION, RECOMMENDER, SEEKER, Turn
 from crs_jax.errors import InputError
 from crs_jax.metrics import MetricsWriter, read_json_lines
+from crs_jax.models.likelihood import FirstToken
 from crs_jax.rl.reward import Scores
 from crs_jax.rl.rollout import Replies, sample
 from crs_jax.rl.scoring import Parts, TokenLikelihood
@@ -482,11 +483,11 @@ def test_rows_of_later_turns_stand_turn_by_turn_and_advantages_follow_episodes()
         mask = (jnp.arange(R) < lengths[:, None]) & alive_B[:, None]
         tokens = jnp.where(mask, jnp.arange(B)[:, None], pad).astype(jnp.int32)
         reward, blank = 10.0 ** jnp.arange(B)[:, None] * mask, jnp.zeros((B, R))
-        likelihood, split = TokenLikelihood(blank, blank), Parts(mask, mask, blank, mask, mask, alive_B)
+        likelihood, split = TokenLikelihood(blank, blank, blank), Parts(mask, mask, blank, mask, mask, alive_B)
         scores = Scores(reward[:, 0], reward.sum(1), jnp.ones((B, 3)), jnp.zeros(B))
         replies = Replies(tokens, mask, blank)
-        return Replied(contexts, blank, blank, Played(
-            replies, likelihood, likelihood, blank, jnp.ones(B, bool), split, scores, blank, reward, alive_B
+        return Replied(contexts, FirstToken(blank, blank), Played(
+            replies, likelihood, likelihood, blank, jnp.ones(B, bool), split, scores, blank, blank, reward, alive_B
         ))  # fmt: skip
 
     like = Contexts(*(jnp.zeros((C, 1)) for _ in Contexts._fields))

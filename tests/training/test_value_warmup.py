@@ -8,7 +8,7 @@ import pytest
 from test_bandit import Bandit
 
 from crs_jax.training.optimizer import Rates, make_optimizer, schedule
-from crs_jax.training.ppo import make_iteration
+from crs_jax.training.ppo import first_extra, make_iteration
 from crs_jax.training.state import fresh_state
 from crs_jax.training.task import copy_tree
 
@@ -19,7 +19,7 @@ WARM = 2
 def bandit():
     # The trunk is shared, so that the value loss pulls at the policy too; weight decay would move it without one.
     ppo = {"value_warmup": WARM, "act_kl_target": 0.5, "kl_horizon": 1000}
-    return Bandit("shared", gae_lambda=1.0, ppo={**ppo, "contexts": 16, "minibatches": 2})
+    return Bandit("shared", gae_lambda=1.0, group_baseline=False, ppo={**ppo, "contexts": 16, "minibatches": 2})
 
 
 def optimizer():
@@ -27,7 +27,7 @@ def optimizer():
 
 
 def states(bandit, iteration, optimizer, count):
-    coefficients = {"act_kl": jnp.float32(0.7), "word_kl": jnp.float32(0.4)}
+    coefficients = first_extra(0.7, 0.7, 0.4)
     state = fresh_state(copy_tree(bandit.params), optimizer, bandit.mesh, coefficients)
     found = []
     for _ in range(count):

@@ -45,6 +45,7 @@ def tiny_config(cache: pathlib.Path, **changes: float | str) -> ConfigDict:
     c.sft.update({"rows": 4, "row_tokens": 96, "epochs": 2.0})
     c.reward.update({"epochs": 1.0, "holdout": 0.1})
     c.ppo.update({"contexts": 8, "group": 2, "epochs": 2, "minibatches": 2, "iterations": 4, "decode_block": 4})
+    c.ppo.update({"group_baseline": False, "slate_batches": 2, "all_acts": 16})
     c.ppo.update({"act_kl_target": 0.5, "word_kl_target": 0.5, "kl_horizon": 100})
     c.evaluation.update({"batch": 8, "bootstrap": 50})
     return change(c, **changes)

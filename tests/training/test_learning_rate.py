@@ -1,4 +1,4 @@
-"""`ppo.kl_stop`: updates that are left out do not hold the schedule of the learning rate up."""
+"""PPO's learning rate: what is logged is what was used, and updates that are left out do not hold the schedule up."""
 
 import jax
 import jax.numpy as jnp
@@ -21,14 +21,17 @@ def signs(tree):
     return jax.tree.map(lambda a: np.random.default_rng(a.size).choice([-1.0, 1.0], a.shape).astype(a.dtype), tree)
 
 
-def test_what_is_logged_is_what_was_used(world, tmp_path, monkeypatch):
+@pytest.mark.parametrize("step_kl", [1e9, 1e-4])
+def test_what_is_logged_is_what_was_used(world, tmp_path, monkeypatch, step_kl):
     def constant(*arguments, **named):
         return optax.chain(optax.stateless(lambda grads, _: signs(grads)), make_optimizer(*arguments, **named))
 
     monkeypatch.setattr(ppo_stage, "make_optimizer", constant)
     settings = {
         "learning_rate": RATE,
-        "kl_stop": 1e-6,
+        "step_kl": step_kl,
+        "query_rate": 1.0,
+        "slate_rate": 1.0,
         "iterations": ITERATIONS,
         "validation_contexts": 0,
         "warmup": 0.3,
@@ -39,13 +42,17 @@ def test_what_is_logged_is_what_was_used(world, tmp_path, monkeypatch):
         aligned = run_ppo(task, writer, world.sft, world.reward)
     lines = [line for line in read_json_lines(tmp_path / "metrics.jsonl") if "learning_rate" in line]
 
-    # All but the first update of an iteration are stopped, since the first changes every parameter.
-    assert [line["updated"] for line in lines] == [1 / UPDATES] * ITERATIONS
+    shares = [line["step_kl/share"] for line in lines]
+    assert len(shares) == ITERATIONS
+    assert all(0 < share <= 1 for share in shares)
+    assert (min(shares) < 1) == (step_kl < 1)
+    slowed = [line["pace"] < 1 for line in lines]
+    assert slowed == [False] + [step_kl < 1] * (ITERATIONS - 1)
     rises = 2  # .3 of 5 iterations, rounded
     for n, line in enumerate(lines):
         share = (1 + n * (rises - 1) / rises) / rises if n < rises else 1 - 0.9 * (n - rises) / (ITERATIONS - rises)
-        assert line["learning_rate"] == pytest.approx(RATE * share, rel=1e-5)
-    moved = sum(line["learning_rate"] for line in lines)
+        assert line["learning_rate"] == pytest.approx(RATE * share * line["pace"], rel=1e-5)
+    moved = sum(UPDATES * line["learning_rate"] * line["step_kl/share"] for line in lines)
     jax.tree.map(
         lambda after, before, sign: np.testing.assert_allclose(before - after, moved * sign, atol=1e-5),
         aligned.policy[1], first, signs(first),
