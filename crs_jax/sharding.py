@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import lax
@@ -123,6 +124,16 @@ def in_parts(batch: Any, parts: int, mesh: Mesh) -> Any:
         return lax.with_sharding_constraint(a, NamedSharding(mesh, PartitionSpec(None, *BATCH)))
 
     return jax.tree.map(cut, batch)
+
+
+def after(tree: Any, done: jax.Array) -> Any:
+    """The tree's arrays as they are, but not before `done` is computed; inside jit.
+
+    Collectives of computations that do not depend on one another can be met in another order by each device, and those
+    that one process simulates then wait for each other for ever.
+    """
+    ready = ~(done.max() == jnp.inf)  # true of all finite numbers, which no compiler can know
+    return jax.tree.map(lambda a: jnp.where(ready, a, jnp.zeros_like(a)), tree)
 
 
 def by_rows(table: jax.Array) -> jax.Array:

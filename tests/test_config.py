@@ -51,7 +51,7 @@ def test_defaults_are_valid():
         ("model__init", "openai-community/gpt2", "--config.tokenizer.kind"),
         ("model__init", "/no/such/folder", "no such folder"),
         ("model__transfer", "runs/movies", "--config.stages=evaluate"),
-        ("ppo__minibatches", 3, "ppo.contexts=16"),
+        ("ppo__minibatches", 3, "ppo.contexts=32"),
         ("ppo__clip", 1.0, "between 1e-06 and 0.999"),
         ("ppo__gae_lambda", 1.5, "between 0 and 1"),
         ("ppo__decay_to", 1.5, "between 0 and 1"),

@@ -27,7 +27,7 @@ from crs_jax.rl.groups import group_advantages
 from crs_jax.rl.reward import Normaliser, Scores, mean_of, members, score, with_relevance
 from crs_jax.rl.rollout import sample
 from crs_jax.rl.scoring import Parts
-from crs_jax.sharding import in_parts, on_mesh
+from crs_jax.sharding import after, in_parts, on_mesh
 from crs_jax.training import turns
 from crs_jax.training.checks import gaps
 from crs_jax.training.contexts import Contexts
@@ -128,6 +128,7 @@ def make_iteration(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mes
         if c.all_acts:
             made_of = graphs, judges, normaliser, config, mesh
             slates = make_slates(*made_of, actor.policy, every, act_kl, decision_kl, jax.random.fold_in(sample_key, 1))
+            contexts = after(contexts, slates.known.mean_C2)
 
         def reply(contexts: Contexts, key: jax.Array, alive_B: jax.Array | None = None) -> turns.Replied:
             """B replies to contexts, judged and rewarded; of later turns where `alive_B` says who still talks."""

@@ -22,7 +22,7 @@ from crs_jax.models.query import Evidence
 from crs_jax.rl import all_acts, rankwise
 from crs_jax.rl.all_acts import Acts, Known
 from crs_jax.rl.reward import Normaliser
-from crs_jax.sharding import in_parts
+from crs_jax.sharding import after, in_parts
 from crs_jax.training.contexts import Contexts, after_rec
 from crs_jax.training.judging import Graphs, Judges, act_scores
 from crs_jax.training.passes import first_of
@@ -67,6 +67,7 @@ def make_slates(
         contexts, key = given
         hidden_CD, tables, wish = after_rec(policy, contexts)
         first = first_token(policy, tables, hidden_CD, wish, c.temperature)
+        contexts = after(contexts, first.kind_C2)
         reference = first_of(graphs.policy, judges.reference, judges.frozen, contexts, c.temperature)
         drawn = 0 if config.algorithm == "rankwise" else c.all_acts // 4  # lists are of distinct items
         row_CA, weight_CA = all_acts.choose(first.item_CN, c.all_acts, drawn, key)

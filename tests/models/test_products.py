@@ -42,7 +42,7 @@ def test_a_bfloat16_iteration_has_no_large_float32_product():
     config = benchmark.get_config("tiny")
     config.model.update({"dtype": "bfloat16", "width": 128, "heads": 8})
     config.tokenizer.vocab_size = 2042
-    config.ppo.update({"contexts": 16, "group": 2, "all_acts": 4})
+    config.ppo.update({"contexts": 16, "group": 2, "all_acts": 4, "slate_batches": 1})
     mesh = jax.make_mesh((1, 1, 1), AXES, devices=jax.devices()[:1], axis_types=(AxisType.Auto,) * 3)
     text = lower(config, mesh, items=300)[0].as_text()
     shape = r"\(tensor<([\dx]+)x(\w+)>, tensor<([\dx]+)x(\w+)>\) -> tensor<([\dx]+)x\w+>"

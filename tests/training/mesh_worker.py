@@ -53,12 +53,7 @@ def run(folder: pathlib.Path, shape: list[int]) -> Iterator[None]:
 
     updates = config.ppo.epochs * config.ppo.minibatches * 2
     optimizer = make_optimizer(Rates(1e-3, config.ppo.weight_decay), 0.1, updates, config.ppo.clip_norm)
-    state = fresh_state(
-        params,
-        optimizer,
-        mesh,
-        first_extra(0.1, 0.1, 0.2),
-    )
+    state = fresh_state(params, optimizer, mesh, first_extra(0.1, 0.1, 0.2))
     iteration = make_iteration(graphs, optimizer, config, mesh)
     normaliser = Normaliser(jnp.zeros(3), jnp.array([0.5, 0.2, 0.5]), jnp.float32(1.5))
     contexts = contexts_at(task, "train", task.replies("train"))

@@ -70,7 +70,7 @@ def test_way_to_the_optimum_is_the_evaluations(world, checked):
     assert checks["validation/kl-item"] == pytest.approx(facts["kl"], abs=1e-5) != 0
     for row in ("sft", "ppo", "optimum", "rerank"):
         assert checks[f"validation/reward-{row}"] == pytest.approx(facts[f"reward-{row}"]["value"], abs=1e-4)
-    assert found["validation/reward-ppo"] == found["validation/reward-sft"] == checks["validation/reward-sft"]
+    assert found["validation/reward-ppo"] == pytest.approx(checks["validation/reward-sft"], abs=1e-5)
     tokens_IR = validation.last.token_IR
     assert checks["validation/recommends"] == np.mean([row[0] >= task.layout.item_offset for row in tokens_IR])
 
