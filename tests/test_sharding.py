@@ -104,7 +104,7 @@ def test_iteration_equals_that_of_one_device(results, shape):
 
 def close(found: dict, expected: dict) -> None:
     for name, array in expected.items():
-        # Adam makes a step of a gradient that is zero but for rounding (key biases): parameters within a tenth of a step.
+        # Adam makes a step of a gradient that is zero but for rounding (key biases): within a tenth of a step.
         moment = "/mu/" in name or "/nu/" in name
         atol = 5e-4 * np.abs(array).max() if moment else 0.1 * LEARNING_RATE
         np.testing.assert_allclose(found[name], array, rtol=0, atol=atol, err_msg=name)
