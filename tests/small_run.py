@@ -33,6 +33,7 @@ SMALL = {
     "ppo.iterations": 3,
     "ppo.contexts": 4,
     "ppo.group": 2,
+    "ppo.minibatches": 2,
     "evaluation.bootstrap": 50,
     "evaluation.generate": 8,
     "evaluation.samples": 3,
