@@ -28,13 +28,13 @@ The paper's setting on that: SFT of the words alone, and PPO, which also reads t
 sentiment shift:
   python -m crs_jax.main --config=configs/redial_ppo.py:paper --config.data.dir=FOLDER
 
-Last runs of :paper, an hour each on two cores. Seeds 0, 1, 2 (3,331 training dialogues, commit f23d1a9), test, fresh,
-full catalogue: HR@5 .042 to .057. Seed 3 (3,371 training dialogues, commit 037f8a3) with three warnings (HR, entropy of
-acts, sentiment), HR@1/5/10/50 and NDCG@5:
-  sft      .017 .044 .068 .213  .031
-  ppo      .011 .047 .083 .207  .029
-  rerank   .025 .074 .113 .261  .049
-  optimum  .030 .087 .129 .262  .059
+Last run of :paper, seed 3, an hour and a half on two cores that other programs shared (SFT at commit b22abaf, PPO at
+c925e14 with contexts=16 group=4 slate_batches=16; 3,371 training dialogues), no warnings; test, fresh, full catalogue,
+HR@1/5/10/50 and NDCG@5. Fresh seeds have not been run yet:
+  sft      .028 .079 .130 .307  .054
+  ppo      .031 .096 .150 .330  .063
+  rerank   .024 .074 .117 .299  .049
+  optimum  .032 .106 .153 .328  .068
 
 All stages on a sample, for a CPU with two cores:
   python -m crs_jax.main --config=configs/redial_ppo.py:tiny --config.data.dir=FOLDER
