@@ -35,7 +35,9 @@ def stages(config: ConfigDict) -> tuple[str, ...]:
     names = tuple(name.strip() for name in text.split(",") if name.strip())
     for name in names:
         if name not in STAGES:
-            raise _error("stages", text, f"there is no stage {clipped(name, 200)!r}; the stages are {', '.join(STAGES)}")
+            raise _error(
+                "stages", text, f"there is no stage {clipped(name, 200)!r}; the stages are {', '.join(STAGES)}"
+            )
     if not names:
         raise _error("stages", text, f"name at least one of {', '.join(STAGES)}")
     wanted = tuple(name for name in STAGES if name in names)
