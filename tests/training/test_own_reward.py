@@ -87,7 +87,8 @@ def test_ppo_learns_it(world, tmp_path):
     """A reward for proposing nothing: acts become emptier, and the log has the mean of it."""
     task = own_task(
         world, tmp_path, "def reward(context, reply, items):\n    return -len(items)\n",
-        ppo__iterations=24, ppo__learning_rate=1e-2, ppo__word_kl=0.0, ppo__act_kl=0.0, reward__alpha=0.0,
+        ppo__iterations=24, ppo__learning_rate=1e-2, ppo__slate_rate=1.0, ppo__query_rate=1.0, ppo__word_kl=0.0,
+        ppo__act_kl=0.0, ppo__decision_kl=0.0, reward__alpha=0.0,
         reward__beta=0.0, reward__gamma=0.0, ppo__missing_end_penalty=0.0,
     )  # fmt: skip
     with MetricsWriter(task.workdir, tensorboard=False) as writer:
