@@ -146,7 +146,7 @@ def get_config() -> ConfigDict:
     c.ppo.turns = 1  # replies of an episode; after each but the last a seeker answers
     c.ppo.seeker = "model"  # who answers: model, or simulator (the embedded corpus' own seekers)
     c.ppo.turn_discount = 1.0  # between the last token of a reply and the first of the next, beside discount
-    c.ppo.all_acts = 64  # likeliest items that a context's first token is summed over; 0: sampled alone
+    c.ppo.all_acts = 64  # items that a context's first token is summed over, mostly the likeliest; 0: sampled alone
     c.ppo.list_items = 5  # rankwise: items of a list, drawn without replacement from those acts
     c.ppo.lists = 16  # rankwise: lists a context
     c.ppo.epochs = 2

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from crs_jax.training.state import select
+
 MOST_STEPS = 8
 
 
@@ -62,7 +64,5 @@ def shortened(measure: Callable[[Any], Moved], old: Any, new: Any, bound: float)
     one = jnp.float32(1)
     params, moved, share, _ = lax.while_loop(too_far, step, (new, measure(new), one, jnp.int32(0)))
     held = largest(moved) <= bound
-    zero = jnp.zeros_like(moved.act)
-    params = jax.tree.map(lambda a, b: jnp.where(held, a, b), params, old)
-    moved = Moved(*(jnp.where(held, kl, zero) for kl in moved))
-    return params, moved, jnp.where(held, share, 0.0)
+    nowhere = jax.tree.map(jnp.zeros_like, (moved, share))
+    return select(held, params, old), *select(held, (moved, share), nowhere)
