@@ -132,6 +132,7 @@ def get_config() -> ConfigDict:
     c.seeker.learning_rate = 5e-4
 
     c.ppo = ConfigDict()
+    c.ppo.seed = 0  # added to `seed` for what PPO draws: several runs from one SFT and reward model
     c.ppo.iterations = 100
     c.ppo.contexts = 32  # contexts an iteration that are replied to, over all devices
     c.ppo.slate_batches = 2  # times as many contexts whose first items are learnt (`training/slates.py`)

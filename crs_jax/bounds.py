@@ -108,6 +108,7 @@ BOUNDS: dict[str, tuple[int, int] | tuple[float, float]] = {
     "reward.holdout": (0.0, 0.95),
     "seeker.epochs": (1e-3, 1e4),
     "seeker.learning_rate": RATE,
+    "ppo.seed": (0, 10**6),
     "ppo.iterations": (0, 10**7),
     "ppo.contexts": BATCH,
     "ppo.slate_batches": BATCH,

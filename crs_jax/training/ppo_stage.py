@@ -74,11 +74,10 @@ def make_judges(task: Task, sft: Model, reward: Model) -> Judges:
 def reference_normaliser(task: Task, graphs: Graphs, judges: Judges, contexts: Contexts) -> Normaliser:
     """Fitted on replies of the SFT policy to training contexts."""
     sampler, c = make_sampler(graphs, task.config, task.mesh), task.config.ppo
-    total, signals = len(contexts.prompt_CP), []
+    total, signals, seed = len(contexts.prompt_CP), [], task.config.seed + c.seed + 5
     for i in range(REFERENCE_BATCHES):
-        index = chosen(task.config.seed + 5, i, total, c.contexts)
-        batch = shard_batch(take(contexts, index), task.mesh)
-        signals.append(sampler(judges, batch, jax.random.fold_in(jax.random.key(task.config.seed + 5), i)))
+        batch = shard_batch(take(contexts, chosen(seed, i, total, c.contexts)), task.mesh)
+        signals.append(sampler(judges, batch, jax.random.fold_in(jax.random.key(seed), i)))
         if i == 0 and c.checks:
             check_draws(signals[0], sampler(judges, batch, jax.random.key(0)), c.temperature)
     found = jax.block_until_ready(jnp.concatenate(signals))
@@ -156,14 +155,14 @@ def run_ppo(task: Task, writer: MetricsWriter, sft: Model, reward: Model) -> Ali
     talk, seeker = find_seeker(task, writer, sft) if c.turns > 1 else (None, None)
     made_of = graphs, optimizer, task.config, task.mesh, *([] if talk is None else [talk])
     program = functools.cache(lambda width: make_iteration(*made_of))  # one for each width of prompts
-    lengths = np.asarray(contexts.mask_CP).sum(1)
+    lengths, seed = np.asarray(contexts.mask_CP).sum(1), task.config.seed + c.seed
     count = slate_contexts(task.config)
-    batches = Batches(lengths, count, contexts.mask_CP.shape[1], c.buckets, task.config.seed)
+    batches = Batches(lengths, count, contexts.mask_CP.shape[1], c.buckets, seed)
     if graphs.own is not None:
         say(f"ppo: the reward has {task.config.reward.function}, weight {task.config.reward.delta:g}")
     if saved is not None:
         say(f"ppo: goes on after iteration {saved.step}")
-    key = jax.random.key(task.config.seed + 4)
+    key = jax.random.key(seed + 4)
     first, pending, noise = 0 if saved is None else saved.step, None, None
     save_every = max(c.iterations // c.checks_a_run, 1)
     clock, pace = time.monotonic(), Pace(task.config.save_minutes)

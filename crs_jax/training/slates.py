@@ -62,6 +62,7 @@ def make_slates(
 ) -> Slates:
     """Of C contexts, a multiple of `config.ppo.contexts`, under the policy that samples; inside jit."""
     c, r, C = config.ppo, config.reward, len(contexts.prompt_CP)
+    items_key, shuffle_key, lists_key = jax.random.split(key, 3)
 
     def some(given: tuple[Contexts, jax.Array]) -> tuple[Any, ...]:
         contexts, key = given
@@ -76,13 +77,13 @@ def make_slates(
         return hidden_CD, row_CA, weight_CA, all_acts.at(first, row_CA), all_acts.at(reference, row_CA), *scores
 
     parts = C // c.contexts  # no more at once than are replied to
-    found = lax.map(some, (in_parts(contexts, parts, mesh), jax.random.split(key, parts)))
+    found = lax.map(some, (in_parts(contexts, parts, mesh), jax.random.split(items_key, parts)))
     hidden_CD, row_CA, weight_CA, first, reference, score_CA, empty_C = jax.tree.map(
         lambda a: a.reshape(C, *a.shape[2:]), found
     )
     if c.shuffled_rewards:
         both_CA = jnp.concatenate([score_CA, empty_C[:, None]], 1)
-        both_CA = jax.random.permutation(key, both_CA.reshape(-1)).reshape(both_CA.shape)
+        both_CA = jax.random.permutation(shuffle_key, both_CA.reshape(-1)).reshape(both_CA.shape)
         score_CA, empty_C = both_CA[:, :-1], both_CA[:, -1]
     earned = score_CA, empty_C, act_kl, decision_kl
     acts, known = all_acts.known_advantages(row_CA, weight_CA, first, reference, *earned)
@@ -90,7 +91,7 @@ def make_slates(
     if config.algorithm == "tilt":
         target = all_acts.tilted(reference, weight_CA / jnp.exp(first.item_CN), *earned)
     if config.algorithm == "rankwise":
-        place_CLK = rankwise.draw(key, acts.logp_CA, c.lists, c.list_items)
+        place_CLK = rankwise.draw(lists_key, acts.logp_CA, c.lists, c.list_items)
     return Slates(contexts.evidence, hidden_CD, acts, known, target, place_CLK)
 
 

@@ -7,9 +7,10 @@ import pytest
 from flax import nnx
 
 from configs import quickstart
+from crs_jax.checkpoint import identity
 from crs_jax.config import validate
 from crs_jax.errors import InputError
-from crs_jax.metrics import MetricsWriter
+from crs_jax.metrics import MetricsWriter, read_json_lines
 from crs_jax.rl.reward import Normaliser
 from crs_jax.rl.rollout import sample
 from crs_jax.training import ppo_stage
@@ -134,3 +135,18 @@ def test_growing_contexts_have_one_width():
     config.ppo.turns, config.ppo.buckets, config.ppo.group_baseline = 2, 2, False
     with pytest.raises(InputError, match=r"ppo\.buckets=2: must be 1 where episodes have several turns"):
         validate(config)
+
+
+def test_each_seed_of_ppo_is_another_run_from_the_same_models(world, tmp_path):
+    first = {}
+    for seed in (0, 1):
+        task = world.at(tmp_path / str(seed), ppo__seed=seed, ppo__iterations=1)
+        task.workdir.mkdir()
+        with MetricsWriter(task.workdir, tensorboard=False) as writer:
+            run_ppo(task, writer, world.sft, world.reward)
+        lines = read_json_lines(task.workdir / "metrics.jsonl")
+        first[seed] = {name: value for line in lines for name, value in line.items() if line["stage"] == "ppo"}
+    assert first[0]["reward"] != first[1]["reward"]
+    for stage in ("sft", "reward"):
+        a, b = (identity(world.at(tmp_path, ppo__seed=seed).config, stage) for seed in (0, 1))
+        assert a == b
