@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
 import re
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from crs_jax.user_function import load
 
 STAGES = ("sft", "reward", "ppo", "evaluate")
 """All stages, in the only order in which they run."""
+KINDS = {bool: "true or false", str: "text", tuple: "a tuple"}
 
 
 def fields(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -49,9 +51,16 @@ def stages(config: ConfigDict) -> tuple[str, ...]:
 def validate(config: ConfigDict) -> None:
     """Raises `InputError`, naming the flag, for the first value that cannot work.
 
-    Looks at the config alone and at the folder it names: takes milliseconds and needs no device. What depends on the
-    number of devices is checked by `derive`.
+    Looks at the config alone and at the files it names; a reward of one's own is imported. Takes milliseconds and needs
+    no device. What depends on the number of devices is checked by `derive`.
     """
+    validate_values(config)
+    _validate_inputs(config)
+
+
+def validate_values(config: ConfigDict) -> None:
+    """The same for the values alone: what they name is neither looked for nor run."""
+    _validate_types(config)
     stages(config)
     for path, choices in CHOICES.items():
         if _get(config, path) not in choices:
@@ -69,6 +78,28 @@ def validate(config: ConfigDict) -> None:
     ks = tuple(_get(config, "evaluation.ks"))
     if not ks or any(type(k) is not int or k < 1 for k in ks) or list(ks) != sorted(set(ks)):
         raise _error("evaluation.ks", ks, "must be cut-offs of at least 1 in rising order, such as '(1, 5, 10, 50)'")
+
+
+@functools.cache
+def _defaults() -> dict[str, Any]:
+    import configs.common
+
+    return dict(fields(configs.common.get_config()))
+
+
+def _validate_types(config: ConfigDict) -> None:
+    """All settings of configs/common.py and no others, texts, flags and tuples of their kind; numbers have bounds."""
+    known = _defaults()
+    for path, value in fields(config):
+        if path not in known:
+            raise _error(path, value, "there is no such setting in configs/common.py")
+    for path, default in known.items():
+        value, kind = _get(config, path), type(default)
+        if kind in KINDS and type(value) is not kind:
+            raise _error(path, value, f"must be {KINDS[kind]}")
+        texts = [value] if kind is str else value if kind is tuple else ()
+        if any(not isinstance(text, (int, str)) or "\0" in str(text) for text in texts):
+            raise _error(path, value, "must be text without zero bytes")
 
 
 def slate_contexts(config: ConfigDict) -> int:
@@ -160,21 +191,34 @@ def _mesh(config: ConfigDict, devices: int) -> dict[str, int]:
 
 def _validate_data(config: ConfigDict) -> None:
     data = config.data
+    if data.metadata and data.dataset != "redial":
+        raise _error("data.metadata", data.metadata, f"--config.data.dataset={data.dataset} has its own; leave it out")
+    least = data.act_items + 3  # the act, <|say|>, one word and <|end|>
+    if data.reply_tokens < least:
+        rule = f"must be at least {least}, to hold an act of --config.data.act_items={data.act_items} and a word"
+        raise _error("data.reply_tokens", data.reply_tokens, rule)
+
+
+def _validate_inputs(config: ConfigDict) -> None:
+    """What the config names is there."""
+    data, init = config.data, config.model.init
     if data.dataset != "simulated" and not data.dir and not data.hub:
         rule = f"{data.dataset} needs the folder with its files: --config.data.dir=FOLDER (the README says which files)"
         raise _error("data.dir", data.dir, rule)
     if data.dir and data.dataset != "simulated" and not is_folder(data.dir):
         raise _error("data.dir", data.dir, "there is no such folder")
-    if data.metadata and data.dataset != "redial":
-        raise _error("data.metadata", data.metadata, f"--config.data.dataset={data.dataset} has its own; leave it out")
     if data.metadata and not is_file(data.metadata):
         raise _error("data.metadata", data.metadata, "there is no such file; `python -m crs_jax.data.imdb` makes one")
     if config.signals.log:
         read_log(pathlib.Path(config.signals.log))
-    least = data.act_items + 3  # the act, <|say|>, one word and <|end|>
-    if data.reply_tokens < least:
-        rule = f"must be at least {least}, to hold an act of --config.data.act_items={data.act_items} and a word"
-        raise _error("data.reply_tokens", data.reply_tokens, rule)
+    local = is_folder(init)
+    if not local and init != "scratch" and not re.fullmatch(r"[\w.-]+(/[\w.-]+(@[\w.-]+)?)?", init):
+        raise _error("model.init", init, "there is no such folder, and it is no hub id either")
+    if not local and init != "scratch" and config.tokenizer.kind != "gpt2":
+        rule = "a checkpoint from the hub knows GPT-2's tokens only: give --config.tokenizer.kind=gpt2"
+        raise _error("model.init", init, rule)
+    if config.reward.function:
+        load(config.reward.function)
 
 
 def _validate_rates(config: ConfigDict) -> None:
@@ -216,12 +260,6 @@ def _validate_model(config: ConfigDict) -> None:
         raise _error("model.transfer", model.transfer, "nothing is trained then: give --config.stages=evaluate")
     if not model.init:
         raise _error("model.init", model.init, "must be scratch, a folder or a hub id")
-    local = is_folder(model.init)
-    if not local and model.init != "scratch" and not re.fullmatch(r"[\w.-]+(/[\w.-]+(@[\w.-]+)?)?", model.init):
-        raise _error("model.init", model.init, "there is no such folder, and it is no hub id either")
-    if not local and model.init != "scratch" and config.tokenizer.kind != "gpt2":
-        rule = "a checkpoint from the hub knows GPT-2's tokens only: give --config.tokenizer.kind=gpt2"
-        raise _error("model.init", model.init, rule)
 
 
 def _validate_ppo(config: ConfigDict) -> None:
@@ -254,8 +292,6 @@ def _validate_ppo(config: ConfigDict) -> None:
         rule = f"there are no simulated seekers in --config.data.dataset={config.data.dataset}; take model"
         raise _error("ppo.seeker", ppo.seeker, rule)
     reward = config.reward
-    if reward.function:
-        load(reward.function)
     if bool(reward.function) != (reward.delta != 0):
         rule = "a reward of one's own needs both, --config.reward.function=FILE.py:NAME and a delta other than 0"
         raise _error("reward.delta", reward.delta, rule)

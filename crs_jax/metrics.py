@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from crs_jax.weights_and_biases import WandbRun
 
 METRICS_LINES = "metrics.jsonl"
+MOST_JSON = 2**26  # bytes of one object
 
 
 def plain(value: Any) -> Any:
@@ -86,16 +87,23 @@ def write_json_lines(path: pathlib.Path, values: Iterable[Any], enabled: bool = 
         write_atomically(path, "".join(to_json(value) + "\n" for value in values))
 
 
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """The object in a JSON file; `InputError` names file and line of what cannot be read. NaN is read as None."""
+def read_json(path: pathlib.Path, most: int = MOST_JSON) -> dict[str, Any]:
+    """The object in a JSON file; `InputError` names file and line of what cannot be read, or says that it has more than
+    `most` bytes or is nested too deeply. NaN is read as None.
+    """
     try:
-        text = pathlib.Path(path).read_text(encoding="utf-8")
-        value = json.loads(text, parse_constant=lambda _: None)
+        with open(path, "rb") as file:
+            data = file.read(most + 1)
+        if len(data) > most:
+            raise InputError(f"{path}: has more than {most:,} bytes, which no file of this kind has")
+        value = json.loads(data.decode("utf-8"), parse_constant=lambda _: None)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; a run's workdir holds it once a stage has ended") from None
     except json.JSONDecodeError as error:
         raise InputError(f"{path}:{error.lineno}: not JSON ({error.msg}); delete the file and run again") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except InputError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:  # no UTF-8, a number of thousands of digits, too many [
         raise InputError(f"{path}: cannot be read ({error})") from None
     if not isinstance(value, dict):
         raise InputError(f"{path}:1: holds a {type(value).__name__}, expected an object")
@@ -115,7 +123,7 @@ def numbered_json_lines(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any
             continue
         try:
             record = json.loads(line.decode("utf-8"), parse_constant=lambda _: None)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             reason = error.msg if isinstance(error, json.JSONDecodeError) else error
             raise InputError(f"{path}:{number}: not JSON ({reason}); delete the line") from None
         if not isinstance(record, dict):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pathlib
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from crs_jax.errors import InputError
 
@@ -57,6 +57,32 @@ def gpt2(path: str) -> Tokenizer:
             f"{vocab_file}: {words} words, not GPT-2's {GPT2_WORDS} with its ids; point --config.tokenizer.path at "
             "GPT-2's own files, or leave it empty for the hub"
         )
+    return bpe
+
+
+def rebuilt(found: Any) -> Tokenizer:
+    """The byte-level BPE with the vocabulary and the merges of a file in the `tokenizers` format.
+
+    Nothing else of the file is used, so that the library's parser gets only what was checked here.
+
+    Raises:
+      ValueError: they are no such vocabulary and merges; KeyError and TypeError where the file has another form.
+    """
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    vocab, merges = found["model"]["vocab"], found["model"]["merges"]
+    alphabet = set(pre_tokenizers.ByteLevel.alphabet())
+    numbers = [number for number in vocab.values() if type(number) is int]
+    if sorted(numbers) != list(range(len(vocab))):
+        raise ValueError(f"the numbers of its {len(vocab)} words are not 0 to {len(vocab) - 1}")
+    if not alphabet <= vocab.keys() or not alphabet.issuperset("".join(vocab.keys() - {GPT2_END_OF_TEXT})):
+        raise ValueError("its words are not made of the 256 bytes")
+    pairs = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in merges]
+    for pair in pairs:
+        if len(pair) != 2 or not {*pair, "".join(pair)} <= vocab.keys():
+            raise ValueError(f"the merge {pair!r:.80} is not of two of its words to a third")
+    bpe = Tokenizer(models.BPE(vocab=vocab, merges=pairs))
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     return bpe
 
 

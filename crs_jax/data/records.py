@@ -271,6 +271,11 @@ def clean(text: str) -> str:
     return _SURROGATE.sub("\ufffd", text.replace(MENTION, "")).strip()
 
 
+def is_plain(text: str) -> bool:
+    """Whether text is Unicode, without what no file name and no record may hold."""
+    return not _SURROGATE.search(text) and MENTION not in text and "\0" not in text
+
+
 def unique(dialogues: Iterable[tuple[str, Dialogue]], faults: Faults) -> list[Dialogue]:
     """Drops (or refuses) a dialogue whose id was seen before; pairs are (where, dialogue)."""
     seen: dict[str, str] = {}

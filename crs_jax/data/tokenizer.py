@@ -11,18 +11,20 @@ from __future__ import annotations
 import json
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from crs_jax.data import byte_bpe, spacing
 from crs_jax.data.catalogue import Catalogue
 from crs_jax.data.dialogue import MENTION, RECOMMENDER, SEEKER, Dialogue, Turn
 from crs_jax.errors import InputError
+from crs_jax.metrics import read_json
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 CONTROLS = ("<|pad|>", "<|seeker|>", "<|recommender|>", "<|rec|>", "<|say|>", "<|end|>")
 WORDS = "bpe.json"
+MOST_ITEMS = 10**7
 
 
 class Spoken(NamedTuple):
@@ -101,27 +103,35 @@ class DialogueTokenizer:
     def save(self, folder: pathlib.Path, words: str = WORDS) -> None:
         """Writes dialogue_tokenizer.json and, in the `tokenizers` format, the file `words`."""
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / words).write_text(self._bpe.to_str(), encoding="utf-8")
-        facts = {"num_words": self.num_words, "num_items": self.num_items, "controls": CONTROLS}
-        (folder / "dialogue_tokenizer.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        (folder / words).write_text(self.words(), encoding="utf-8")
+        (folder / "dialogue_tokenizer.json").write_text(json.dumps(self._facts(), indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: pathlib.Path, words: str = WORDS) -> DialogueTokenizer:
-        """Reads what `save` wrote."""
-        from tokenizers import Tokenizer
-
+        """Reads what `save` wrote; `InputError` for what it did not write."""
         path = folder / "dialogue_tokenizer.json"
+        facts, found = read_json(path), read_json(folder / words)
+        items = facts.get("num_items")
+        if type(items) is not int or not 0 <= items <= MOST_ITEMS:
+            raise InputError(f"{path}: num_items is {items!r:.80}, expected a number of items, at most {MOST_ITEMS:,}")
         try:
-            facts = json.loads(path.read_text(encoding="utf-8"))
             # The file for transformers also lists the control tokens; here text must not match them.
-            bpe = json.loads((folder / words).read_text(encoding="utf-8"))
-            tokenizer = cls(Tokenizer.from_str(json.dumps({**bpe, "added_tokens": []})), facts["num_items"])
-            same = facts["controls"] == list(CONTROLS) and facts["num_words"] == tokenizer.num_words
-        except Exception as error:  # the library raises a bare Exception for what it cannot parse
-            raise InputError(f"{folder}: not a saved tokenizer ({error}); remove the folder and run again") from None
-        if not same:
+            tokenizer = cls(byte_bpe.rebuilt(found), items)
+        except Exception as error:  # the library raises a bare Exception
+            reason = f"{type(error).__name__}: {error!s:.200}"
+            raise InputError(
+                f"{folder / words}: not a saved tokenizer ({reason}); remove {folder} and run again"
+            ) from None
+        if facts != tokenizer._facts():
             raise InputError(f"{path}: written by another version; remove the folder and run again")
         return tokenizer
+
+    def _facts(self) -> dict[str, Any]:
+        return {"num_words": self.num_words, "num_items": self.num_items, "controls": list(CONTROLS)}
+
+    def words(self) -> str:
+        """The BPE in the `tokenizers` format."""
+        return self._bpe.to_str()
 
     def encode_text(self, text: str) -> list[int]:
         """Word ids of the text exactly as it stands (no space is added); every id is below `num_words`."""

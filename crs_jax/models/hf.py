@@ -23,7 +23,7 @@ from safetensors.numpy import save_file
 
 from crs_jax.errors import InputError
 from crs_jax.models.gpt2 import GPT2Config
-from crs_jax.models.policy import Policy
+from crs_jax.models.policy import Layout, Policy
 from crs_jax.storage import is_folder
 
 REVISIONS = {  # of the hub's repositories under their short names
@@ -236,7 +236,6 @@ def export_gpt2(policy: Policy, folder: str | os.PathLike[str], ending_D: np.nda
     """
     folder, layout, config = pathlib.Path(folder), policy.layout, policy.trunk.config
     folder.mkdir(parents=True, exist_ok=True)
-    D = config.width
     host = jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(policy.trunk, nnx.Param)))
     arrays = {
         "transformer.wte.weight": vocabulary(policy),
@@ -252,25 +251,7 @@ def export_gpt2(policy: Policy, folder: str | os.PathLike[str], ending_D: np.nda
         output[layout.end] = ending_D
         arrays["lm_head.weight"] = output
     contiguous = {name: np.ascontiguousarray(array, np.float32) for name, array in arrays.items()}
-    settings = {
-        "architectures": ["GPT2LMHeadModel"],
-        "model_type": "gpt2",
-        "activation_function": "gelu_new",
-        "n_layer": config.layers,
-        "n_embd": D,
-        "n_head": config.heads,
-        "n_positions": config.positions,
-        "n_ctx": config.positions,
-        "n_inner": None,
-        "vocab_size": layout.item_offset,
-        CONTROLS: layout.item_offset - layout.num_words,
-        "layer_norm_epsilon": config.epsilon,
-        "tie_word_embeddings": ending_D is None,
-        "bos_token_id": None,
-        "eos_token_id": layout.end,
-        "pad_token_id": layout.pad,
-        "torch_dtype": "float32",
-    }
+    settings = exported_settings(config, layout, tied=ending_D is None)
     left_out = [
         f"{layout.num_items} items (content projection, residuals, biases) and what they are matched with",
         "the tokenizer, the grammar of act and words, and all heads",
@@ -280,6 +261,40 @@ def export_gpt2(policy: Policy, folder: str | os.PathLike[str], ending_D: np.nda
     (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     (folder / "README.md").write_text("\n".join(readme) + "\n", encoding="utf-8")
     return left_out
+
+
+def exported_settings(config: GPT2Config, layout: Layout, tied: bool) -> dict[str, Any]:
+    """The `config.json` that `export_gpt2` writes."""
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "activation_function": "gelu_new",
+        "n_layer": config.layers,
+        "n_embd": config.width,
+        "n_head": config.heads,
+        "n_positions": config.positions,
+        "n_ctx": config.positions,
+        "n_inner": None,
+        "vocab_size": layout.item_offset,
+        CONTROLS: layout.item_offset - layout.num_words,
+        "layer_norm_epsilon": config.epsilon,
+        "tie_word_embeddings": tied,
+        "bos_token_id": None,
+        "eos_token_id": layout.end,
+        "pad_token_id": layout.pad,
+        "torch_dtype": "float32",
+    }
+
+
+def exported_shapes(config: GPT2Config, layout: Layout) -> dict[str, tuple[int, ...]]:
+    """Name to shape of the tensors that `export_gpt2` writes where the output is not tied."""
+    D, V = config.width, layout.item_offset
+    sizes = {"D": D, "H": config.heads, "K": config.head_width, "C": 3, "F": 4 * D}
+    shapes = {"wte.weight": (V, D), "wpe.weight": (config.positions, D), "ln_f.weight": (D,), "ln_f.bias": (D,)}
+    for name, (_, axes) in LAYER.items():
+        shape = _flat(tuple(sizes[axis] for axis in axes), axes)
+        shapes |= {f"h.{n}.{name}": shape for n in range(config.layers)}
+    return {"lm_head.weight": (V, D), **{f"transformer.{name}": shape for name, shape in shapes.items()}}
 
 
 def _flat(shape: tuple[int, ...], axes: str) -> tuple[int, ...]:
@@ -310,5 +325,5 @@ def _read_arrays(folder: pathlib.Path) -> dict[str, np.ndarray]:
                 for key in file.keys():  # noqa: SIM118 (not a mapping)
                     arrays[key.removeprefix("transformer.")] = file.get_tensor(key)
         except Exception as error:  # SafetensorError, FileNotFoundError
-            raise InputError(f"{folder / name}: not readable as safetensors ({error})") from None
+            raise InputError(f"{folder / name}: not readable as safetensors ({error!s:.200})") from None
     return arrays

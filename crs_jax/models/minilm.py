@@ -21,8 +21,19 @@ from safetensors import safe_open
 from tokenizers import Tokenizer
 
 from crs_jax.errors import InputError
+from crs_jax.metrics import read_json
 
 BUCKETS = (8, 12, 16, 20, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # padded lengths, so that few shapes compile
+SIZES = {
+    "layers": "num_hidden_layers",
+    "width": "hidden_size",
+    "heads": "num_attention_heads",
+    "hidden": "intermediate_size",
+    "words": "vocab_size",
+    "positions": "max_position_embeddings",
+}
+"""Of `BertSettings`, in `config.json`."""
+MOST_SIZE = 2**22
 FEW = 8  # rows of the one batch that is not full, where it holds so few texts
 
 
@@ -143,10 +154,7 @@ class MiniLM:
         """
         folder = pathlib.Path(folder)
         settings = read_settings(folder)
-        try:
-            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        except Exception as error:  # the library raises bare Exception
-            raise InputError(f"{folder / 'tokenizer.json'}: not a tokenizer ({error})") from None
+        tokenizer = read_tokenizer(folder / "tokenizer.json", settings.words)
         bert = nnx.eval_shape(lambda: Bert(settings))
         graphdef, abstract = nnx.split(bert)
         arrays = read_weights(folder / "model.safetensors", settings)
@@ -192,26 +200,41 @@ class MiniLM:
 def read_settings(folder: pathlib.Path) -> BertSettings:
     """The network's sizes from `config.json`; `InputError` where the folder is not a mean-pooled BERT."""
     path = folder / "config.json"
-    config = _read_json(path)
+    config = read_json(path)
     for field, wanted in (("model_type", "bert"), ("hidden_act", "gelu"), ("position_embedding_type", "absolute")):
         found = config.get(field, wanted)
         if found != wanted:
-            raise InputError(f"{path}: {field} is {found!r}; the Flax encoder is a BERT and needs {wanted!r}")
+            raise InputError(f"{path}: {field} is {found!r:.80}; the Flax encoder is a BERT and needs {wanted!r}")
     pooling = folder / "1_Pooling" / "config.json"
-    if pooling.is_file() and not _read_json(pooling).get("pooling_mode_mean_tokens", True):
+    if pooling.is_file() and not read_json(pooling).get("pooling_mode_mean_tokens", True):
         raise InputError(f"{pooling}: the model is not mean-pooled, which the Flax encoder needs")
+    sizes = dict[str, int]()
+    for name, field in SIZES.items():
+        size = config.get(field)
+        if type(size) is not int or not 0 < size <= MOST_SIZE:
+            given = "is missing" if size is None else f"is {size!r:.80}, expected a size"
+            raise InputError(f"{path}: field {field!r} {given}; not a BERT config")
+        sizes[name] = size
+    epsilon = config.get("layer_norm_eps", 1e-12)
+    if type(epsilon) is not float or not 0 < epsilon < 1 or sizes["width"] % sizes["heads"]:
+        raise InputError(f"{path}: layer_norm_eps or num_attention_heads do not fit; not a BERT config")
+    return BertSettings(**sizes, epsilon=epsilon)
+
+
+def read_tokenizer(path: pathlib.Path, words: int) -> Tokenizer:
+    """A tokenizer whose ids are those of `words` word pieces; `InputError` for another file."""
+    text = json.dumps(read_json(path))
     try:
-        return BertSettings(
-            layers=int(config["num_hidden_layers"]),
-            width=int(config["hidden_size"]),
-            heads=int(config["num_attention_heads"]),
-            hidden=int(config["intermediate_size"]),
-            words=int(config["vocab_size"]),
-            positions=int(config["max_position_embeddings"]),
-            epsilon=float(config.get("layer_norm_eps", 1e-12)),
-        )
-    except KeyError as error:
-        raise InputError(f"{path}: field {error.args[0]!r} is missing; not a BERT config") from None
+        tokenizer = Tokenizer.from_str(text)
+        tokenizer.no_padding()
+        ids = [*tokenizer.get_vocab(with_added_tokens=True).values(), *tokenizer.encode("").ids]
+    except BaseException as error:  # the library raises bare Exception, and what panics in it is no Exception
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise InputError(f"{path}: not a tokenizer ({error!s:.200})") from None
+    if max(ids, default=0) >= words:
+        raise InputError(f"{path}: has a word piece {max(ids)}, config.json says {words} of them")
+    return tokenizer
 
 
 def read_weights(path: pathlib.Path, settings: BertSettings) -> dict[str, Any]:
@@ -221,9 +244,13 @@ def read_weights(path: pathlib.Path, settings: BertSettings) -> dict[str, Any]:
             names = [name for name in file.keys() if "position_ids" not in name]  # noqa: SIM118 (not a mapping)
             arrays = {name.removeprefix("bert."): file.get_tensor(name) for name in names}
     except Exception as error:  # SafetensorError, FileNotFoundError, TypeError (a dtype NumPy lacks)
-        raise InputError(f"{path}: not readable as safetensors ({error})") from None
+        raise InputError(f"{path}: not readable as safetensors ({error!s:.200})") from None
+    odd = next((name for name, a in arrays.items() if a.dtype.kind != "f" or not np.isfinite(a).all()), None)
+    if odd is not None:
+        raise InputError(f"{path}: tensor {odd!r} holds what is no finite number")
     take = functools.partial(_take, path, arrays)
     D, hidden = settings.width, settings.hidden
+    types = max(1, *arrays.get("embeddings.token_type_embeddings.weight", np.zeros(1)).shape[:1])
 
     def stack(name: str, *shape: int) -> np.ndarray:
         layers = [take(f"encoder.layer.{n}.{name}", shape) for n in range(settings.layers)]
@@ -233,7 +260,7 @@ def read_weights(path: pathlib.Path, settings: BertSettings) -> dict[str, Any]:
     return {
         "word_embedding": take("embeddings.word_embeddings.weight", (settings.words, D)),
         "position_embedding": take("embeddings.position_embeddings.weight", (settings.positions, D)),
-        "type_embedding": take("embeddings.token_type_embeddings.weight", None)[0],
+        "type_embedding": take("embeddings.token_type_embeddings.weight", (types, D))[0],
         "scale": take("embeddings.LayerNorm.weight", (D,)),
         "shift": take("embeddings.LayerNorm.bias", (D,)),
         "layers": {
@@ -253,19 +280,9 @@ def read_weights(path: pathlib.Path, settings: BertSettings) -> dict[str, Any]:
     }
 
 
-def _take(path: pathlib.Path, arrays: Mapping[str, np.ndarray], name: str, shape: tuple[int, ...] | None) -> np.ndarray:
+def _take(path: pathlib.Path, arrays: Mapping[str, np.ndarray], name: str, shape: tuple[int, ...]) -> np.ndarray:
     if name not in arrays:
         raise InputError(f"{path}: tensor {name!r} is missing; not a BERT checkpoint")
-    if shape is not None and arrays[name].shape != shape:
+    if arrays[name].shape != shape:
         raise InputError(f"{path}: tensor {name!r} is {arrays[name].shape}, config.json says {shape}")
     return arrays[name].astype(np.float32)
-
-
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not readable as JSON ({error})") from None
-    if not isinstance(record, dict):
-        raise InputError(f"{path}: expected a JSON object, found {type(record).__name__}")
-    return record

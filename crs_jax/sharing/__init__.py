@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 
+from crs_jax.errors import InputError
 from crs_jax.metrics import read_json
 
 ABOUT = "crs_jax.json"
@@ -11,4 +12,9 @@ ABOUT = "crs_jax.json"
 
 def shared_model(folder: pathlib.Path) -> str:
     """The policy, ppo or sft, that an exported folder holds; empty for any other folder, a part of one included."""
-    return read_json(folder / ABOUT).get("model", "") if (folder / ABOUT).is_file() else ""
+    if not (folder / ABOUT).is_file():
+        return ""
+    model = read_json(folder / ABOUT).get("model")
+    if model not in ("ppo", "sft"):
+        raise InputError(f"{folder / ABOUT}: model is {model!r:.80}, expected ppo or sft")
+    return model

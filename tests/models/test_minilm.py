@@ -2,14 +2,17 @@
 
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from hostile_files import change
 from ml_collections import ConfigDict
 from safetensors.numpy import load_file, save_file
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from crs_jax.errors import InputError
 from crs_jax.models.encoder import find_encoder
@@ -151,3 +154,48 @@ def test_prefixed_half_precision_weights(folder, model, tmp_path):
     got = MiniLM.load(tmp_path).encode(TEXTS[:4])
     assert got.dtype == np.float32
     np.testing.assert_allclose(got, model.encode(TEXTS[:4]), atol=2e-3)
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A BERT of one layer of width 8."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "b", "##a", "##b"]
+    tokenizer = Tokenizer(models.WordPiece({word: n for n, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", None, [("[CLS]", 2), ("[SEP]", 3)])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    sizes = {"num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 16}
+    sizes |= {"vocab_size": len(words), "max_position_embeddings": 16, "layer_norm_eps": 1e-12}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", **sizes}))
+    arrays = {f"embeddings.{n}_embeddings.weight": (rows, 8) for n, rows in
+              (("word", 8), ("position", 16), ("token_type", 2))}  # fmt: skip
+    norms = ["embeddings.LayerNorm"]
+    for name, out, into in (
+        *((f"attention.self.{n}", 8, 8) for n in ("query", "key", "value")),
+        *(("attention.output.dense", 8, 8), ("intermediate.dense", 16, 8), ("output.dense", 8, 16)),
+    ):
+        arrays |= {f"encoder.layer.0.{name}.weight": (out, into), f"encoder.layer.0.{name}.bias": (out,)}
+    norms += [f"encoder.layer.0.{name}.LayerNorm" for name in ("attention.output", "output")]
+    arrays |= {f"{name}.{end}": (8,) for name in norms for end in ("weight", "bias")}
+    rng = np.random.default_rng(0)
+    save_file({n: rng.normal(size=s).astype(np.float32) for n, s in arrays.items()}, tmp_path / "model.safetensors")
+    return tmp_path
+
+
+def test_any_change_of_an_encoder_loads_or_is_one_clear_error(small):
+    """It may have come with an exported folder, from anybody."""
+    assert MiniLM.load(small, 8).encode(["a b ab"]).shape == (1, 8)
+    rng, whole, told = random.Random(0), {path.name: path.read_bytes() for path in small.iterdir()}, set()
+    for _ in range(400):
+        name, said = rng.choice(sorted(whole)), f"{small}: loads"
+        change(small / name, rng)
+        try:
+            with np.errstate(all="ignore"):
+                HostMiniLM(MiniLM.load(small, 8))("a b ab ba aaa")
+        except InputError as error:
+            said = str(error)
+        assert str(small) in said or "max_tokens" in said
+        assert len(said) < 700
+        told.add(said.partition(":")[2][:40])
+        (small / name).write_bytes(whole[name])
+    assert len(told) > 30

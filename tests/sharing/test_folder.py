@@ -36,25 +36,6 @@ TALKS = [
 TEXTS = ["Hello world", " a  b\n\tc", "it's 1984!", "naïve 中文 🎬", "<|endoftext|> <|end|> @7 Ġ", ""]
 
 
-@pytest.fixture(scope="module")
-def run(finished_run) -> crs_jax.Run:
-    return crs_jax.load(finished_run)
-
-
-@pytest.fixture(scope="module")
-def shared(run, finished_run, tmp_path_factory) -> dict[str, pathlib.Path]:
-    """Folders by model: ppo by the program, sft by the API."""
-    at = tmp_path_factory.mktemp("shared")
-    export.main([f"--workdir={finished_run}", f"--out={at / 'deep' / 'ppo'}"])
-    run.using("sft").export(at / "sft")
-    return {"ppo": at / "deep" / "ppo", "sft": at / "sft"}
-
-
-@pytest.fixture
-def copy(shared, tmp_path) -> pathlib.Path:
-    return pathlib.Path(shutil.copytree(shared["ppo"], tmp_path / "copy"))
-
-
 def bits(tree) -> dict[str, tuple]:
     named = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {jax.tree_util.keystr(path): (np.asarray(x).dtype, x.shape, np.asarray(x).tobytes()) for path, x in named}

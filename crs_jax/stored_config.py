@@ -1,0 +1,45 @@
+"""Settings that a file holds: checked as those that are typed."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from crs_jax.config import validate_values
+from crs_jax.errors import InputError
+
+
+def stored_config(found: Any, path: pathlib.Path) -> ConfigDict:
+    """The config that `found`, an object of the JSON file `path`, says.
+
+    A setting that it lacks, since an older version wrote it, has its default. What settings name is neither looked for
+    nor run.
+
+    Raises:
+      InputError: a setting is unknown, of another kind or cannot work; names file and setting.
+    """
+    import configs.common
+
+    config = ConfigDict(_filled(configs.common.get_config().to_dict(), found, path, "config"))
+    try:
+        validate_values(config)
+    except InputError as error:
+        raise InputError(f"{path}: {' '.join(str(error).split()).removeprefix('--')}") from None
+    return config
+
+
+def _filled(known: dict[str, Any], found: Any, path: pathlib.Path, name: str) -> dict[str, Any]:
+    """The known settings with the values found; lists, which JSON makes of tuples, are tuples again."""
+    if not isinstance(found, Mapping):
+        raise InputError(f"{path}: {name} holds a {type(found).__name__}, expected an object")
+    for key, value in found.items():
+        if key not in known:
+            raise InputError(f"{path}: {name}.{key:.200}: there is no such setting; another version wrote it")
+        if isinstance(known[key], dict):
+            known[key] = _filled(known[key], value, path, f"{name}.{key}")
+        else:
+            known[key] = tuple(value) if isinstance(value, list) else value
+    return known
