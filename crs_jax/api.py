@@ -57,8 +57,7 @@ def _public(thing: T) -> T:
 
 @_public
 class Run:
-    """A finished run, with one of its policies at work. Made by `load` and `train`; from an exported folder it has that
-    policy alone, and no reward model.
+    """A finished run, with one of its policies at work; from an exported folder it has that alone, no reward model.
 
     Attributes:
       model: ppo or sft.
@@ -281,10 +280,13 @@ class Run:
 
 
 @_public
-def load(workdir: str | pathlib.Path, model: str = "", data_dir: str | pathlib.Path = "") -> Run:
-    """A finished run from its folder, or one policy from a folder that `python -m crs_jax.export` wrote.
+def load(
+    workdir: str | pathlib.Path, model: str = "", data_dir: str | pathlib.Path = "", trust_code: bool = False
+) -> Run:
+    """A finished run from its folder, or one policy from a folder that `crs_jax.export` wrote.
 
-    The folder is left as it is, and a run may go on in it.
+    What a run left is not changed, and it may go on. What its caches lack is made again in its folder; elsewhere only
+    compiled programs are kept, in the user's own cache.
 
     >>> import crs_jax
     >>> crs_jax.load(workdir, model="sft").model
@@ -294,24 +296,26 @@ def load(workdir: str | pathlib.Path, model: str = "", data_dir: str | pathlib.P
       workdir: the run's folder, or the exported one.
       model: ppo, or sft, the policy before it; by default ppo, and of an exported folder the one it holds.
       data_dir: where the corpus' files are, if not where they were.
+      trust_code: runs the reward of one's own that the run's config names. An exported folder runs none.
 
     Raises:
-      InputError: the folder is no finished run, or lacks the model; says what is missing.
+      InputError: the folder is no finished run or lacks the model, or its code is not trusted; says what is missing.
     """
     folder = arguments.path("workdir", workdir)
     if model not in ("", *MODELS):
         raise InputError(f"model={model!r:.80}: take {' or '.join(MODELS)}")
     data_dir = str(arguments.path("data_dir", data_dir)) if data_dir != "" else ""
+    trusted = arguments.boolean("trust_code", trust_code)
     if own := shared_model(folder):
         return Run(read(folder), own).using(model or own)
-    return Run(load_run(folder, data_dir), "sft").using(model or "ppo")
+    return Run(load_run(folder, data_dir, trusted), "sft").using(model or "ppo")
 
 
 @_public
 def train(
     config: str | pathlib.Path | ConfigDict, workdir: str | pathlib.Path, overrides: Mapping[str, Any] | None = None
 ) -> Run:
-    """Runs a config's stages as `python -m crs_jax.main` does, and loads what came out; what is done is skipped.
+    """Runs a config's stages as `python -m crs_jax.main` does; what is done is skipped. The run with its last policy.
 
     >>> run = crs_jax.train("configs/quickstart.py", workdir, overrides)  # doctest: +ELLIPSIS
     crs_jax, simulated...
@@ -322,9 +326,6 @@ def train(
       config: a file, with a variant after a colon (`configs/redial_ppo.py:scratch`), or a config.
       workdir: where the run leaves everything.
       overrides: settings by name, such as `{"ppo.iterations": 20, "seed": 1}`.
-
-    Returns:
-      The run with its last policy: ppo, or sft where the stages end before.
 
     Raises:
       InputError: a setting or the data cannot be used; names it.
@@ -338,7 +339,7 @@ def train(
         flag = f"--config={arguments.path('config', config)}"
         chosen = command_line.parse(["train", flag, *changes], flags.FlagValues()).config
     pipeline.run(chosen, folder, [flag, f"--workdir={workdir}", *changes])
-    return load(folder, "ppo" if done_meta(folder, "ppo") else "sft")
+    return load(folder, "ppo" if done_meta(folder, "ppo") else "sft", trust_code=True)
 
 
 def _changed(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:

@@ -23,6 +23,7 @@ NAMES = {
     "model": "model",
     "out": "folder",
     "overwrite": "overwrite=True",
+    "trust-code": "trust_code=True",
     "config": "config",
     "helpfull": "`python -m crs_jax.main --helpfull`",
 }

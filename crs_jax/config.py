@@ -95,6 +95,7 @@ def _validate_types(config: ConfigDict) -> None:
             raise _error(path, value, "there is no such setting in configs/common.py")
     for path, default in known.items():
         value, kind = _get(config, path), type(default)
+        value = tuple(value) if kind is tuple and isinstance(value, list) else value  # as JSON gives it back
         if kind in KINDS and type(value) is not kind:
             raise _error(path, value, f"must be {KINDS[kind]}")
         texts = [value] if kind is str else value if kind is tuple else ()

@@ -9,6 +9,7 @@
   --model      ppo, or sft, the policy before it. Default: ppo
   --licence    of weights and item table, as the hub names it (cc-by-4.0). Default: that of the corpus
   --data_dir   where the run's corpus is, if not where it was
+  --trust-code runs the Python file that the run's config names as its reward (`reward.function`)
   --overwrite  replaces a folder that this program made before
 
 `crs_jax.load(OUT)` gives the policy back, equal in every bit, without the run and its corpus. transformers loads its
@@ -32,7 +33,8 @@ def main(argv: Sequence[str]) -> None:
         parser.add_argument(f"--{name}", required=True, help=argparse.SUPPRESS)
     for name, default in (("model", "ppo"), ("licence", ""), ("data_dir", "")):
         parser.add_argument(f"--{name}", default=default, help=argparse.SUPPRESS)
-    parser.add_argument("--overwrite", action="store_true", help=argparse.SUPPRESS)
+    for name in ("trust-code", "overwrite"):
+        parser.add_argument(f"--{name}", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args(argv)
     workdir, out = (pathlib.Path(path).expanduser() for path in (given.workdir, given.out))
     from crs_jax.api import load
@@ -40,7 +42,7 @@ def main(argv: Sequence[str]) -> None:
     from crs_jax.storage import writing
 
     check_place(out, given.overwrite)
-    run = load(workdir, given.model, given.data_dir)
+    run = load(workdir, given.model, given.data_dir, given.trust_code)
     with writing(out.parent):
         run.export(out, given.licence, given.overwrite)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())

@@ -22,11 +22,11 @@ from crs_jax.checkpoint import done_meta, load_result
 from crs_jax.compilation import keep_programs
 from crs_jax.data.corpus import Corpus, load
 from crs_jax.data.dialogue import RECOMMENDER, Dialogue, Turn
+from crs_jax.data.simulated import holds
 from crs_jax.data.titles import Titles
 from crs_jax.data.tokenizer import DialogueTokenizer
 from crs_jax.data.unlinked import UnlinkedTitles
 from crs_jax.errors import InputError
-from crs_jax.metrics import read_json
 from crs_jax.models.encoder import embed, embed_on_host
 from crs_jax.prepare import made_from
 from crs_jax.rl.reward import Normaliser, RewardModel
@@ -34,7 +34,8 @@ from crs_jax.sharding import AXES, place
 from crs_jax.signals.facets import Facets
 from crs_jax.signals.people import People
 from crs_jax.signals.together import Together
-from crs_jax.storage import is_file, is_folder
+from crs_jax.storage import is_file, is_folder, leads_out
+from crs_jax.stored_config import read_config
 from crs_jax.training.ppo_stage import Aligned, Model, build
 from crs_jax.training.replies import reply_arrays
 from crs_jax.training.task import Task, new_policy, split_model
@@ -97,15 +98,17 @@ class Loaded:
         return jax.default_matmul_precision(self.task.config.model.matmul)
 
 
-def load_run(workdir: pathlib.Path, data_dir: str = "") -> Loaded:
-    """Reads a finished run.
+def load_run(workdir: pathlib.Path, data_dir: str = "", trust_code: bool = False) -> Loaded:
+    """Reads a finished run. Nothing is written but in its folder, whatever its config names.
 
     Args:
       workdir: its folder.
       data_dir: where the corpus' files are now; empty: where they were.
+      trust_code: whether Python code that its config names, a reward of one's own, may be run.
 
     Raises:
-      InputError: the folder is no finished run, naming what is missing; or its corpus cannot be read.
+      InputError: the folder is no finished run, naming what is missing; its corpus cannot be read; or its config names
+        code that is not trusted.
     """
     workdir = pathlib.Path(workdir).expanduser()
     config = _config(workdir)
@@ -115,11 +118,19 @@ def load_run(workdir: pathlib.Path, data_dir: str = "") -> Loaded:
         config.data.dir = str(data_dir)
         if not is_file(config.data.get("metadata", "")):  # moved with the rest
             config.data.metadata = ""
+        if config.data.dataset == "simulated" and not holds(pathlib.Path(data_dir), config.simulator, config.seed):
+            rule = "leave it out to have that corpus made again"
+            raise InputError(f"--data_dir={data_dir}: does not hold the simulated corpus of this run; {rule}")
     results = {stage: load_result(workdir, stage) for stage in ("sft", "reward", "ppo")}
     if results["sft"] is None:
         raise InputError(
             f"--workdir={workdir}: {workdir / 'checkpoints'} holds no finished stage sft; give the workdir of a run "
             "that has ended with it"
+        )
+    if config.reward.function and not trust_code and results["reward"] is not None and results["ppo"] is not None:
+        raise InputError(
+            f"--workdir={workdir}: its config.json names Python code, reward.function={config.reward.function:.200}, "
+            "which scoring replies would run; read it, and give --trust-code if you trust it"
         )
     keep_programs()
     task = _task(config, workdir)
@@ -132,7 +143,7 @@ def _config(workdir: pathlib.Path) -> ConfigDict:
         if not (workdir / name).is_file():
             what = "" if workdir.is_dir() else "there is no such folder; "
             raise InputError(f"--workdir={workdir}: {what}there is no {name}; give the workdir of a run that has ended")
-    config = ConfigDict(read_json(workdir / "config.json"))
+    config = read_config(workdir)
     if config.model.transfer:
         raise InputError(
             f"--workdir={workdir}: this run measured the models of {config.model.transfer} and holds none of its own; "
@@ -155,7 +166,7 @@ def one_device() -> jax.sharding.Mesh:
 
 
 def _task(config: ConfigDict, workdir: pathlib.Path) -> Task:
-    corpus: Corpus = load(config, workdir)
+    corpus: Corpus = load(config, workdir, stored=True)
     tokenizer = DialogueTokenizer.load(workdir / "tokenizer")
     if tokenizer.num_items != len(corpus.catalogue):
         raise InputError(
@@ -168,7 +179,9 @@ def _task(config: ConfigDict, workdir: pathlib.Path) -> Task:
             raise InputError(
                 f"--workdir={workdir}: the run was made with another {name}; give the files it was made with"
             )
-    cache = pathlib.Path(config.data.cache_dir).expanduser() if config.data.cache_dir else workdir / "cache"
+    cache = workdir / "cache"
+    known = [pathlib.Path(config.data.cache_dir).expanduser()] if config.data.cache_dir else []
+    outside = leads_out(cache / "embeddings", workdir)  # is read, and not written
     with_reply = (n for n, d in enumerate(corpus.train) if any(turn.role == RECOMMENDER for turn in d.turns[1:]))
     first = corpus.train[: next(with_reply, 0) + 1]  # a reward of one's own is tried on its reply
     on_host = functools.partial(embed_on_host, config=config.encoder)  # compiles nothing, whatever a text's length
@@ -179,7 +192,12 @@ def _task(config: ConfigDict, workdir: pathlib.Path) -> Task:
         corpus=corpus,
         tokenizer=tokenizer,
         encoded={"train": tokenizer.encode_dialogues(first, corpus.catalogue, config.data.act_items)},
-        content_NE=embed([item.describe() for item in corpus.catalogue.items], config.encoder, cache),
+        content_NE=embed(
+            [item.describe() for item in corpus.catalogue.items],
+            config.encoder,
+            None if outside else cache,
+            also=[*known, cache] if outside else known,
+        ),
         facets=Facets.of(corpus.catalogue),
         together=Together(corpus.train, corpus.catalogue),
         people=People(corpus.catalogue),

@@ -38,6 +38,18 @@ def is_file(path: str | os.PathLike) -> bool:
         return False
 
 
+def leads_out(folder: pathlib.Path, workdir: pathlib.Path) -> bool:
+    """Whether a folder in `workdir`, or anything in it, is a link to elsewhere."""
+    root = workdir.resolve()
+    return not all(path.resolve().is_relative_to(root) for path in (folder, *folder.rglob("*")))
+
+
+def refuse_links_out(folder: pathlib.Path, workdir: pathlib.Path) -> None:
+    """`InputError` where what is to be written in a folder of `workdir` would land elsewhere."""
+    if leads_out(folder, workdir):
+        raise InputError(f"{folder}: a link in it leads out of {workdir}, and loading writes nothing elsewhere")
+
+
 @contextlib.contextmanager
 def claimed(workdir: pathlib.Path) -> Iterator[None]:
     """Holds the folder for this run; `InputError` where another one is in it.

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from crs_jax.config import validate_values
 from crs_jax.errors import InputError
+from crs_jax.metrics import read_json
 
 
 def stored_config(found: Any, path: pathlib.Path) -> ConfigDict:
@@ -31,8 +32,14 @@ def stored_config(found: Any, path: pathlib.Path) -> ConfigDict:
     return config
 
 
+def read_config(workdir: pathlib.Path) -> ConfigDict:
+    """The config of a run, from its folder; `InputError` as `stored_config`, or where there is none."""
+    path = workdir / "config.json"
+    return stored_config(read_json(path), path)
+
+
 def _filled(known: dict[str, Any], found: Any, path: pathlib.Path, name: str) -> dict[str, Any]:
-    """The known settings with the values found; lists, which JSON makes of tuples, are tuples again."""
+    """The known settings with the values found."""
     if not isinstance(found, Mapping):
         raise InputError(f"{path}: {name} holds a {type(found).__name__}, expected an object")
     for key, value in found.items():
@@ -41,5 +48,5 @@ def _filled(known: dict[str, Any], found: Any, path: pathlib.Path, name: str) ->
         if isinstance(known[key], dict):
             known[key] = _filled(known[key], value, path, f"{name}.{key}")
         else:
-            known[key] = tuple(value) if isinstance(value, list) else value
+            known[key] = value
     return known

@@ -13,6 +13,7 @@
   --seed         of the sampling. Default: 0
   --log          FILE.jsonl that what people say, what is replied and when is added to; nothing is kept without it
   --data_dir     where the run's corpus is, if not where it was
+  --trust-code   runs the Python file that the run's config names as its reward (`reward.function`)
   --web          a page instead of the terminal
   --host         address the page is served at. Default: 127.0.0.1, which this machine alone can reach
   --port         its port; 0 takes a free one. Default: 7860
@@ -44,7 +45,8 @@ def options(argv: Sequence[str]) -> argparse.Namespace:
                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     for name, kind, default in FLAGS:
         parser.add_argument(f"--{name}", type=kind, default=default, help=argparse.SUPPRESS)
-    parser.add_argument("--web", action="store_true", help=argparse.SUPPRESS)
+    for name in ("web", "trust-code"):
+        parser.add_argument(f"--{name}", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args(argv)
     if not given.workdir:
         parser.error("--workdir is missing: name a run that has ended, such as --workdir=runs/quickstart")
@@ -72,7 +74,7 @@ def main(argv: Sequence[str]) -> None:
 
     started = time.monotonic()
     names = ("sft", "ppo") if given.model == "both" else (given.model,)
-    run = load(given.workdir, names[-1], given.data_dir)
+    run = load(given.workdir, names[-1], given.data_dir, given.trust_code)
     runs = {name: run.using(name) for name in names}
     log = FeedbackWriter(pathlib.Path(given.log), run.catalogue) if given.log else None
     talker = Talker(runs, given.top, given.seed, log)

@@ -16,6 +16,7 @@ from crs_jax.data.catalogue import Catalogue
 from crs_jax.data.dialogue import Dialogue
 from crs_jax.data.records import Faults, Parsed
 from crs_jax.errors import InputError
+from crs_jax.storage import refuse_links_out
 
 LOADERS: dict[str, ModuleType] = {
     "simulated": redial,
@@ -48,8 +49,11 @@ class Corpus:
     notes: tuple[str, ...] = ()
 
 
-def load(config: Any, workdir: pathlib.Path) -> Corpus:
+def load(config: Any, workdir: pathlib.Path, stored: bool = False) -> Corpus:
     """The corpus `config.data.dataset`, from the cache where it was prepared before.
+
+    With `stored`, for a config that a file holds, folders that it names are read alone: what is missing there is made
+    in `workdir`.
 
     The cache (`config.data.cache_dir`, else `workdir/cache`) is keyed by the files' contents, the settings that shape
     the corpus and the loaders' code; a hub repository by its name and revision. `max_train_dialogues` and
@@ -63,13 +67,18 @@ def load(config: Any, workdir: pathlib.Path) -> Corpus:
     Faults(data.on_error)
     loader = LOADERS[data.dataset]
     workdir = pathlib.Path(workdir)
-    folder = _folder(config, workdir)
+    folder = _folder(config, workdir, stored)
     hub = "" if folder else _hub(data)
     prepared = _prepared(config, workdir, folder, hub)
-    cache = prepared.parent
     with _quiet():
         found = arrow.load(prepared)
+        if found is None and stored and data.cache_dir:
+            prepared = workdir / "cache" / prepared.name
+            found = arrow.load(prepared)
         if found is None:
+            cache = prepared.parent
+            if stored:
+                refuse_links_out(cache, workdir)
             cache.mkdir(parents=True, exist_ok=True)
             scratch = pathlib.Path(tempfile.mkdtemp(prefix=".raw-", dir=cache))
             try:
@@ -116,7 +125,7 @@ def _prepared(config: Any, workdir: pathlib.Path, folder: pathlib.Path | None, h
     return cache / f"{data.dataset}-{arrow.fingerprint(settings, inputs)}"
 
 
-def _folder(config: Any, workdir: pathlib.Path) -> pathlib.Path | None:
+def _folder(config: Any, workdir: pathlib.Path, stored: bool) -> pathlib.Path | None:
     """Where the raw files are, made by the simulator if need be; None for the hub."""
     data = config.data
     folder = pathlib.Path(data.dir).expanduser() if data.dir else None
@@ -124,6 +133,9 @@ def _folder(config: Any, workdir: pathlib.Path) -> pathlib.Path | None:
         from crs_jax.data import simulated
 
         folder = folder or workdir / "data"
+        if stored and not simulated.holds(folder, config.simulator, config.seed):
+            folder = workdir / "data"
+            refuse_links_out(folder, workdir)
         simulated.generate(folder, config.simulator, config.seed)
     if folder and not folder.is_dir():
         raise InputError(f"config.data.dir={data.dir!r}: no such folder: give the one that holds the corpus' files")

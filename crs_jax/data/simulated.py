@@ -94,19 +94,11 @@ def generate(folder: pathlib.Path, settings: Any, seed: int) -> None:
       settings: `config.simulator`, or anything with its fields `catalogue_size`, `train_dialogues`, `test_dialogues`.
       seed: of everything drawn.
     """
-    folder = pathlib.Path(folder)
-    wanted: dict[str, Any] = {"version": VERSION, "seed": int(seed)}
-    for field, smallest in SMALLEST.items():
-        wanted[field] = int(getattr(settings, field))
-        if wanted[field] < smallest:
-            raise InputError(f"config.simulator.{field}: {wanted[field]} is too small; give at least {smallest}")
-    if int(seed) < 0:
-        raise InputError(f"config.seed: {seed} is negative; give 0 or more")
+    folder, wanted = pathlib.Path(folder), _wanted(settings, seed)
+    if holds(folder, settings, seed):
+        return
     marker = folder / SETTINGS_FILE
-    if marker.exists():
-        if marker.read_text(encoding="utf-8") == _marked(wanted):
-            return
-    elif (folder / FILES[0]).exists():
+    if not marker.exists() and (folder / FILES[0]).exists():
         raise InputError(f"config.data.dir={str(folder)!r}: holds a corpus the simulator did not write; give another")
     folder.mkdir(parents=True, exist_ok=True)
     marker.write_text("unfinished\n", encoding="utf-8")
@@ -139,6 +131,23 @@ def generate(folder: pathlib.Path, settings: Any, seed: int) -> None:
         utility_DN=np.stack([seeker.utility_N for seeker in seekers + more]).astype(np.float32),
     )
     marker.write_text(_marked(wanted), encoding="utf-8")
+
+
+def holds(folder: pathlib.Path, settings: Any, seed: int) -> bool:
+    """Whether the folder holds what `generate` would write there."""
+    marker = pathlib.Path(folder) / SETTINGS_FILE
+    return marker.is_file() and marker.read_bytes() == _marked(_wanted(settings, seed)).encode()
+
+
+def _wanted(settings: Any, seed: int) -> dict[str, Any]:
+    wanted: dict[str, Any] = {"version": VERSION, "seed": int(seed)}
+    for field, smallest in SMALLEST.items():
+        wanted[field] = int(getattr(settings, field))
+        if wanted[field] < smallest:
+            raise InputError(f"config.simulator.{field}: {wanted[field]} is too small; give at least {smallest}")
+    if int(seed) < 0:
+        raise InputError(f"config.seed: {seed} is negative; give 0 or more")
+    return wanted
 
 
 @dataclasses.dataclass(frozen=True)

@@ -87,6 +87,7 @@ def embed(
     config: ConfigDict,
     cache_dir: pathlib.Path | str | None,
     progress: Progress | None = None,
+    also: Sequence[pathlib.Path] = (),
 ) -> np.ndarray:
     """Unit sentence vectors of the texts, float32 [n, E] (E is 384 for all-MiniLM-L6-v2), in their order.
 
@@ -98,6 +99,7 @@ def embed(
       config: the `encoder` part of the config.
       cache_dir: None keeps nothing (the chat).
       progress: called with (texts encoded, texts to encode); not called when all are known.
+      also: more such folders, which are read alone.
     """
     folder = find_encoder(config)
     fingerprint = _fingerprint(folder, config.max_tokens)
@@ -105,6 +107,8 @@ def embed(
     keys = [_key(text) for text in distinct]
     store = pathlib.Path(cache_dir) / "embeddings" / fingerprint[:16] if cache_dir is not None else None
     known = _read(store, set(keys)) if store else {}
+    for other in also:
+        known |= _read(other / "embeddings" / fingerprint[:16], set(keys))
     new = [n for n, key in enumerate(keys) if key not in known]
     if new or not texts:
         encoder = _load(str(folder), fingerprint, config.max_tokens)

@@ -34,7 +34,7 @@ from crs_jax.data.corpus import Corpus
 from crs_jax.data.titles import Titles
 from crs_jax.errors import InputError
 from crs_jax.loading import Loaded, adapted, one_device
-from crs_jax.metrics import read_json, write_json
+from crs_jax.metrics import write_json
 from crs_jax.models.encoder import FILES, embed_on_host, find_encoder
 from crs_jax.models.hf import SINGLE, export_gpt2, load_gpt2
 from crs_jax.sharding import place
@@ -56,6 +56,7 @@ from crs_jax.sharing.transformers_files import write_generation, write_tokenizer
 from crs_jax.signals.facets import Facets
 from crs_jax.signals.people import People
 from crs_jax.signals.together import Together
+from crs_jax.stored_config import read_config
 from crs_jax.training.task import Task, new_policy, split_model
 
 PROBE = "Something light and funny for tonight, please."  # whose vector tells one sentence encoder from another
@@ -99,7 +100,7 @@ def write(loaded: Loaded, model: str, folder: pathlib.Path, card: str, overwrite
     about = {
         "format": FORMAT,
         "model": model,
-        "config": settings(ConfigDict(read_json(loaded.workdir / "config.json")), model),
+        "config": settings(read_config(loaded.workdir), model),
         "ways_of_talking": sorted(loaded.titles.phrases),
         "sha256": {name: _sha256(part / name) for name in named if name != "README.md"},
     }

@@ -22,11 +22,11 @@ from crs_jax.checkpoint import load_result
 from crs_jax.data.corpus import load
 from crs_jax.data.tokenizer import DialogueTokenizer
 from crs_jax.errors import InputError
-from crs_jax.metrics import read_json
 from crs_jax.models.query import PLACE
 from crs_jax.progress import say
 from crs_jax.sharding import path_name, place
 from crs_jax.signals.facets import ERAS, YEARS, Facets
+from crs_jax.stored_config import read_config
 from crs_jax.training.judging import Model
 from crs_jax.training.task import Task, new_policy, split_model
 
@@ -51,7 +51,7 @@ def source_of(config: ConfigDict) -> tuple[pathlib.Path, ConfigDict]:
     for name in ("config.json", "tokenizer/dialogue_tokenizer.json"):
         if not (folder / name).is_file():
             raise InputError(f"{flag}: there is no {name}; give the workdir of a run that has finished")
-    source = ConfigDict(read_json(folder / "config.json"))
+    source = read_config(folder)
     for name in SAME:
         section, field = name.split(".")
         there, here = (
@@ -77,7 +77,7 @@ def transferred(task: Task) -> dict[str, Model]:
     if sft is None:
         raise InputError(f"{flag}: {folder / 'checkpoints'} holds no finished stage sft")
     try:
-        genres = Facets.of(load(source, folder).catalogue).genres
+        genres = Facets.of(load(source, folder, stored=True).catalogue).genres
     except InputError as error:
         raise InputError(f"{flag}: that run's corpus, which names its genres, cannot be read: {error}") from None
     models = {"sft": moved(task, sft, genres)}
