@@ -16,6 +16,7 @@ from crs_jax.data.corpus import Corpus, load
 from crs_jax.data.dialogue import RECOMMENDER, Dialogue
 from crs_jax.data.tokenizer import DialogueTokenizer, training_texts
 from crs_jax.errors import InputError
+from crs_jax.kept import clean
 from crs_jax.metrics import read_json, write_json
 from crs_jax.models.encoder import embed, embed_on_host, find_encoder
 from crs_jax.progress import Progress, say
@@ -108,6 +109,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, mesh: Mesh) -> Task:
         for split in SPLITS
     }
     cache = pathlib.Path(config.data.cache_dir).expanduser() if config.data.cache_dir else workdir / "cache"
+    clean(cache)
     find_encoder(config.encoder)
     with_cache = functools.partial(embed, config=config.encoder, cache_dir=cache)
     texts = [item.describe() for item in corpus.catalogue.items]

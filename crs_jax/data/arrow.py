@@ -5,18 +5,17 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import pathlib
-import shutil
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from crs_jax.data.catalogue import Catalogue, Item
 from crs_jax.data.dialogue import Dialogue, Feedback, Turn
+from crs_jax.kept import is_whole, making
+from crs_jax.progress import say
 
 PARTS = ("train", "validation", "test")
-VERSION = 1  # of the tables below
+VERSION = 2  # of the tables below
 _CODE = ("arrow", "corpus", "dialogue", "inspired", "mentions", "opendialkg", "records", "redial", "splits")
 
 
@@ -33,41 +32,33 @@ def fingerprint(settings: Mapping[str, Any], inputs: Iterable[pathlib.Path]) -> 
 def save(
     folder: pathlib.Path, catalogue: Catalogue, parts: Mapping[str, Sequence[Dialogue]], facts: Mapping[str, Any]
 ) -> None:
-    """Writes beside `folder`, then renames: a reader sees all or nothing; of two writers the first wins."""
+    """Writes beside `folder`, then puts it there (`kept.making`)."""
     import datasets
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    with making(folder) as new:
         for part in (part for part in PARTS if parts[part]):  # an empty table cannot be read back
             columns = _columns(parts[part])
-            datasets.Dataset.from_dict(columns, features=_features()).save_to_disk(str(unfinished / part))
+            datasets.Dataset.from_dict(columns, features=_features()).save_to_disk(str(new / part))
         items = [dataclasses.asdict(item) for item in catalogue.items]
-        datasets.Dataset.from_list(items, features=_item_features()).save_to_disk(str(unfinished / "catalogue"))
+        datasets.Dataset.from_list(items, features=_item_features()).save_to_disk(str(new / "catalogue"))
         sizes = {part: len(parts[part]) for part in PARTS}
-        (unfinished / "facts.json").write_text(json.dumps([sizes, dict(facts)]), encoding="utf-8")
-        unfinished.chmod(0o755)
-        try:
-            os.rename(unfinished, folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        (new / "facts.json").write_text(json.dumps([sizes, dict(facts)]), encoding="utf-8")
 
 
 def load(folder: pathlib.Path) -> tuple[Catalogue, dict[str, tuple[Dialogue, ...]], dict[str, Any]] | None:
-    """What `save` wrote; None where there is nothing, or what is there cannot be read (it is then removed)."""
+    """What `save` wrote; None where there is nothing, or what is there is damaged, which is said."""
     import datasets
 
     if not folder.is_dir():
         return None
     try:
+        if not is_whole(folder):
+            raise ValueError("its files are not those that were written")
         catalogue = Catalogue(tuple(map(_item, datasets.load_from_disk(str(folder / "catalogue")).to_list())))
         sizes, facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
         parts = {p: _dialogues(datasets.load_from_disk(str(folder / p))) if sizes[p] else () for p in PARTS}
-    except Exception:
-        shutil.rmtree(folder, ignore_errors=True)
+    except Exception as error:
+        say(f"note: {folder} is damaged ({' '.join(str(error).split()):.100}); the corpus is prepared again")
         return None
     return catalogue, parts, facts
 

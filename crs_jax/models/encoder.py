@@ -5,16 +5,14 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
-import os
 import pathlib
-import tempfile
-import zipfile
 from collections.abc import Callable, Sequence
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from crs_jax.errors import InputError
+from crs_jax.kept import keep_arrays, kept_arrays
 from crs_jax.models.minilm import MiniLM
 from crs_jax.models.minilm_host import HostMiniLM
 
@@ -23,7 +21,7 @@ HUB = "sentence-transformers/all-MiniLM-L6-v2"
 REVISION = "c9745ed1d9f207416be6d2e6f8de32d1f16199bf"
 FILES = ("config.json", "tokenizer.json", "model.safetensors")
 SHARD = 4096  # texts between two writes, so that an interrupted run loses a minute at most
-VERSION = "1"  # of the arithmetic; a change makes old vectors unused
+VERSION = "2"  # of arithmetic and files; a change makes old vectors unused
 
 Progress = Callable[[int, int], None]
 
@@ -172,28 +170,15 @@ def _file_hash(path: str, size: int, modified: int) -> bytes:
 def _read(store: pathlib.Path, wanted: set[bytes]) -> dict[bytes, np.ndarray]:
     """The wanted vectors that the store holds. A damaged file counts as absent: its texts are encoded again."""
     known: dict[bytes, np.ndarray] = {}
-    for path in sorted(store.glob("*.npz")):
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                keys_N32, vectors_NE = file["keys"], file["vectors"]
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            continue
-        for key_32, vector_E in zip(keys_N32, vectors_NE, strict=True):
+    for arrays in kept_arrays(store):
+        for key_32, vector_E in zip(arrays["keys"], arrays["vectors"], strict=True):
             if (key := key_32.tobytes()) in wanted:
                 known[key] = vector_E
     return known
 
 
 def _write(store: pathlib.Path, vectors: dict[bytes, np.ndarray]) -> None:
-    """One more file in the store, named by the texts it holds; written beside and renamed."""
-    store.mkdir(parents=True, exist_ok=True)
+    """One more file in the store, named by the texts it holds."""
     keys_N32 = np.frombuffer(b"".join(vectors), np.uint8).reshape(len(vectors), 32)
     name = hashlib.sha256(keys_N32.tobytes()).hexdigest()[:16]
-    handle, temporary = tempfile.mkstemp(dir=store, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, keys=keys_N32, vectors=np.stack(list(vectors.values())))
-        os.replace(temporary, store / f"{name}.npz")
-    except BaseException:
-        pathlib.Path(temporary).unlink(missing_ok=True)
-        raise
+    keep_arrays(store, name, keys=keys_N32, vectors=np.stack(list(vectors.values())))

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import pathlib
 
 import numpy as np
 
 from crs_jax.errors import InputError
+from crs_jax.kept import keep_arrays, kept_arrays
 from crs_jax.models.heads import SIGNALS
 from crs_jax.progress import say
 from crs_jax.signals.engagement import EngagementModel, availability
@@ -86,10 +86,9 @@ def label(task: Task, split: str) -> Labels:
     """Labels of `split`; computed once for the same dialogues and settings."""
     settings = {**task.config.signals.to_dict(), "log": log_fingerprint(task)}
     key = json.dumps([VERSION, split, settings, task.config.data.window, task.fingerprint])
-    path = task.cache / f"labels-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
-    if path.exists():
-        with np.load(path) as stored:
-            return Labels(stored["signal_DTS"], json.loads(str(stored["available"])))
+    name = f"labels-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    for stored in kept_arrays(task.cache, name):
+        return Labels(stored["signal_DTS"], json.loads(str(stored["available"])))
     engagement, mood = engagement_model(task), carried(task)
     train = _raw(task, "train", engagement, mood)
     flat = train.reshape(-1, len(SIGNALS)).astype(np.float64)
@@ -103,8 +102,5 @@ def label(task: Task, split: str) -> Labels:
         ((raw - mean_S) / np.where(std_S > 1e-6, std_S, 1.0)).astype(np.float32),
         availability(task.dialogues(split), engagement),
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.stem}.{os.getpid()}.partial.npz")
-    np.savez(partial, signal_DTS=labels.signal_DTS, available=json.dumps(labels.available))
-    os.replace(partial, path)
+    keep_arrays(task.cache, name, signal_DTS=labels.signal_DTS, available=json.dumps(labels.available))
     return labels
