@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
 import pathlib
-from collections.abc import Iterator
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -30,6 +34,8 @@ from crs_jax.storage import trouble
 # kill left half written is removed.
 _TOLD_AGAIN = ("_SignalingThread.run() raised", "in background save thread", "Attempted to create temporary directory")
 logging.getLogger("absl").addFilter(lambda record: not any(text in record.getMessage() for text in _TOLD_AGAIN))
+# Of reads that failed beside the one that is told.
+logging.getLogger("asyncio").addFilter(lambda record: "OCDBT" not in record.getMessage())
 
 KEPT = 2  # training states of a stage
 LAYOUT = 2  # of parameters and optimizer states: changes where those of an older version cannot be read
@@ -129,18 +135,47 @@ SCALARS = ("done", "seconds", "floor")
 
 
 @contextlib.contextmanager
-def _reading(folder: pathlib.Path) -> Iterator[None]:
-    """Whatever the libraries meet in a file that is not as it was written is one `InputError`."""
+def _quiet() -> Iterator[None]:
+    """Without what the libraries log of a file that is not as it was written."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    if getattr(sys.unraisablehook, "func", None) is not _unless_late:
+        sys.unraisablehook = functools.partial(_unless_late, sys.unraisablehook)
     try:
-        yield
-    except Exception as error:
-        if isinstance(error, InputError) or trouble(error) is not None:
-            raise
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
-        raise InputError(
-            f"{folder}: damaged, it cannot be read as it was written ({reason}); delete that folder to go on from the "
-            "checkpoint before it, or where there is none to train again"
-        ) from error
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _unless_late(hook: Callable[[Any], None], raised: Any) -> None:
+    """Reads that were under way when another failed end after all who waited for them: nothing of it is said."""
+    if "Event loop is closed" not in str(raised.exc_value):
+        hook(raised)
+
+
+@contextlib.contextmanager
+def _reading(folder: pathlib.Path) -> Iterator[None]:
+    """Whatever the libraries meet in a file that is not as it was written is one `InputError`, and all that is said."""
+    with _quiet():
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error, InputError) or trouble(error) is not None:
+                raise
+            traceback.clear_frames(error.__traceback__)  # coroutines in them would warn that nobody awaits them
+            raise InputError(
+                f"{folder}: damaged, it cannot be read as it was written; delete that folder to go on from the "
+                "checkpoint before it, or where there is none to train again"
+            ) from error
+
+
+@contextlib.contextmanager
+def _manager(folder: pathlib.Path, **settings: Any) -> Iterator[ocp.CheckpointManager]:
+    """For reading alone."""
+    with _quiet(), ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(create=False), **settings) as one:
+        yield one
 
 
 def _meta(manager: ocp.CheckpointManager, folder: pathlib.Path, step: int) -> dict[str, Any]:
@@ -152,6 +187,10 @@ def _meta(manager: ocp.CheckpointManager, folder: pathlib.Path, step: int) -> di
     with _reading(folder / str(step)):
         if meta["digest"].pop("meta") != _text_digest(meta):
             raise ValueError("meta is not what was saved")
+    if meta.get("step", step) != step:  # one of an older version does not say
+        raise InputError(
+            f"{folder / str(step)}: holds step {meta['step']!r:.80}; give the folder its own name again, or delete it"
+        )
     return meta
 
 
@@ -171,7 +210,7 @@ def done_meta(workdir: pathlib.Path, stage: str) -> dict[str, Any]:
     folder = (workdir / "checkpoints" / stage).absolute()
     if not broadcast_one_to_all(np.asarray(folder.is_dir())):  # all processes go the same way
         return {}
-    with ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(create=False)) as manager:
+    with _manager(folder) as manager:
         step = manager.latest_step()
         if step is None:
             return {}
@@ -184,10 +223,9 @@ def load_result(workdir: pathlib.Path, stage: str) -> Any:
     folder = (workdir / "checkpoints" / stage).absolute()
     if not (meta := done_meta(workdir, stage)):
         return None
-    options = ocp.CheckpointManagerOptions(create=False)
     handlers = {name: ocp.StandardCheckpointHandler() for name in ("state", "result")}
     handlers |= {"meta": ocp.JsonCheckpointHandler()}
-    with ocp.CheckpointManager(folder, options=options, item_handlers=handlers) as manager:
+    with _manager(folder, item_handlers=handlers) as manager:
         step = manager.latest_step()
         with _reading(folder / str(step)):
             saved = manager.item_metadata(step)["result"]
@@ -220,7 +258,8 @@ class Checkpoints:
         self.identity = identity(config, stage)
         self.inputs = inputs or {}
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
-        self.manager = ocp.CheckpointManager(self.folder, options=options)
+        with _quiet():
+            self.manager = ocp.CheckpointManager(self.folder, options=options)
         self._check()
 
     def _check(self) -> None:
@@ -254,6 +293,7 @@ class Checkpoints:
         """Starts an asynchronous, atomic save."""
         meta: dict[str, Any] = {
             **{name: getattr(saved, name) for name in SCALARS},
+            "step": saved.step,
             "config": self.identity,
             "inputs": self.inputs,
             "best_loss": list(saved.best_loss),

@@ -2,7 +2,10 @@
 
 import json
 import random
+import re
 import shutil
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -102,6 +105,65 @@ def test_no_damage_is_taken_for_a_checkpoint(tmp_path):
             where = str(folder)
         assert where.startswith(str(folder)), where
     assert 5 < told < 40
+
+
+@pytest.mark.parametrize("name", ["40", "4"])
+def test_one_under_another_step_s_name_is_refused(tmp_path, name):
+    """It would be gone on from as if it were that step."""
+    saved(tmp_path, steps=(20,))
+    folder = (tmp_path / "checkpoints" / "reward" / "20").rename(tmp_path / "checkpoints" / "reward" / name)
+    with pytest.raises(InputError, match=f"{folder}: holds step 20; give the folder its own name again"):
+        Checkpoints(tmp_path, "reward", get_config())
+    folder.rename(folder.with_name("20"))
+    with Checkpoints(tmp_path, "reward", get_config()) as checkpoints:
+        assert checkpoints.latest().step == 20
+
+
+DAMAGED = """
+import pathlib, sys
+from crs_jax.checkpoint import load_result
+from crs_jax.errors import InputError
+workdir = pathlib.Path(sys.argv[1])
+folder = workdir / "checkpoints" / "reward" / "3"
+for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+    data = path.read_bytes()
+    half = len(data) // 2
+    turned = data[:half] + bytes(byte ^ 4 for byte in data[half : half + 1]) + data[half + 1 :]
+    for damaged in (None, b"", data[:half], turned):
+        path.unlink()
+        if damaged is not None:
+            path.write_bytes(damaged)
+        try:
+            load_result(workdir, "reward")
+            print("loads")
+        except InputError as error:
+            print(error)
+        path.write_bytes(data)
+"""
+
+
+def test_all_that_is_said_of_a_damaged_one_is_one_line(tmp_path):
+    """On the process' own streams, where libraries and their threads write. Files gone, empty, cut, or a bit turned."""
+    saved(tmp_path, done=True)
+    done = subprocess.run([sys.executable, "-c", DAMAGED, str(tmp_path)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    lines = done.stdout.splitlines()
+    folder = tmp_path / "checkpoints" / "reward" / "3"
+    rule = "delete that folder to go on from the checkpoint before it, or where there is none to train again"
+    assert set(lines) == {"loads", f"{folder}: damaged, it cannot be read as it was written; {rule}"}
+    assert 20 < lines.count("loads") < len(lines) - 20  # sums are of the arrays: what else there is may be damaged
+
+
+def test_a_program_says_of_a_damaged_one_one_line(finished_run, tmp_path):
+    workdir = shutil.copytree(finished_run, tmp_path / "run", ignore=shutil.ignore_patterns("tensorboard"))
+    for path in (workdir / "checkpoints" / "sft").glob("*/result/**/d/*"):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    done = subprocess.run(
+        [sys.executable, "-m", "crs_jax.chat", f"--workdir={workdir}"], input="", capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert re.fullmatch(r"error: \S+/checkpoints/sft/\d+: damaged, it cannot be read as it was .*\n", done.stderr)
 
 
 @pytest.mark.parametrize("change", [{"digest": None}, {"layout": None}, {"layout": 1}])
