@@ -18,7 +18,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from crs_jax import arguments, pipeline
+from crs_jax import arguments, memory, pipeline
 from crs_jax import flags as command_line
 from crs_jax.checkpoint import done_meta
 from crs_jax.data.catalogue import Catalogue
@@ -301,14 +301,14 @@ def load(
     Raises:
       InputError: the folder is no finished run or lacks the model, or its code is not trusted; says what is missing.
     """
-    folder = arguments.path("workdir", workdir)
+    folder, trusted = arguments.path("workdir", workdir), arguments.boolean("trust_code", trust_code)
     if model not in ("", *MODELS):
         raise InputError(f"model={model!r:.80}: take {' or '.join(MODELS)}")
     data_dir = str(arguments.path("data_dir", data_dir)) if data_dir != "" else ""
-    trusted = arguments.boolean("trust_code", trust_code)
-    if own := shared_model(folder):
-        return Run(read(folder), own).using(model or own)
-    return Run(load_run(folder, data_dir, trusted), "sft").using(model or "ppo")
+    with memory.loading(folder):
+        if own := shared_model(folder):
+            return Run(read(folder), own).using(model or own)
+        return Run(load_run(folder, data_dir, trusted), "sft").using(model or "ppo")
 
 
 @_public

@@ -47,18 +47,18 @@ SECTIONS = {
     "ppo": ("ppo", "algorithm"),
 }
 # Settings that may change without touching a stage's result.
+REWARD_ALONE = ("alpha", "beta", "gamma", "delta", "function", "clip", "relevance", "spread")  # but that of PPO
 FREE = {
     "sft": (
         *("data.cache_dir", "data.dir", "data.metadata", "data.pipeline", "data.on_error", "encoder.batch_tokens"),
         *("model.value", "model.remat", "model.matmul", "model.attention"),
         *("mesh.data", "mesh.fsdp"),  # mesh.tensor sets how far tables are padded
         "model.transfer",  # trains nothing
+        "sft.accumulate",  # the same step
     ),
-    "reward": tuple(
-        f"reward.{name}" for name in ("alpha", "beta", "gamma", "delta", "function", "clip", "relevance", "spread")
-    ),
+    "reward": tuple(f"reward.{name}" for name in (*REWARD_ALONE, "accumulate")),
     "seeker": (),
-    "ppo": (),
+    "ppo": ("ppo.accumulate",),
 }
 
 
@@ -81,7 +81,8 @@ def identity(config: ConfigDict, stage: str) -> dict[str, Any]:
     for earlier in order[: order.index(stage) + 1]:
         free = FREE[earlier]
         if stage == "ppo":  # where the reward's weights and the value function count after all
-            free = tuple(name for name in free if not name.startswith("reward.") and name != "model.value")
+            counts = ("model.value", *(f"reward.{name}" for name in REWARD_ALONE))
+            free = tuple(name for name in free if name not in counts)
         for name, value in flat.items():
             if name.split(".")[0] in SECTIONS[earlier] and name not in free:
                 kept[name] = value
@@ -140,8 +141,6 @@ def _quiet() -> Iterator[None]:
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
-    if getattr(sys.unraisablehook, "func", None) is not _unless_late:
-        sys.unraisablehook = functools.partial(_unless_late, sys.unraisablehook)
     try:
         with warnings.catch_warnings(action="ignore"):
             yield
@@ -153,6 +152,9 @@ def _unless_late(hook: Callable[[Any], None], raised: Any) -> None:
     """Reads that were under way when another failed end after all who waited for them: nothing of it is said."""
     if "Event loop is closed" not in str(raised.exc_value):
         hook(raised)
+
+
+sys.unraisablehook = functools.partial(_unless_late, sys.unraisablehook)
 
 
 @contextlib.contextmanager
@@ -274,7 +276,8 @@ class Checkpoints:
                     f"{self.folder}: made from another {name} than this run's; use another --workdir, or delete that "
                     "folder to train again"
                 )
-        for name in sorted(made.keys() | self.identity.keys()):
+        free = {name for names in FREE.values() for name in names}  # of an older version, where they were not
+        for name in sorted(made.keys() - (free - self.identity.keys()) | self.identity.keys()):
             if made.get(name) != self.identity.get(name):
                 raise InputError(
                     f"{self.folder}: made with config.{name}={made.get(name)!r}, now {self.identity.get(name)!r}; "

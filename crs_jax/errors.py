@@ -22,6 +22,12 @@ class StorageError(OSError):
     status = 74
 
 
+class TrainingHaltedError(RuntimeError):
+    """Training met a NaN or an infinity; the message says where, and what was kept (`training/halt.py`)."""
+
+    status = 1
+
+
 class LostProcessError(RuntimeError):
     """Another process of the run does not answer any more (`processes.py`); `status` is sysexits' EX_TEMPFAIL."""
 

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from crs_jax.errors import InputError, InterruptedRunError, LostProcessError, StorageError
+from crs_jax.errors import InputError, InterruptedRunError, LostProcessError, StorageError, TrainingHaltedError
 from crs_jax.host_memory import keep_and_advise
 
 
@@ -33,9 +33,9 @@ def main(argv: Sequence[str] | None = None, values: flags.FlagValues | None = No
       values: where the flags are defined; absl's `FLAGS` when left out.
 
     Returns:
-      The exit status: 0. One line on stderr says what and what to do for 2, input that cannot be used; 74, a disk that
-      is full or closed; 75, another process of the run is gone. 130 or 143 where SIGINT or SIGTERM ended the run, which
-      has saved what it did.
+      The exit status: 0. One line on stderr says what and what to do for 1, training that met a NaN; 2, input that
+      cannot be used, or does not fit the memory; 74, a disk that is full or closed; 75, another process of the run is
+      gone. 130 or 143 where SIGINT or SIGTERM ended the run, which has saved what it did.
     """
     from crs_jax import flags as command_line
 
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None, values: flags.FlagValues | None = No
     except StorageError as error:
         print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
         return StorageError.status
-    except LostProcessError as error:
+    except (LostProcessError, TrainingHaltedError) as error:
         print(f"error: {error}", file=sys.stderr)
         return error.status
     except (InterruptedRunError, KeyboardInterrupt) as stop:

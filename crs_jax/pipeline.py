@@ -30,6 +30,7 @@ from crs_jax.evaluation.console import headline, print_held_out
 from crs_jax.evaluation.observed import by_place, signal_table
 from crs_jax.evaluation.signals import auc, calibration, correlation
 from crs_jax.evaluation.stage import run_evaluate
+from crs_jax.memory import fitting
 from crs_jax.metrics import MetricsWriter, read_json, write_json, write_json_lines
 from crs_jax.models import attention
 from crs_jax.models.heads import REWARDS, SIGNALS
@@ -112,7 +113,8 @@ def _run(config: ConfigDict, workdir: pathlib.Path, flags: Sequence[str]) -> pat
     )
     if not first:
         sync_global_devices("prepared")  # process 0 fills the shared workdir's caches, the others read them
-    task = prepare(config, workdir, mesh)
+    with fitting("prepare", config, workdir):
+        task = prepare(config, workdir, mesh)
     if first and jax.process_count() > 1:
         sync_global_devices("prepared")
     if {"reward", "ppo"} & set(stages):  # what these would meet after the stages before them
@@ -168,7 +170,8 @@ def run_stages(task: Task, stages: tuple[str, ...], metrics: dict, seconds: dict
             later = settings.STAGES[settings.STAGES.index(stage) + 1 :]
             if stage not in stages and not (known[stage] and any(s in stages for s in later)):
                 return None
-            result = function(task, writer, *(_have(i, need, stage) for need, i in inputs))
+            with fitting(stage, task.config, workdir):
+                result = function(task, writer, *(_have(i, need, stage) for need, i in inputs))
             if not known[stage]:
                 worked.append(stage)
                 for name in (*EVALUATED, *(HELD_OUT if stage != "ppo" else ()), "ppo", "health", "monitors"):
@@ -179,7 +182,8 @@ def run_stages(task: Task, stages: tuple[str, ...], metrics: dict, seconds: dict
         sft = model("sft", run_sft)
         reward = model("reward", run_reward, ("sft", sft))
         if reward is not None and "reward_model" not in metrics:
-            metrics["reward_model"], metrics["labels"] = held_out(task, reward)
+            with fitting("evaluate", task.config, workdir):
+                metrics["reward_model"], metrics["labels"] = held_out(task, reward)
             metrics["signals"] = signal_table(task, "validation")
             metrics["sentiment_classifier"] = classifier_error(task, "validation")
             print_held_out(metrics["reward_model"])
@@ -204,7 +208,8 @@ def run_stages(task: Task, stages: tuple[str, ...], metrics: dict, seconds: dict
             if metrics.get("evaluated") == of:
                 say("evaluate: done before, with the same models and settings")
                 return worked
-            found, samples = run_evaluate(task, models, aligned)
+            with fitting("evaluate", task.config, workdir):
+                found, samples = run_evaluate(task, models, aligned)
             seconds["evaluate"] = time.monotonic() - clock
             worked.append("evaluate")
             for name in EVALUATED:

@@ -10,12 +10,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from crs_jax.errors import TrainingHaltedError
 from crs_jax.metrics import write_json
 from crs_jax.training.state import TrainState
-
-
-class TrainingHaltedError(RuntimeError):
-    """Training met a NaN or an infinity; the message says where, and what was kept."""
 
 
 def stop_if_halted(
