@@ -63,6 +63,10 @@ def path(name: str, value: Any) -> pathlib.Path:
     """The path that `value` is, `~` resolved."""
     if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
         _refuse(name, value, "a path, as text or a pathlib.Path")
+    try:
+        os.fsdecode(os.fsencode(value)).encode("utf-8")
+    except UnicodeEncodeError:  # a locale without it, or a name that is not in it
+        _refuse(name, ascii(value), "a path in UTF-8, and start Python with PYTHONUTF8=1 where the locale has none")
     return pathlib.Path(value).expanduser()
 
 

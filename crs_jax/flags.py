@@ -15,6 +15,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from crs_jax import arguments
 from crs_jax import config as checks
 from crs_jax.data.records import clipped
 from crs_jax.errors import InputError
@@ -67,7 +68,7 @@ def parse(argv: Sequence[str], values: flags.FlagValues) -> Command:
     checks.validate(config)
     if values.workdir and "://" in values.workdir:
         raise InputError(f"--workdir={values.workdir}: a bucket has to be mounted; name the folder it is mounted at")
-    workdir = pathlib.Path(values.workdir or pathlib.Path("runs") / run_name(source)).expanduser()
+    workdir = arguments.path("--workdir", values.workdir or pathlib.Path("runs") / run_name(source))
     try:
         in_the_way = workdir.exists() and not workdir.is_dir()
     except OSError as error:

@@ -75,6 +75,7 @@ def main(argv: Sequence[str] | None = None, values: flags.FlagValues | None = No
 
 
 if __name__ == "__main__":
-    from crs_jax.program import leave
+    from crs_jax.program import in_utf8, leave
 
+    in_utf8()
     leave(main())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -38,6 +39,18 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message}; --help lists the flags")
 
 
+def in_utf8() -> None:
+    """Has the program speak UTF-8 whatever the locale says: where Python does not, it begins again and does.
+
+    Libraries take names of files as UTF-8 alone. What a stream cannot show is escaped, and nothing fails for it.
+    """
+    if sys.getfilesystemencoding() != "utf-8":
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, "PYTHONUTF8": "1"})
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def leave(status: int) -> NoReturn:
     """Ends the process.
 
@@ -53,6 +66,7 @@ def leave(status: int) -> NoReturn:
 
 def run_program(main: Callable[[Sequence[str]], int | None]) -> int:
     """Calls `main` with the command line; exit status, and one line on stderr for what cannot be used."""
+    in_utf8()
     try:
         with command_line(), watched():
             return main(sys.argv[1:]) or 0

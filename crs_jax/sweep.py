@@ -33,7 +33,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from crs_jax.program import leave, show_help
+from crs_jax.program import in_utf8, leave, show_help
 
 show_help(__name__, __doc__)
 
@@ -319,4 +319,5 @@ def main(arguments: Sequence[str]) -> int:
 if __name__ == "__main__":
     from crs_jax import sweep as program  # a sweep file imports Sweep from there, not from __main__
 
+    in_utf8()
     leave(program.main(sys.argv[1:]))  # it has its own way with signals

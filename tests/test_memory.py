@@ -64,6 +64,7 @@ def test_a_program_out_of_memory_says_it_in_one_line_and_goes_on(workdir, capsys
         assert status == 2
         assert line.startswith(f"error: {stage}: out of memory; ")
         assert line.count("\n") == 1
+
     class DoneError(Exception):
         pass
 

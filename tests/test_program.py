@@ -1,13 +1,16 @@
 """Programs of the package: each explains its flags at once, whatever else it would need."""
 
 import importlib
+import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
 import pytest
 
+import crs_jax
 from crs_jax import program
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -40,6 +43,50 @@ def test_help_comes_before_everything_else(name, flag):
     if name not in INTERNAL:
         assert f"python -m {name}" in done.stdout
         assert len(described(done.stdout)) >= 1
+
+
+BARE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+def told(*arguments: str | bytes, **environment: str) -> tuple[int, str, str]:
+    line = [sys.executable, "-m", *arguments]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, timeout=300, env={**os.environ, **environment})
+    return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+
+def test_folders_of_any_name_work_where_the_locale_knows_ascii_alone(finished_run, tmp_path):
+    """Arrow, orbax and safetensors take UTF-8; so do the files that are written, and what is printed."""
+    workdir = shutil.copytree(finished_run, tmp_path / "é中" / "rün \U0001f3ac")
+    out = tmp_path / "é中" / "geteilt ä"
+    status, said, errors = told("crs_jax.export", f"--workdir={workdir}", f"--out={out}", **BARE)
+    assert (status, errors) == (0, "")
+    assert f"{out}: ppo of {workdir}, 24 items" in said
+    assert crs_jax.load(out).catalogue
+    (workdir / "report.html").unlink()
+    assert told("crs_jax.report", f"--workdir={workdir}", **BARE) == (0, f"{workdir / 'report.html'}\n", "")
+    assert "<title>" in (workdir / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_stream_that_cannot_show_a_name_escapes_it(tmp_path):
+    place = tmp_path / "é"
+    place.write_text("")
+    line = ("crs_jax.main", "--config=configs/quickstart.py", f"--workdir={place}")
+    assert told(*line, **BARE) == (2, "", f"error: --workdir={place}: this is a file; name a folder\n")
+    escaped = str(place).replace("é", "\\xe9")
+    assert told(*line, PYTHONIOENCODING="ascii") == (
+        2,
+        "",
+        f"error: --workdir={escaped}: this is a file; name a folder\n",
+    )
+
+
+def test_a_name_that_is_not_utf8_is_told():
+    """No library takes one."""
+    status, _, error = told("crs_jax.main", "--config=configs/quickstart.py", b"--workdir=runs/\xff")
+    assert status == 2
+    assert error.startswith("error: --workdir=")
+    assert "take a path in UTF-8" in error
+    assert error.count("\n") == 1
 
 
 def described(text: str) -> set[str]:

@@ -102,7 +102,7 @@ def answers(order: Order, small: bool) -> Iterator[dict[str, Any]]:
     environment = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92", "HF_HUB_OFFLINE": "1", **os.environ, **threads}
     environment |= {"XLA_FLAGS": flags.strip(), "JAX_ENABLE_COMPILATION_CACHE": "false"}
     line = [sys.executable, "-m", "crs_jax.benchmark.worker", json.dumps(asdict(order))]
-    process = subprocess.Popen(line, stdout=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(line, stdout=subprocess.PIPE, encoding="utf-8", env=environment)
     left = order.deadline + GRACE - time.time()
     guard = threading.Timer(left, process.kill) if left < threading.TIMEOUT_MAX else None
     if guard:

@@ -104,7 +104,8 @@ def make_windows(
         root = pathlib.Path(__file__).resolve().parents[2]
         run = subprocess.run(
             [sys.executable, "-m", "crs_jax.data.windows_tf", str(source), str(result)],
-            capture_output=True, text=True, cwd=root, env={**os.environ, "CUDA_VISIBLE_DEVICES": "-1"},
+            capture_output=True, encoding="utf-8", errors="replace", cwd=root,
+            env={**os.environ, "CUDA_VISIBLE_DEVICES": "-1"},
         )  # fmt: skip
         if run.returncode:
             last = (run.stderr.strip() or "no message").splitlines()[-1]
