@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -22,9 +23,7 @@ def stored_config(found: Any, path: pathlib.Path) -> ConfigDict:
     Raises:
       InputError: a setting is unknown, of another kind or cannot work; names file and setting.
     """
-    import configs.common
-
-    config = ConfigDict(_filled(configs.common.get_config().to_dict(), found, path, "config"))
+    config = ConfigDict(_filled(_defaults(), found, path, "config"))
     try:
         validate_values(config)
     except InputError as error:
@@ -38,15 +37,21 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
     return stored_config(read_json(path), path)
 
 
+@functools.cache
+def _defaults() -> dict[str, Any]:
+    import configs.common
+
+    return configs.common.get_config().to_dict()
+
+
 def _filled(known: dict[str, Any], found: Any, path: pathlib.Path, name: str) -> dict[str, Any]:
     """The known settings with the values found."""
     if not isinstance(found, Mapping):
         raise InputError(f"{path}: {name} holds a {type(found).__name__}, expected an object")
+    filled = dict(known)
     for key, value in found.items():
         if key not in known:
             raise InputError(f"{path}: {name}.{key:.200}: there is no such setting; another version wrote it")
-        if isinstance(known[key], dict):
-            known[key] = _filled(known[key], value, path, f"{name}.{key}")
-        else:
-            known[key] = value
-    return known
+        group = isinstance(known[key], dict)
+        filled[key] = _filled(known[key], value, path, f"{name}.{key}") if group else value
+    return filled

@@ -19,10 +19,10 @@ from crs_jax.sharing.checks import NAMES, SPARSE, read_checked, sha256
 FAULTS, LOADS = 2000, 60
 
 
-def resealed(folder: pathlib.Path) -> None:
-    """The sums as whoever made the folder would write them."""
+def resealed(folder: pathlib.Path, name: str) -> None:
+    """The file's sum as whoever made the folder would write it."""
     about = json.loads((folder / ABOUT).read_text())
-    about["sha256"] = {name: sha256(folder / name) for name in about["sha256"]}
+    about["sha256"][name] = sha256(folder / name)
     (folder / ABOUT).write_text(json.dumps(about))
 
 
@@ -31,7 +31,7 @@ def fault(folder: pathlib.Path, rng: random.Random) -> str:
     name = rng.choice((*NAMES, ABOUT, "crs_jax.safetensors", ABOUT))
     change(folder / name, rng)
     if name != ABOUT and rng.random() < 0.85:
-        resealed(folder)
+        resealed(folder, name)
     return name
 
 
@@ -83,7 +83,7 @@ def test_a_sparse_matrix_that_leaves_its_arrays_is_refused(copy):
         ("data", -data, "no count of dialogues"),
     ):
         save_file({**arrays, f"evidence/together/{name}": value}, path)
-        resealed(copy)
+        resealed(copy, path.name)
         refused(copy, said)
 
 
@@ -127,7 +127,7 @@ def test_files_out_of_the_folder_are_not_read(copy, tmp_path):
 def test_nesting_and_size_are_bounded(copy, name):
     (copy / name).write_text('{"a":' + "[" * 200_000)
     if name != ABOUT:
-        resealed(copy)
+        resealed(copy, name)
     refused(copy, f"{name}.*(cannot be read|not JSON)")
     with open(copy / name, "wb") as file:
         file.truncate(2**40)  # a hole: the disk has none of it
