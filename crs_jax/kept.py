@@ -16,6 +16,7 @@ import re
 import shutil
 import tempfile
 import time
+import zipfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -52,12 +53,15 @@ def keep_arrays(folder: pathlib.Path, name: str, **arrays: Any) -> None:
 def kept_arrays(folder: pathlib.Path, name: str = "*") -> Iterator[dict[str, np.ndarray]]:
     """What `keep_arrays` wrote under that name, or under all; damaged ones are left out, a line for each."""
     for path in sorted(folder.glob(f"{name}-*.npz")):
-        data = _whole(path)
-        if data is None:
+        try:
+            if (data := _whole(path)) is None:
+                raise ValueError("another sum")
+            with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+                found = dict(arrays)
+        except (ValueError, OSError, EOFError, zipfile.BadZipFile):
             say(f"note: {path} is damaged; what it held is made again")
             continue
-        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            yield dict(arrays)
+        yield found
 
 
 def _whole(path: pathlib.Path) -> bytes | None:

@@ -87,6 +87,16 @@ def write_json_lines(path: pathlib.Path, values: Iterable[Any], enabled: bool = 
         write_atomically(path, "".join(to_json(value) + "\n" for value in values))
 
 
+def from_json(text: str) -> Any:
+    """The value of a JSON text; a number that is not finite, or would not be as a float, is None."""
+    return json.loads(text, parse_constant=lambda _: None, parse_int=_within_float)
+
+
+def _within_float(digits: str) -> int | None:
+    number = int(digits)
+    return number if abs(number) < 2**1023 else None
+
+
 def read_json(path: pathlib.Path, most: int = MOST_JSON) -> dict[str, Any]:
     """The object in a JSON file; `InputError` names file and line of what cannot be read, or says that it has more than
     `most` bytes or is nested too deeply. NaN is read as None.
@@ -96,7 +106,7 @@ def read_json(path: pathlib.Path, most: int = MOST_JSON) -> dict[str, Any]:
             data = file.read(most + 1)
         if len(data) > most:
             raise InputError(f"{path}: has more than {most:,} bytes, which no file of this kind has")
-        value = json.loads(data.decode("utf-8"), parse_constant=lambda _: None)
+        value = from_json(data.decode("utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; a run's workdir holds it once a stage has ended") from None
     except json.JSONDecodeError as error:
@@ -122,7 +132,7 @@ def numbered_json_lines(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any
         if not line.strip():
             continue
         try:
-            record = json.loads(line.decode("utf-8"), parse_constant=lambda _: None)
+            record = from_json(line.decode("utf-8"))
         except (ValueError, RecursionError) as error:
             reason = error.msg if isinstance(error, json.JSONDecodeError) else error
             raise InputError(f"{path}:{number}: not JSON ({reason}); delete the line") from None

