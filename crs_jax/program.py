@@ -45,7 +45,8 @@ def in_utf8() -> None:
     Libraries take names of files as UTF-8 alone. What a stream cannot show is escaped, and nothing fails for it.
     """
     if sys.getfilesystemencoding() != "utf-8":
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, "PYTHONUTF8": "1"})
+        again = [sys.executable, "-X", "utf8", *sys.orig_argv[1:]]
+        os.execve(sys.executable, again, {**os.environ, "PYTHONUTF8": "1"})  # programs that it starts do too
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -160,8 +160,8 @@ def read_config(path: pathlib.Path) -> tuple[GPT2Config, int, int]:
         config = json.loads(path.read_text(encoding="utf-8"))
         found = {name: config[name] for name in ("model_type", "n_layer", "n_embd", "n_head", "vocab_size")}
         positions = config.get("n_positions", config.get("n_ctx", 1024))
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{path}: not readable as JSON ({error})") from None
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise InputError(f"{path}: not readable as JSON ({error!s:.200})") from None
     except KeyError as error:
         raise InputError(f"{path}: field {error.args[0]!r} is missing; not a GPT-2 config") from None
     width = found["n_embd"]
