@@ -96,7 +96,8 @@ class FeedbackWriter:
             try:
                 while data:  # all at once, but on a disk that is full
                     data = data[os.write(file, data) :]
-            except OSError:
+            except OSError as error:
+                error.filename = str(self.path)
                 os.ftruncate(file, size)
                 raise
 

@@ -150,7 +150,7 @@ def test_a_full_disk_leaves_no_part_of_a_message(log):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 150, before[1]))
     try:
-        with pytest.raises(OSError, match="File too large"):
+        with pytest.raises(OSError, match=f"File too large: '{log}'"):
             said(writer, "d", (SEEKER, "hello", (), 0.0), (RECOMMENDER, "hi", (), 1.0))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -7,6 +7,7 @@ import html
 import json
 import re
 import socket
+import time
 import types
 
 import httpx
@@ -18,7 +19,9 @@ import crs_jax
 from crs_jax.chat import web
 from crs_jax.chat.__main__ import options
 from crs_jax.chat.conversation import Talker
+from crs_jax.chat.feedback import FeedbackWriter
 from crs_jax.chat.guard import Guard
+from crs_jax.data.dialogue import RECOMMENDER, SEEKER
 
 JOIN, DATA = "/gradio_api/queue/join", "/gradio_api/queue/data"
 SERVED = {
@@ -286,3 +289,36 @@ def test_fifty_visitors_at_once_are_answered_or_told_to_wait_and_kept_apart(serv
     grown = psutil.Process().memory_info().rss - memory
     assert grown < 16e6  # a session's state is 60 kB; 100 kB kept of each request would be 20 MB
     assert len(app._queue) == 0
+
+
+async def leave_at(url: str, text: str, event: str) -> None:
+    """Says something, agreeing that it is kept, and is gone when the event comes."""
+    async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+        message = said(text, "leaver")
+        message["data"].append(True)
+        assert (await client.post(JOIN, json=message)).status_code == 200
+        async with client.stream("GET", DATA, params={"session_hash": "leaver"}) as stream:
+            async for line in stream.aiter_lines():
+                if f'"msg":"{event}"' in line:
+                    return
+
+
+def test_who_leaves_before_the_reply_leaves_nothing_behind(run, tmp_path, monkeypatch):
+    """While the message waits, and while its reply is made; who comes back and stays is kept from there."""
+    log, reply = FeedbackWriter(tmp_path / "talks.jsonl", run.catalogue), run.reply
+    monkeypatch.setattr(run, "reply", lambda *given: time.sleep(0.5) or reply(*given))
+    app, url = web.start(Talker({"ppo": run}, log=log), "127.0.0.1", 0, 0.7)
+    try:
+        for event in ("process_starts", "process_generating"):
+            asyncio.run(leave_at(url, f"gone at {event}", event))
+            until = time.monotonic() + 30
+            while any(app._queue.active_jobs) or len(app._queue):
+                assert time.monotonic() < until
+                time.sleep(0.05)
+            assert log.path.read_text() == ""
+        asyncio.run(leave_at(url, "stays", "process_completed"))
+    finally:
+        app.close(verbose=False)
+    lines = [json.loads(line) for line in log.path.read_text().splitlines()]
+    assert [line["role"] for line in lines] == [SEEKER, RECOMMENDER]
+    assert lines[0]["text"] == "stays"
