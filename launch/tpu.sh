@@ -70,7 +70,9 @@ if [ $# -gt 0 ] && [ "$command" != run ] && [ "$command" != resume ]; then fail 
 [[ $retries =~ ^[0-9]+$ ]] || fail "--retries=$retries: expected a whole number"
 [ -n "$zone" ] || fail "--zone is missing; for example --zone=us-west4-a, or export TPU_ZONE=us-west4-a"
 case $command in create | resume) [ -n "$type" ] || fail "--type is missing; for example --type=v5litepod-16, or export TPU_TYPE" ;; esac
-case $share in "" | gs://?* | ?*:/*) ;; *) fail "--share=$share: expected HOST:/PATH of a Filestore, or gs://BUCKET" ;; esac
+[[ $name =~ ^[a-z][-a-z0-9]*$ ]] || fail "--name=$name: expected small letters, digits and hyphens, such as crs-jax"
+[[ $extras =~ ^[a-z]+(,[a-z]+)*$ ]] || fail "--extras=$extras: expected names, with commas between: --extras=tpu,roberta"
+case $share in "" | gs://[a-z0-9]* | [!-]*:/ | [!-]*:/[!/]*) ;; *) fail "--share=$share: expected HOST:/PATH of a Filestore, or gs://BUCKET" ;; esac
 if [ "$command" = resume ] && [ -n "$spot" ] && [ -z "$share" ]; then
   fail "--spot without --share: what a machine saved goes with it when it is taken away; --share=HOST:/PATH or gs://BUCKET"
 fi
@@ -108,7 +110,7 @@ tpus() {
   fi
 }
 
-# worker WHICH VARIABLES COMMAND ARGUMENT...: tpu_worker.sh there.
+# worker WHICH BEFORE COMMAND ARGUMENT...: tpu_worker.sh there. BEFORE is the shell's; the others arrive as they are.
 worker() {
   local which=$1 before=$2 line
   shift 2
@@ -116,7 +118,13 @@ worker() {
   tpus tpu-vm ssh "$name" "${at[@]}" --worker="$which" --command="$before${line% }"
 }
 
-with_share() { if [ -n "$share" ]; then printf 'SHARE=%q ' "$share"; fi; }
+# variables NAME VALUE...: assignments for the shell there, of what is not empty.
+variables() {
+  while [ $# -gt 0 ]; do
+    if [ -n "$2" ]; then printf '%s=%q ' "$1" "$2"; fi
+    shift 2
+  done
+}
 
 # describe WHAT FIELD: a field of the slice or of the request for it; absent where there is none.
 describe() {
@@ -184,7 +192,7 @@ install_workers() {
   tpus tpu-vm scp "$archive" "$name:crs_jax.tar.gz" "${at[@]}" --worker=all
   if [ -z "$dry" ]; then rm -r "$(dirname "$archive")"; fi
   local unpack="mkdir -p crs_jax && tar -xzf crs_jax.tar.gz -C crs_jax && "
-  worker all "$unpack$(with_share)EXTRAS=$extras " install
+  worker all "$unpack$(variables SHARE "$share" EXTRAS "$extras")" install
 }
 
 # What the workers say of their processes, a word each: running, none, lost, uninstalled or an exit status.
@@ -193,7 +201,7 @@ answers() { worker all "" status | sed -n 's/^.*crs_jax status: //p'; }
 # One attempt: prints done, stop STATUS or again STATUS.
 attempt() {
   local found
-  worker all "$(with_share)" run "$@" >&2 || true # its status is that of one worker only
+  worker all "$(variables SHARE "$share")" run "$@" >&2 || true # its status is that of one worker only
   if [ -n "$dry" ]; then
     worker all "" status >&2
     printf 'done\n'

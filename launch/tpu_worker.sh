@@ -26,7 +26,7 @@ share() {
   say "Mounting $SHARE at $mount_point"
   sudo mkdir -p "$mount_point"
   case $SHARE in
-    gs://*)
+    gs://[a-z0-9]*)
       if ! command -v gcsfuse >/dev/null && ! { apt update && apt install gcsfuse; }; then
         say "error: no gcsfuse here, and apt has none; install it on all workers (cloud.google.com/storage/docs/cloud-storage-fuse/install), or share a Filestore: --share=HOST:/PATH"
         return 1
@@ -36,7 +36,7 @@ share() {
       gcsfuse --implicit-dirs --rename-dir-limit=1000000 --metadata-cache-ttl-secs=0 \
         --metadata-cache-negative-ttl-secs=0 --kernel-list-cache-ttl-secs=0 "${SHARE#gs://}" "$mount_point"
       ;;
-    *:/*)
+    [!-]*:/ | [!-]*:/[!/]*)
       if ! command -v mount.nfs >/dev/null; then apt update && apt install nfs-common; fi
       sudo mount -t nfs -o hard,lookupcache=positive "$SHARE" "$mount_point"
       if ! [ -w "$mount_point" ]; then sudo chmod 1777 "$mount_point"; fi

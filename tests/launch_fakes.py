@@ -14,6 +14,14 @@ import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
+HOSTILE = (
+    "two words", "it's \"quoted\"", "a;touch pwned;b", "$(touch pwned)", "`touch pwned`",
+    "x && touch pwned | cat >pwned",
+    "line\nbreak", "--", "-e", "--name=x", "-", "*", "~", "back\\slash", "", " ", "tab\there", "$HOME ${PATH} $'x'",
+    "!!", "{a,b}", "#no", "üñí", "trailing\n", "--flag=$(touch pwned); touch pwned #'\"",
+)  # fmt: skip
+"""Arguments that a shell, given them unquoted, would make something else of."""
+
 RECORD = """#!{python} -IS
 import json, os, pathlib, signal, subprocess, sys, time
 here = pathlib.Path({folder!r})

@@ -1,4 +1,4 @@
-"""Links and pictures of the README and of docs/ lead somewhere, and plots are pictures."""
+"""Links and pictures of the README, SECURITY.md and docs/ lead somewhere, and plots are pictures."""
 
 import pathlib
 import re
@@ -7,7 +7,7 @@ import xml.etree.ElementTree
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

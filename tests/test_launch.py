@@ -10,7 +10,7 @@ import sys
 import tomllib
 
 import pytest
-from launch_fakes import Fakes
+from launch_fakes import HOSTILE, Fakes
 from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -167,6 +167,16 @@ def test_an_installed_environment_only_runs(tmp_path, given, expected):
     assert done.stderr == ""
 
 
+@pytest.mark.parametrize(("script", "module"), [("local.sh", "crs_jax.main"), ("test.sh", "pytest")])
+def test_what_is_given_arrives_as_it_is(tmp_path, script, module):
+    fakes = Fakes(tmp_path)
+    done = fakes.run(f"launch/{script}", "--config=x", *HOSTILE, OS_RELEASE="/dev/null")
+    assert done.returncode == 0, done.stderr
+    (args,) = [call["args"] for call in fakes.calls("python") if call["args"][:2] == ["-m", module]]
+    assert args[-len(HOSTILE) - 1 :] == ["--config=x", *HOSTILE]
+    assert not [*tmp_path.rglob("pwned"), *ROOT.glob("pwned")]
+
+
 @pytest.mark.parametrize(("extras", "asked"), [("cuda", "[cuda]"), ("tpu,roberta", "[tpu,roberta]")])
 def test_extras_are_installed_beside_the_core(tmp_path, extras, asked):
     fakes = Fakes(tmp_path)
@@ -179,9 +189,13 @@ def test_extras_are_installed_beside_the_core(tmp_path, extras, asked):
 
 
 def test_extras_that_cannot_be(tmp_path):
-    done = Fakes(tmp_path).run("launch/local.sh", EXTRAS="cuda roberta")
-    assert done.returncode != 0
-    assert "EXTRAS=cuda roberta: expected" in done.stderr
+    for number, extras in enumerate(each for each in ("cuda roberta", *HOSTILE) if each):
+        fakes = Fakes(tmp_path / str(number))
+        done = fakes.run("launch/local.sh", EXTRAS=extras)
+        assert done.returncode != 0
+        assert f"EXTRAS={extras}: expected" in done.stderr
+        assert not fakes.calls("python")
+    assert not [*tmp_path.rglob("pwned"), *ROOT.glob("pwned")]
 
 
 def _local(environment, cwd, *arguments):

@@ -11,12 +11,16 @@
   --temperature  of replies; 0 takes the likeliest of each step. Default: 0.7
   --top          how many likeliest items, of those not named yet, stand beside a reply. Default: 5
   --seed         of the sampling. Default: 0
-  --log          FILE.jsonl that what people say, what is replied and when is added to; nothing is kept without it
+  --log          FILE.jsonl that what people say, what is replied and when is added to, on the page of those who agree;
+                 nothing is kept without it
   --data_dir     where the run's corpus is, if not where it was
   --trust-code   runs the Python file that the run's config names as its reward (`reward.function`)
   --web          a page instead of the terminal
   --host         address the page is served at. Default: 127.0.0.1, which this machine alone can reach
   --port         its port; 0 takes a free one. Default: 7860
+  --auth         USER:PASSWORD that the page asks for; or, where others would see it on the command line, set
+                 CRS_JAX_AUTH. Default: nobody is asked
+  --url          that visitors use where a proxy stands before the page, such as https://talk.example.org
 
 /reset begins a new talk, /quit ends, /help says what else there is.
 """
@@ -24,17 +28,20 @@
 from __future__ import annotations
 
 import argparse
+import os
 import pathlib
 import time
 from collections.abc import Sequence
 
 from crs_jax import arguments
+from crs_jax.chat.guard import netloc
 from crs_jax.program import Parser, leave, run_program, show_help
 from crs_jax.sharing import shared_model
 
 FLAGS: tuple[tuple[str, type, object], ...] = (
     ("workdir", str, ""), ("model", str, ""), ("temperature", float, 0.7), ("top", int, 5), ("seed", int, 0),
-    ("log", str, ""), ("data_dir", str, ""), ("host", str, "127.0.0.1"), ("port", int, 7860),
+    ("log", str, ""), ("data_dir", str, ""), ("host", str, "127.0.0.1"), ("port", int, 7860), ("auth", str, ""),
+    ("url", str, ""),
 )  # fmt: skip
 """Name, kind and default of the flags with a value."""
 
@@ -55,6 +62,11 @@ def options(argv: Sequence[str]) -> argparse.Namespace:
     arguments.temperature("--temperature", given.temperature)
     for name, *limits in (("top", 1), ("seed", 0, arguments.MOST_SEED), ("port", 0, 65535)):
         arguments.whole(f"--{name}", getattr(given, name), *limits)
+    given.auth = given.auth or os.environ.get("CRS_JAX_AUTH", "")
+    if given.auth and not all(given.auth.partition(":")):
+        parser.error("--auth (or CRS_JAX_AUTH): take USER:PASSWORD")
+    if given.url and not netloc(given.url):
+        parser.error(f"--url={given.url}: take an address without a path, such as https://talk.example.org")
     if not given.model:
         own = shared_model(pathlib.Path(given.workdir).expanduser())
         given.model = own or ("both" if given.web and not given.log else "ppo")
@@ -83,11 +95,12 @@ def main(argv: Sequence[str]) -> None:
         each.warm_up()
     print(f"ready in {time.monotonic() - started:.1f} s", flush=True)
     if log is not None:
-        print(f"what is said and when is written to {log.path}", flush=True)
+        whose = " by those who agree" if given.web else ""
+        print(f"what is said{whose} and when is written to {log.path}", flush=True)
     if given.web:
         from crs_jax.chat.web import serve
 
-        serve(talker, given.host, given.port, given.temperature)
+        serve(talker, given.host, given.port, given.temperature, given.auth, given.url)
     else:
         from crs_jax.chat.terminal import talk
 

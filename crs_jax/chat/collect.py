@@ -1,12 +1,14 @@
-"""Adds logged talks to the dialogues that a run was trained on, as a folder to train on.
+"""Adds logged talks to the dialogues that a run was trained on, as a folder to train on; or forgets a talk.
 
   python -m crs_jax.chat.collect --log=talks.jsonl --workdir=runs/redial --out=data/with_talks
   python -m crs_jax.main --config=configs/redial_ppo.py:scratch --config.data.dir=data/with_talks
+  python -m crs_jax.chat.collect --log=talks.jsonl --forget=3f0c9a5e1d7b2468
 
   --log       what `python -m crs_jax.chat --log` wrote; several files with commas between them
   --workdir   the run that was talked with
   --out       the folder to make: ReDial's files, the talks behind the training dialogues
   --data_dir  where the run's corpus is, if not where it was
+  --forget    takes the talk of this id, which the page shows to its person, out of the log, and does nothing else
 
 The times of the messages come along, so that engagement's dwell knows how long people stayed with a reply.
 """
@@ -21,7 +23,7 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
-from crs_jax.chat.feedback import read_feedback
+from crs_jax.chat.feedback import forget, read_feedback
 from crs_jax.data import redial
 from crs_jax.data.corpus import LOADERS
 from crs_jax.errors import InputError
@@ -83,10 +85,16 @@ def main(argv: Sequence[str]) -> None:
     """Reads the flags and does it."""
     parser = Parser(prog="python -m crs_jax.chat.collect", description=__doc__,
                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    for name in ("log", "workdir", "out"):
-        parser.add_argument(f"--{name}", required=True, help=argparse.SUPPRESS)
-    parser.add_argument("--data_dir", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--log", required=True, help=argparse.SUPPRESS)
+    for name in ("workdir", "out", "data_dir", "forget"):
+        parser.add_argument(f"--{name}", default="", help=argparse.SUPPRESS)
     given = parser.parse_args(argv)
+    if given.forget:
+        lines = forget(pathlib.Path(given.log), given.forget)
+        print(f"{given.log}: {lines} messages of talk {given.forget} are forgotten; folders collected before have them")
+        return
+    if not given.workdir or not given.out:
+        parser.error("--workdir and --out are needed, or --forget")
     folder = corpus_folder(pathlib.Path(given.workdir).expanduser(), given.data_dir)
     out = pathlib.Path(given.out).expanduser()
     talks, messages = collect([pathlib.Path(path) for path in given.log.split(",")], folder, out)

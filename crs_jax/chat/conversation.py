@@ -36,13 +36,17 @@ class Conversation:
     Attributes:
       user: what the person said, in order.
       words: the same as a person reads it.
+      heard: when the last of it came, in seconds since 1970.
       answers: by model, to each of these; one less while a reply is awaited.
-      logged_as: id in the log, where one is kept.
+      agreed: whether the person agreed that it is kept, where there is a log.
+      logged_as: id in the log once something of it is there.
     """
 
     user: list[Turn] = dataclasses.field(default_factory=list)
     words: list[str] = dataclasses.field(default_factory=list)
+    heard: float = 0.0
     answers: dict[str, list[Answer]] = dataclasses.field(default_factory=dict)
+    agreed: bool = False
     logged_as: str = ""
 
     def turns(self, model: str) -> list[Turn]:
@@ -61,7 +65,7 @@ class Talker:
       runs: by model.
       top: items shown beside a reply.
       seed: of the sampling; every reply of a talk has its own.
-      log: where words and times of the talk go; None: nowhere.
+      log: where words and times of talks go that people agreed to have kept; None: nowhere.
     """
 
     def __init__(self, runs: Mapping[str, Run], top: int = 5, seed: int = 0, log: FeedbackWriter | None = None) -> None:
@@ -87,30 +91,44 @@ class Talker:
             said = self.first.message(SEEKER, text)
         except InputError:  # nothing but signs that no text may hold
             return False
-        if self.log is not None:  # what cannot be logged is not heard either
-            talk.logged_as = talk.logged_as or self.log.new_dialogue()
-            self.log.write(talk.logged_as, self.first.model, said, self.first.catalogue, now)
+        answered = min(len(talk.answers.get(model, [])) for model in self.runs)
+        self._cut(talk, answered)  # of a page that was closed while it waited
         talk.user.append(said)
         talk.words.append(said.render(self.first.catalogue.names))
+        talk.heard = now
         return True
 
     def answer(self, talk: Conversation, temperature: float) -> Iterator[tuple[str, Answer]]:
-        """The reply of each model in turn, taken up in the talk; a message that not all answer leaves no trace."""
-        number = len(talk.user)
+        """The reply of each model in turn, taken up in the talk.
+
+        Until all of them are taken the message is unanswered; left there, it has no trace in the talk or the log.
+
+        Raises:
+          InputError: no reply has such a temperature.
+          OSError: of the log; the message has no trace then either.
+        """
+        number, said = len(talk.user), [(talk.user[-1], talk.heard)]
         try:
             for model, run in self.runs.items():
                 started, turns = time.monotonic(), talk.turns(model)
                 reply = run.reply(turns, temperature, self._seed(number), self.top)
                 score = run.score(turns, reply) if run.can_score else None
-                if self.log is not None:
-                    self.log.write(talk.logged_as, model, reply.turn, run.catalogue, time.time())
                 found = Answer(reply, score, time.monotonic() - started)
                 talk.answers.setdefault(model, []).append(found)
+                said.append((reply.turn, time.time()))
                 yield model, found
+            if self.log is not None and talk.agreed:
+                name = talk.logged_as or self.log.new_dialogue()
+                self.log.write(name, self.first.model, *said)
+                talk.logged_as = name
+            number += 1
         finally:
-            if any(len(talk.answers.get(model, [])) < number for model in self.runs):
-                del talk.user[number - 1 :], talk.words[number - 1 :]
-                talk.answers = {model: answers[: number - 1] for model, answers in talk.answers.items()}
+            self._cut(talk, number - 1)
+
+    def _cut(self, talk: Conversation, length: int) -> None:
+        """Keeps that many messages, with their answers."""
+        del talk.user[length:], talk.words[length:]
+        talk.answers = {model: answers[:length] for model, answers in talk.answers.items()}
 
 
 def signals(score: Score) -> dict[str, float | None]:

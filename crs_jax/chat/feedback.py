@@ -4,18 +4,20 @@
    "items": {"101": "Alien (1979)"}}
 
 `time` is in seconds since 1970: when a person's message came, when a reply was shown. What lies between a reply and the
-next message is the seeker's delay, which engagement's dwell is made of (`signals/engagement.py`). A line is written
-whole and at once, so that a server that is killed loses what was not yet said.
+next message is the seeker's delay, which engagement's dwell is made of (`signals/engagement.py`). A message and its
+reply are written at once when the reply is there, or not at all.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
 import re
 import secrets
-import threading
+import shutil
+from collections.abc import Iterator
 from typing import Any
 
 from crs_jax.data.catalogue import Catalogue
@@ -35,6 +37,23 @@ def mark(turn: Turn) -> str:
     return words
 
 
+@contextlib.contextmanager
+def _locked(path: pathlib.Path) -> Iterator[int]:
+    """The log, which nobody else writes meanwhile; opened anew each time, since `forget` puts another file there."""
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)  # what people say is theirs
+        try:
+            with contextlib.suppress(ImportError):  # no POSIX
+                import fcntl
+
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if os.path.samestat(os.fstat(file), os.stat(path)):
+                yield file
+                return
+        finally:
+            os.close(file)
+
+
 class FeedbackWriter:
     """Appends to a log; several threads and processes may.
 
@@ -47,37 +66,76 @@ class FeedbackWriter:
     """
 
     def __init__(self, path: pathlib.Path, catalogue: Catalogue) -> None:
-        self.path = pathlib.Path(path).expanduser()
+        self.path, self.catalogue = pathlib.Path(path).expanduser(), catalogue
         if self.path.suffix != ".jsonl":
             raise InputError(f"{FLAG}={path}: name a .jsonl file")
         odd = next((item.item_id for item in catalogue.items if not re.fullmatch("[0-9]+", item.item_id)), None)
         if odd is not None:
             raise InputError(f"{FLAG}: talks are kept in ReDial's format, whose items are numbers; here one is {odd!r}")
-        self._lock = threading.Lock()
         try:
-            self._file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)  # what people say is theirs
+            with _locked(self.path):
+                pass
         except OSError as error:
             raise InputError(f"{FLAG}={path}: cannot be written ({error.strerror})") from None
-        size = os.fstat(self._file).st_size
-        if size and os.pread(self._file, 1, size - 1) != b"\n":
-            os.write(self._file, b"\n")  # the line that a killed writer left stands alone
 
     def new_dialogue(self) -> str:
         """An id for a talk."""
         return secrets.token_hex(8)
 
-    def write(self, dialogue: str, model: str, turn: Turn, catalogue: Catalogue, seconds: float) -> None:
-        """One message; `seconds` since 1970."""
-        items = {item: catalogue.names[item] for item in turn.distinct_items}
-        line = {"dialogue": dialogue, "model": model, "role": turn.role, "time": round(seconds, 3)}
-        data = (json.dumps({**line, "text": mark(turn), "items": items}) + "\n").encode()
-        with self._lock:
-            while data:  # all at once, but on a disk that is full
-                data = data[os.write(self._file, data) :]
+    def write(self, dialogue: str, model: str, *said: tuple[Turn, float]) -> None:
+        """Messages of a talk, each with its time in seconds since 1970: all of them, or `OSError` and none."""
+        data = b""
+        for turn, seconds in said:
+            items = {item: self.catalogue.names[item] for item in turn.distinct_items}
+            line = {"dialogue": dialogue, "model": model, "role": turn.role, "time": round(seconds, 3)}
+            data += (json.dumps({**line, "text": mark(turn), "items": items}) + "\n").encode()
+        with _locked(self.path) as file:
+            size = os.fstat(file).st_size
+            if size and os.pread(file, 1, size - 1) != b"\n":
+                data = b"\n" + data  # the line that a killed writer left stands alone
+            try:
+                while data:  # all at once, but on a disk that is full
+                    data = data[os.write(file, data) :]
+            except OSError as error:
+                error.filename = str(self.path)
+                os.ftruncate(file, size)
+                raise
 
-    def close(self) -> None:
-        """No more is written."""
-        os.close(self._file)
+
+def forget(path: pathlib.Path, dialogue: str) -> int:
+    """Takes a talk out of a log, which may be written meanwhile; returns how many lines it had.
+
+    Raises:
+      InputError: the log cannot be read or written, or there is no such talk in it.
+    """
+    path = pathlib.Path(path).expanduser().resolve()
+    begin = json.dumps({"dialogue": dialogue})[:-1].encode()  # of a line that breaks off
+
+    def is_of_it(line: bytes) -> bool:
+        try:
+            found = json.loads(line)
+        except (ValueError, RecursionError):
+            return line.startswith(begin)
+        return isinstance(found, dict) and found.get("dialogue") == dialogue
+
+    try:
+        path.stat()
+        with _locked(path):
+            lines = path.read_bytes().splitlines(keepends=True)
+            kept = [line for line in lines if not is_of_it(line)]
+            if len(kept) == len(lines):
+                raise InputError(f"--forget={dialogue}: {path} has no talk of this id")
+            part = path.with_name(path.name + ".part")
+            part.unlink(missing_ok=True)
+            with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                file.writelines(kept)
+                file.flush()
+                os.fsync(file.fileno())
+            shutil.copymode(path, part)
+            part.replace(path)
+    except OSError as error:
+        raise InputError(f"{FLAG}={path}: cannot be changed ({error.strerror})") from None
+    return len(lines) - len(kept)
 
 
 def read_feedback(path: pathlib.Path) -> tuple[list[dict[str, Any]], list[int]]:
@@ -101,7 +159,7 @@ def read_feedback(path: pathlib.Path) -> tuple[list[dict[str, Any]], list[int]]:
             continue
         try:
             found = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             broken.append(number)
             continue
         said = _checked(found, f"{path}, line {number}")

@@ -6,6 +6,7 @@ from crs_jax.chat.conversation import Answer, Conversation, Talker, signals, sig
 from crs_jax.reporting.html import Html, tag
 
 NAMES = {"sft": "SFT, before alignment", "ppo": "PPO, aligned"}
+CONSENT = "Say so before its first message. Taken back, no more of it is kept."
 CSS = """
 .gradio-container { max-width: 1200px !important; margin: 0 auto !important;
   --quiet: color-mix(in srgb, var(--body-text-color) 72%, transparent); }
@@ -53,7 +54,10 @@ def head(talker: Talker) -> Html:
     )
     kept: Html | str = ""
     if talker.log is not None:
-        text = "What you say here, and when, is kept to train on. Say nothing about yourself that should not be."
+        text = (
+            "If you agree, below, what you say here, and when, is kept to train on: say nothing about yourself that "
+            "should not be. You can talk all the same if you do not, and nothing is kept."
+        )
         kept = tag("p", text, class_="kept")
     return tag(
         "div",
@@ -80,6 +84,14 @@ def column(talk: Conversation, model: str, waiting: bool = False) -> Html:
     said = tag("div", tag("ol", *lines, *empty), class_="said", role="log", aria_label=f"talk with {NAMES[model]}",
                tabindex="0")  # fmt: skip
     return tag("section", tag("h2", NAMES[model]), said, class_=f"page talk {model}")
+
+
+def kept(talk: Conversation) -> Html:
+    """What the talk is kept as, so that its person can have it forgotten."""
+    if not talk.logged_as:
+        return tag("p", class_="page id")
+    text = "Kept. Whoever runs this page can forget it again, by its id: "
+    return tag("p", text, tag("code", talk.logged_as), class_="page id")
 
 
 def _reply(answer: Answer) -> Html:

@@ -36,7 +36,7 @@ def talk(talker: Talker, temperature: float) -> None:
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  the input line can be edited
         print("/help lists the commands")
-    conversation = Conversation()
+    conversation = Conversation(agreed=True)
     while True:
         try:
             line = input("you> ")
@@ -50,7 +50,7 @@ def talk(talker: Talker, temperature: float) -> None:
             if name == "quit":
                 return
             if name == "reset":
-                conversation = Conversation()
+                conversation = Conversation(agreed=True)
             elif name == "temperature" and (given := _number(value, float, arguments.temperature)) is not None:
                 temperature = given
             elif name == "top" and (given := _number(value, int, arguments.whole, 1)) is not None:

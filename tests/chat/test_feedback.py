@@ -2,10 +2,14 @@
 the engagement label.
 """
 
+import errno
 import json
+import os
 import pathlib
+import resource
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -26,8 +30,7 @@ CATALOGUE = Catalogue((Item("101", "Alien", 1979), Item("205", "Arrival", 2016))
 
 
 def said(writer: FeedbackWriter, name: str, *lines: tuple[str, str, tuple[str, ...], float]) -> None:
-    for role, text, items, seconds in lines:
-        writer.write(name, "ppo", Turn(role, text, items), CATALOGUE, 1.7e9 + seconds)
+    writer.write(name, "ppo", *((Turn(role, text, items), 1.7e9 + seconds) for role, text, items, seconds in lines))
 
 
 @pytest.fixture
@@ -41,7 +44,6 @@ def log(tmp_path) -> pathlib.Path:
     said(writer, "c", (SEEKER, "hi", (), 99.0), (RECOMMENDER, f"see {MENTION}", ("205",), 99.5))
     said(writer, "b", (SEEKER, "no thanks", (), 12.25))
     said(writer, "c", (SEEKER, "hm", (), 102.5))
-    writer.close()
     return tmp_path / "talks.jsonl"
 
 
@@ -135,12 +137,97 @@ def test_a_line_that_breaks_off_costs_itself_alone(log, capsys, corpus_dir, tmp_
     log.write_bytes(whole + whole.splitlines()[0][:40])  # as a killed server leaves it
     writer = FeedbackWriter(log, CATALOGUE)
     said(writer, "d", (SEEKER, "hello", (), 0.0), (RECOMMENDER, "hi", (), 1.0))
-    writer.close()
     talks, broken = read_feedback(log)
     assert [talk["conversationId"] for talk in talks] == ["a", "b", "c", "d"]
     assert broken == [11]
     collect.collect([log], corpus_dir, tmp_path / "out")
     assert "line 11 breaks off" in capsys.readouterr().out
+
+
+def test_a_full_disk_leaves_no_part_of_a_message(log):
+    """The system's own limit of a file's size stands for the disk: the first bytes fit, the rest does not."""
+    whole, writer = log.read_bytes(), FeedbackWriter(log, CATALOGUE)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 150, before[1]))
+    try:
+        with pytest.raises(OSError, match=f"File too large: '{log}'"):
+            said(writer, "d", (SEEKER, "hello", (), 0.0), (RECOMMENDER, "hi", (), 1.0))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert log.read_bytes() == whole
+    said(writer, "e", (SEEKER, "hello", (), 0.0), (RECOMMENDER, "hi", (), 1.0))
+    talks, broken = read_feedback(log)
+    assert [talk["conversationId"] for talk in talks] == ["a", "b", "c", "e"]
+    assert broken == []
+
+
+def test_half_a_line_that_stays_costs_its_own_talk_alone(log, monkeypatch):
+    """A disk that takes no more and gives nothing back either; then it has room again, for the same writer."""
+    writer, write = FeedbackWriter(log, CATALOGUE), os.write
+    full = OSError(errno.ENOSPC, "No space left on device")
+    attempts = iter([lambda file, data: write(file, data[:40])])
+
+    def fill(file, data):
+        for attempt in attempts:
+            return attempt(file, data)
+        raise full
+
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "write", fill)
+        disk.setattr(os, "ftruncate", lambda *_: (_ for _ in ()).throw(full))
+        with pytest.raises(OSError, match="No space left"):
+            said(writer, "d", (SEEKER, "hello", (), 0.0), (RECOMMENDER, "hi", (), 1.0))
+    assert not log.read_bytes().endswith(b"\n")
+    said(writer, "e", (SEEKER, "hello", (), 0.0), (RECOMMENDER, "hi", (), 1.0))
+    talks, broken = read_feedback(log)
+    assert {talk["conversationId"]: len(talk["messages"]) for talk in talks} == {"a": 4, "b": 3, "c": 3, "e": 2}
+    assert broken == [11]
+
+
+def test_a_talk_is_forgotten_and_the_others_go_on(log, capsys):
+    """Half a line of it too; the server that has the log open writes on, into the new file."""
+    writer = FeedbackWriter(log, CATALOGUE)
+    with open(log, "ab") as file:
+        file.write(log.read_bytes().splitlines()[0][:60])
+    kept = [line for line in log.read_bytes().splitlines() if b'"dialogue": "a"' not in line]
+    collect.main([f"--log={log}", "--forget=a"])
+    assert "5 messages of talk a are forgotten" in capsys.readouterr().out
+    assert log.read_bytes().splitlines() == kept
+    assert log.stat().st_mode & 0o777 == 0o600
+    said(writer, "b", (SEEKER, "still here", (), 200.0))
+    assert [talk["conversationId"] for talk in read_feedback(log)[0]] == ["b", "c"]
+    assert len(log.read_bytes().splitlines()) == len(kept) + 1
+    assert [path.name for path in log.parent.glob("talks*")] == ["talks.jsonl"]
+    before = log.read_bytes()
+    for line, said_of in (
+        ([f"--log={log}", "--forget=a"], "--forget=a: .*talks.jsonl has no talk of this id"),
+        ([f"--log={log}", "--forget=b c"], "has no talk of this id"),
+        (["--log=/nowhere/x.jsonl", "--forget=a"], "--log=/nowhere/x.jsonl: cannot be changed"),
+        ([f"--log={log}"], "--workdir and --out are needed, or --forget"),
+    ):
+        with pytest.raises(InputError, match=said_of):
+            collect.main(line)
+    assert log.read_bytes() == before
+
+
+def test_forgetting_and_writing_at_once_lose_nothing(tmp_path):
+    path = tmp_path / "talks.jsonl"
+    writer = FeedbackWriter(path, CATALOGUE)
+    for number in range(20):
+        said(writer, f"old-{number}", (SEEKER, "hello", (), 0.0))
+
+    def write_on() -> None:
+        for number in range(200):
+            said(writer, "new", (SEEKER, f"{number}", (), float(number)))
+
+    writing = threading.Thread(target=write_on)
+    writing.start()
+    for number in range(20):
+        feedback.forget(path, f"old-{number}")
+    writing.join()
+    (talk,), broken = read_feedback(path)
+    assert [message["text"] for message in talk["messages"]] == [str(number) for number in range(200)]
+    assert broken == []
 
 
 APPEND = """
@@ -191,8 +278,7 @@ def test_the_program_adds_talks_to_the_runs_own_corpus(finished_run, tmp_path):
     catalogue = Catalogue(tuple(Item(item_id, name) for item_id, name in names.items()))
     item = next(iter(names))
     writer = FeedbackWriter(tmp_path / "talks.jsonl", catalogue)
-    writer.write("t", "ppo", Turn(SEEKER, f"like {MENTION}", (item,)), catalogue, 5.0)
-    writer.write("t", "ppo", Turn(RECOMMENDER, "ok"), catalogue, 6.0)
+    writer.write("t", "ppo", (Turn(SEEKER, f"like {MENTION}", (item,)), 5.0), (Turn(RECOMMENDER, "ok"), 6.0))
     line = [sys.executable, "-m", "crs_jax.chat.collect", f"--log={tmp_path / 'talks.jsonl'}",
             f"--workdir={finished_run}", f"--out={tmp_path / 'out'}"]  # fmt: skip
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)

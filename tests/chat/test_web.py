@@ -19,6 +19,7 @@ import crs_jax
 from configs.redial_ppo import get_config
 from crs_jax.chat import page, web
 from crs_jax.chat.conversation import Conversation, Talker
+from crs_jax.chat.feedback import FeedbackWriter
 from crs_jax.data.corpus import load
 from crs_jax.data.dialogue import RECOMMENDER, SEEKER
 from crs_jax.signals.engagement import EngagementModel
@@ -132,10 +133,19 @@ def test_both_models_talk_side_by_side_and_nothing_leaves(run, connections):
             assert len(texts(driver, ".talk.ppo .seeker")) == 1
             readable(driver, dark=True)
 
+            for owner, limit, told in (
+                (web, "WAITING_EACH", "Please wait: what you sent before is not answered yet."),
+                (app._queue, "max_size", "This application is currently busy. Please try again."),
+            ):
+                with pytest.MonkeyPatch.context() as full:
+                    full.setattr(owner, limit, 0)
+                    wait(lambda: box(driver)).send_keys("more\n")
+                    wait(lambda told=told: told in "".join(texts(driver, ".toast-body")))
+            assert len(texts(driver, ".talk.ppo .seeker")) == 1
             outside = {u for u in chromium.requested(driver) if not u.startswith((url, "data:", "blob:", "chrome"))}
             assert outside == set()
             failed = [entry["message"] for entry in driver.get_log("browser") if entry["level"] == "SEVERE"]
-            assert failed == []
+            assert [message.partition(" - ")[0].rpartition("/")[2] for message in failed] == ["join?"] * 2  # as told
     finally:
         app.close(verbose=False)
     assert set(connections) <= {"127.0.0.1", "localhost", "::1", "unix", None}
@@ -174,7 +184,8 @@ def test_contrast_is_that_of_wcag():
 def test_the_command_serves_this_machine_alone_and_what_it_logs_is_trained_on(finished_run, tmp_path):
     log = tmp_path / "talks.jsonl"
     line = [sys.executable, "-m", "crs_jax.chat", f"--workdir={finished_run}", "--web", "--port=0", f"--log={log}"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "NO_PROXY": "*"}
+    (tmp_path / "temporary").mkdir()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "NO_PROXY": "*", "TMPDIR": str(tmp_path / "temporary")}
     server = subprocess.Popen(
         line, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -197,18 +208,34 @@ def test_the_command_serves_this_machine_alone_and_what_it_logs_is_trained_on(fi
             driver.get(url)
             wait(lambda: texts(driver, ".page .kept"))
             assert "is kept to train on" in texts(driver, ".page .kept")[0]
+            say(driver, "this is nobody's business", ("ppo",))
+            driver.find_element("css selector", "#agreed input").click()
+            say(driver, "nor is what comes later in this talk", ("ppo",))
+            assert texts(driver, ".page.id code") == []
+            driver.find_element("css selector", "#anew").click()
+            wait(lambda: not texts(driver, ".talk .seeker"))
             say(driver, "Hello, something funny? @12345", ("ppo",))
             time.sleep(1.5)
             say(driver, "no thanks, something else", ("ppo",))
             say(driver, "sounds good", ("ppo",))
             assert texts(driver, ".talk.sft") == []
+            kept_as = wait(lambda: texts(driver, ".page.id code"))
+            driver.find_element("css selector", "#agreed input").click()
+            say(driver, "and this is mine again", ("ppo",))
+            agent = driver.execute_script("return navigator.userAgent")
         server.send_signal(signal.SIGTERM)
         assert server.wait(30) == 0
+        assert server.stdout.read() == ""  # of no visitor
     finally:
         server.kill()
         server.stdout.close()
     lines = [json.loads(text) for text in log.read_text().splitlines()]
     assert [entry["role"] for entry in lines] == [SEEKER, RECOMMENDER] * 3
+    assert {entry["dialogue"] for entry in lines} == set(kept_as)
+    assert {name for entry in lines for name in entry} == {"dialogue", "model", "role", "time", "text", "items"}
+    left = [path for path in (tmp_path / "temporary").rglob("*") if path.is_file()]
+    for word in ("127.0.0.1", agent, "business", "this talk", "mine again"):
+        assert not any(word.encode() in path.read_bytes() for path in [log, *left]), word
     collected = subprocess.run(
         [sys.executable, "-m", "crs_jax.chat.collect", f"--log={log}", f"--workdir={finished_run}",
          f"--out={tmp_path / 'data'}"], cwd=ROOT, capture_output=True, text=True,
@@ -273,6 +300,59 @@ def test_a_message_that_could_not_be_answered_by_all_leaves_no_trace(run, monkey
         dict(talker.answer(talk, 1.0))
     assert {name: talk.turns(name) for name in talker.runs} == before
     assert len(talk.words) == 1
+
+
+def test_what_is_cut_off_leaves_no_line_in_the_log(run, tmp_path, monkeypatch):
+    """A page closed before the reply was shown, a model that fails, a full disk; nor do those who did not agree."""
+    log = FeedbackWriter(tmp_path / "talks.jsonl", run.catalogue)
+    talker, talk = Talker({"ppo": run}, log=log), Conversation(agreed=True)
+    talker.hear(talk, "closed before")
+    assert (talker.hear(talk, "closed at the reply"), len(talk.user)) == (True, 1)
+    answering = talker.answer(talk, 1.0)
+    next(answering)
+    answering.close()
+    talker.hear(talk, "fails")
+    with monkeypatch.context() as broken:
+        broken.setattr(run, "reply", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            dict(talker.answer(talk, 1.0))
+    talker.hear(talk, "not kept")
+    with monkeypatch.context() as full:
+        full.setattr(log, "write", lambda *_: (_ for _ in ()).throw(OSError("full")))
+        with pytest.raises(OSError, match="full"):
+            dict(talker.answer(talk, 1.0))
+    assert (talk.user, talk.words, talk.turns("ppo"), talk.logged_as) == ([], [], [], "")
+    assert log.path.read_bytes() == b""
+    talker.hear(talk, "whole")
+    dict(talker.answer(talk, 1.0))
+    lines = [json.loads(line) for line in log.path.read_text().splitlines()]
+    assert [(line["role"], line["dialogue"]) for line in lines] == [
+        (SEEKER, talk.logged_as),
+        (RECOMMENDER, talk.logged_as),
+    ]
+    assert lines[0]["text"] == "whole"
+    silent = Conversation()
+    talker.hear(silent, "unheard")
+    dict(talker.answer(silent, 1.0))
+    assert silent.logged_as == ""
+    assert len(log.path.read_text().splitlines()) == 2
+
+
+def test_a_message_that_cannot_be_kept_is_given_back(run, tmp_path, monkeypatch):
+    log = FeedbackWriter(tmp_path / "talks.jsonl", run.catalogue)
+    talker, warned = Talker({"ppo": run}, log=log), []
+    app = web.build(talker, 0.7)
+    respond = next(fn.fn for fn in app.fns.values() if fn.fn.__name__ == "respond")
+    monkeypatch.setattr("gradio.Warning", warned.append)
+    monkeypatch.setattr(log, "write", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    talk = Conversation()
+    *_, (text, _, column, _, kept) = respond("hello", 0.7, talk, True)
+    assert text == "hello"
+    assert "hello" not in column
+    assert "<code>" not in kept
+    assert warned == ["What you said could not be kept (No space left on device), so it does not count. Send it again."]
+    *_, (text, _, column, _, _) = respond("hello", 0.7, Conversation(), False)
+    assert (text, "hello" in column, len(warned)) == ("", True, 1)
 
 
 def test_every_hostile_reply_is_text(run):

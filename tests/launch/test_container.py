@@ -15,7 +15,7 @@ import tomllib
 
 import pathspec
 import pytest
-from launch_fakes import ROOT
+from launch_fakes import HOSTILE, ROOT
 
 FILE = ROOT / "launch" / "Containerfile"
 LINES = [line for line in re.sub(r"\\\n", " ", FILE.read_text()).splitlines() if line and not line.startswith("#")]
@@ -90,17 +90,29 @@ def test_what_the_build_installs_from_is_there(image):
     assert tuple(map(int, re.search(r"python:(\d+)\.(\d+)-slim", LINES[0]).groups())) >= (3, 11)
 
 
+def installed(variant, folder):
+    """What the build asks pip for first."""
+    (install,) = [line.partition(" ")[2] for line in LINES if line.startswith("RUN") and "--editable" in line]
+    script = f'mkdir() {{ :; }}; touch() {{ :; }}; pip() {{ printf "%s\\0" "${{!#}}"; }}; {install}'
+    environment = {**os.environ, "VARIANT": variant}
+    return subprocess.check_output(["bash", "-c", script], env=environment, cwd=folder, text=True).split("\0")[0]
+
+
+@pytest.mark.parametrize(
+    ("variant", "asked"),
+    [*((f"cuda{value}", f".[cuda{value}]") for value in HOSTILE), *((f"cpu,{each}", f".[{each}]") for each in HOSTILE)],
+)
+def test_a_variant_is_one_argument_of_pip(variant, asked, tmp_path):
+    assert installed(variant, tmp_path) == asked
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("variant", "asked"),
     [("cpu", "."), ("cuda", ".[cuda]"), ("tpu,roberta", ".[tpu,roberta]"), ("cpu,roberta", ".[roberta]")],
 )
-def test_variants_are_extras(variant, asked):
-    (install,) = [line.partition(" ")[2] for line in LINES if line.startswith("RUN") and "--editable" in line]
-    script = f'mkdir() {{ :; }}; touch() {{ :; }}; pip() {{ printf "%s\\n" "${{!#}}"; }}; {install}'
-    done = subprocess.run(
-        ["bash", "-c", script], env={**os.environ, "VARIANT": variant}, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.splitlines()[0] == asked
+def test_variants_are_extras(variant, asked, tmp_path):
+    assert installed(variant, tmp_path) == asked
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert set(re.findall(r"\w+", asked)) <= extras.keys()
 

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from jax._src.clusters import ClusterEnv, cloud_tpu_cluster, cluster
 from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2JobSet
-from launch_fakes import ROOT
+from launch_fakes import HOSTILE, ROOT
 
 KUBERNETES = ("1.30", "1.33", "1.37")
 ACTIONS = {"FailJobSet", "RestartJobSet", "RestartJobSetAndIgnoreMaxRestarts", "RestartJob"}
@@ -98,6 +98,22 @@ def test_how_a_pod_ends_decides(jobset):
     assert fails["onJobFailureReasons"] == ["PodFailurePolicy"]
     assert policy["maxRestarts"] > 10
     assert pod["terminationGracePeriodSeconds"] >= 60
+
+
+@pytest.mark.parametrize("value", [*HOSTILE, "x: y", "- z", "[a]", "null", "4"])
+def test_what_is_put_between_the_quotes_is_a_flag_and_no_more(jobset, value):
+    """Flags, image and node are in quotes, so that what stands there becomes no key and no other kind of value."""
+    text = (ROOT / "launch" / "gke.yaml").read_text()
+    pod = pod_of(jobset)
+    container = pod["containers"][0]
+    for flag in container["args"]:
+        assert f"'{flag}'" in text
+    for word in (container["image"], *pod["nodeSelector"].values()):
+        assert f'"{word}"' in text
+    written = value.replace("'", "''").replace("\n", "\n\n")  # which in quotes is one break
+    changed = yaml.safe_load(text.replace("/runs/redial'", f"/runs/redial{written}'"))
+    container["args"][-1] += value
+    assert changed == jobset
 
 
 def test_the_run_lies_on_the_shared_disk(jobset):

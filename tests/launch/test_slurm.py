@@ -9,7 +9,7 @@ import sys
 import time
 
 import pytest
-from launch_fakes import ROOT, Fakes
+from launch_fakes import HOSTILE, ROOT, Fakes
 from small_run import command, environment, logged, outcome, run
 from two_processes import assert_close, left_alone, pair
 
@@ -63,6 +63,16 @@ def test_how_the_processes_end_decides(tmp_path, statuses, status, requeued):
         ["-m", "crs_jax.main", "--distributed", "--config=x", "--workdir=two words"]
     ] * 2
     assert sorted(call["process"] for call in calls) == [0, 1]
+
+
+@pytest.mark.parametrize("by", [["sbatch", SCRIPT], [SCRIPT]])
+def test_what_is_given_arrives_as_it_is(tmp_path, by):
+    fakes = Fakes(tmp_path, squeue=["RUNNING"])
+    done = fakes.run(*by, *HOSTILE, **fakes.slurm())
+    assert done.returncode == 0, done.stderr
+    expected = ["-m", "crs_jax.main", "--distributed", *HOSTILE]
+    assert [call["args"] for call in fakes.calls("python")] == [expected] * 2
+    assert not [*tmp_path.rglob("pwned"), *ROOT.glob("pwned")]
 
 
 def test_the_end_of_its_time_saves_and_queues_again(tmp_path):

@@ -8,7 +8,7 @@ import subprocess
 import time
 
 import pytest
-from launch_fakes import ROOT, Fakes
+from launch_fakes import HOSTILE, ROOT, Fakes
 
 SLICE = ("--zone=us-west4-a", "--type=v5litepod-16")
 AT = "--zone=us-west4-a"
@@ -45,7 +45,7 @@ RUN = f"{WORKER} run --config=configs/redial_ppo.py --workdir=/mnt/crs_jax/two\\
             [
                 [*CREATE, "--spot"],
                 [*SCP, "--worker=all"],
-                ssh(f"{UNPACK}{SHARED}EXTRAS=tpu,roberta {WORKER} install"),
+                ssh(f"{UNPACK}{SHARED}EXTRAS=tpu\\,roberta {WORKER} install"),
                 ssh(SHARED + RUN),
                 ssh(f"{WORKER} status"),
             ],
@@ -80,6 +80,12 @@ def test_dry_run_prints_every_command_and_runs_none(tmp_path, arguments, expecte
         (["status", *SLICE, "--", "--config=x"], "takes no flags"),
         (["run", *SLICE, "--", "--workdir=gs://bucket/run"], "--share=gs://BUCKET"),
         (["create", *SLICE, "--share=/home"], "--share=/home: expected"),
+        (["create", *SLICE, "--share=-obind:/x"], "--share=-obind:/x: expected"),
+        (["create", *SLICE, "--share=gs://-o"], "--share=gs://-o: expected"),
+        (["create", *SLICE, "--name=--flags-file=x"], "--name=--flags-file=x: expected"),
+        (["create", *SLICE, "--name=a;touch pwned"], "--name=a;touch pwned: expected"),
+        (["install", *SLICE, "--extras=tpu;touch pwned"], "--extras=tpu;touch pwned: expected"),
+        (["install", *SLICE, "--extras=tpu roberta"], "--extras=tpu roberta: expected"),
         (["resume", *SLICE, "--spot", "--", *FLAGS], "--spot without --share"),
         (["resume", *SLICE, "--retries=many", "--", *FLAGS], "--retries=many"),
     ],
@@ -104,6 +110,29 @@ def test_without_gcloud_it_says_so(tmp_path):
 
 def resume(fakes, *flags):
     return fakes.run("launch/tpu.sh", "resume", *SLICE, *flags, "--", *FLAGS)
+
+
+def test_what_is_given_arrives_as_it_is(tmp_path):
+    """Flags of the program at the workers' own, the share at mount, the slice's at gcloud; and nothing else is run."""
+    fakes = Fakes(tmp_path, queued_resources=["ACTIVE"])
+    share = "10.0.0.2:/a b;$(touch pwned)'\n\"*"
+    given = [f"--{name}={value}" for name in ("project", "version") for value in HOSTILE if value]
+    done = fakes.run("launch/tpu.sh", "resume", *SLICE, *given, f"--share={share}", "--", "--config=x", *HOSTILE)
+    assert done.returncode == 0, done.stderr
+    ran = [call["args"] for call in fakes.calls("python") if "crs_jax.main" in call["args"]]
+    assert ran == [["-m", "crs_jax.main", "--distributed", "--config=x", *HOSTILE]] * 2
+    mounts = [call["args"] for call in fakes.calls("sudo") if call["args"][0] == "mount"]
+    assert {tuple(args[-2:]) for args in mounts} == {(share, "/mnt/crs_jax")}
+    asked = [call["args"] for call in fakes.calls("gcloud")]
+    assert all(f"--project={HOSTILE[-1]}" in args for args in asked)
+    assert not [*tmp_path.rglob("pwned"), *ROOT.glob("pwned")]
+
+
+def test_what_a_share_is_called_is_no_flag_of_mount(tmp_path):
+    for number, share in enumerate(("-obind:/x", "gs://-o", "gs://")):
+        done = worker(Fakes(tmp_path / str(number)), "run", "--config=x", SHARE=share)
+        assert done.returncode == 2
+        assert f"--share={share}: expected" in done.stderr
 
 
 def did(fakes):
