@@ -104,11 +104,15 @@ def read_checked(folder: pathlib.Path) -> Checked:
 
 
 def _inside(folder: pathlib.Path, name: str) -> pathlib.Path:
-    """The place of a file in the folder; `InputError` where there is none, or a link that leads out of it."""
-    path = folder / name
+    """The place of a file in the folder; `InputError` where there is none, or a link that leads out of it.
+
+    A snapshot in the hub's cache is links to files of the same repository there, which are of the folder.
+    """
+    path, root = folder / name, folder.resolve()
     if not path.is_file():
         raise InputError(f"{folder}: there is no {name}; copy or download the folder whole")
-    if not path.resolve().is_relative_to(folder.resolve()):
+    blobs = root.parents[1] / "blobs" if root.parent.name == "snapshots" else root
+    if not any(path.resolve().is_relative_to(place) for place in (root, blobs)):
         raise InputError(f"{path}: is a link out of the folder; copy the folder with its files (cp -rL)")
     return path
 

@@ -121,6 +121,13 @@ def test_files_out_of_the_folder_are_not_read(copy, tmp_path):
         (copy / name).unlink()
         moved.rename(copy / name)
     crs_jax.load(copy)
+    snapshot, blobs = (tmp_path / "models--owner--name" / part for part in ("snapshots/0a1b", "blobs"))
+    for at, place in enumerate(sorted(path for path in copy.rglob("*") if path.is_file())):  # as the hub's cache has it
+        link = snapshot / place.relative_to(copy)
+        for folder in (link.parent, blobs):
+            folder.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(place.rename(blobs / str(at)))
+    crs_jax.load(snapshot)
 
 
 @pytest.mark.parametrize("name", [ABOUT, "config.json", "items.jsonl", "tokenizer.json"])
