@@ -70,9 +70,9 @@ def _words_alone(c: ConfigDict) -> None:
     c.ppo.evidence = "all"
     c.ppo.recommending = True
     c.ppo.query_rate = 300.0
-    c.ppo.group = 2
-    c.ppo.epochs = 1
-    c.ppo.slate_batches = 8
+    c.ppo.contexts = 16
+    c.ppo.slate_batches = 16
+    c.ppo.minibatches = 8
     c.ppo.all_acts = 128
     c.ppo.act_kl = 0.5
     c.ppo.word_kl = 5.0

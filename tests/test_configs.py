@@ -78,8 +78,8 @@ def test_the_papers_setting():
     )
     assert {name: value for name, value in paper.items() if value != scratch[name]} == {
         "model.leave_out": ("text", "asked", "named", "near", "people"), "reward.alpha": 0.0, "ppo.evidence": "all",
-        "ppo.recommending": True, "ppo.query_rate": 300.0, "ppo.slate_batches": 8, "ppo.all_acts": 128,
-        "ppo.group": 2, "ppo.epochs": 1,
+        "ppo.recommending": True, "ppo.query_rate": 300.0, "ppo.contexts": 16, "ppo.slate_batches": 16,
+        "ppo.all_acts": 128, "ppo.minibatches": 8,
         "ppo.act_kl": 0.5, "ppo.word_kl": 5.0, "ppo.validation_contexts": 512,
     }  # fmt: skip
     assert paper["ppo.iterations"] == 60
