@@ -509,6 +509,23 @@ def test_a_bad_field_of_metrics_is_named(tmp_path, path, value, message):
         write_report(tmp_path)
 
 
+def test_a_list_in_the_place_of_an_object_is_named_or_left_out(tmp_path):
+    metrics = make_run(tmp_path, count=1)
+    places = [(metrics, name) for name in metrics]
+    places += [(table, name) for table in metrics.values() if isinstance(table, dict) for name in table]
+    refused = 0
+    for table, name in places:
+        kept, table[name] = table[name], [1]
+        write_json(tmp_path / "metrics.json", metrics)
+        try:
+            write_report(tmp_path)
+        except InputError as error:
+            assert f"{name} is '[1]', expected" in str(error)  # noqa: PT017  the others are pages
+            refused += 1
+        table[name] = kept
+    assert refused > len(metrics)
+
+
 def test_nan_and_odd_characters_do_not_break_the_page(tmp_path):
     make_run(tmp_path, count=1)
     context = '[{"role": "seeker", "text": "a\\ud800\\u0000b"}]'

@@ -21,22 +21,20 @@ import pathlib
 import shutil
 from collections.abc import Sequence
 
-from ml_collections import ConfigDict
-
 from crs_jax.chat.feedback import forget, read_feedback
 from crs_jax.data import redial
 from crs_jax.data.corpus import LOADERS
 from crs_jax.errors import InputError
-from crs_jax.metrics import read_json
 from crs_jax.program import Parser, leave, run_program, show_help
 from crs_jax.sharing import shared_model
+from crs_jax.stored_config import read_config
 
 
 def corpus_folder(workdir: pathlib.Path, data_dir: str = "") -> pathlib.Path:
     """Where the files of a run's corpus are; `InputError` where they are not ReDial's."""
     if shared_model(workdir):
         raise InputError(f"--workdir={workdir}: an exported folder has no dialogues; name the run that it came from")
-    config = ConfigDict(read_json(workdir / "config.json"))
+    config = read_config(workdir)
     if LOADERS.get(config.data.dataset) is not redial:
         raise InputError(f"--workdir={workdir}: talks join a corpus in ReDial's format; this is {config.data.dataset}")
     given = data_dir or config.data.dir or ("" if config.data.hub else str(workdir / "data"))

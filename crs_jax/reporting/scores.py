@@ -115,8 +115,9 @@ def signals(run: Run) -> Html:
     """What the observed signals say of what the seekers answered after the talk."""
     title = "Signals"
     parts = []
-    for outcome, rows in run.table("signals").items():
-        if found := {name: flat_figures(values) for name, values in rows.items()}:
+    for outcome in run.table("signals"):
+        names = run.table("signals", outcome)
+        if found := {name: flat_figures(run.table("signals", outcome, name)) for name in names}:
             label = f"Against {name_of(outcome).lower()}"
             parts.append(tag("div", tag("h3", label), _grid(found, ("pearson", "spearman", "auc", "n"), label)))
     classifier = _classifier(run)
@@ -134,7 +135,7 @@ def signals(run: Run) -> Html:
 def liked(run: Run) -> Html:
     """Whether policies' odds are higher on proposals that were liked."""
     title = "Liked proposals"
-    rows = {row: flat_figures(values) for row, values in run.table("liked").items()}
+    rows = {row: flat_figures(run.table("liked", row)) for row in run.table("liked")}
     if not rows:
         return section("liked", title, missing("No answers about proposals in this corpus, or none that differ."))
     words = note(
