@@ -23,8 +23,8 @@ LEAST_COVERAGE = 0.5  # of that at the start
 MORE_SPREAD = 2.0  # factor on how far an ensemble's reward models disagree
 LEAST_HR = 0.9  # of SFT's on validation while the validation reward is higher
 LEAST_BLEU = 0.5  # the same of BLEU-4: 2.3 standard errors of the log ratio of two policies on 256 replies (.3)
-MORE_RECOMMENDING = 0.15  # share of replies, up or down; over 5 x 16 contexts its standard error is at most .08;
-# on test also beyond chance: the difference's 95 % interval lies on one side of 0
+MORE_RECOMMENDING = 0.15  # share of replies, up or down, on the same validation contexts; 256 of them sampled once
+# have a standard error of at most .03. On test also beyond chance: the difference's 95 % interval lies beside 0
 LEAST_TEST_BLEU = 0.8  # of SFT's on test, and below it beyond chance: the difference's 95 % interval lies below 0
 MOST_PERPLEXITY = 1.25  # of SFT's on test: as far apart as SFT models of several seeds on ReDial, where it is 32 to 39
 MOST_SENTIMENT = 0.95  # correlation of the reward with the sentiment predicted, where SFT's replies had less
@@ -114,11 +114,6 @@ def _of_iterations(iterations: Sequence[Mapping[str, Any]]) -> Iterator[Monitor]
     text = f"{100 * now['ended']:.0f} % of replies come to an end, below {100 * LEAST_ENDED:.0f} %"
     bad = now["ended"] < LEAST_ENDED
     yield held("ended", "Replies that end, share", "ended", f"below {LEAST_ENDED:g}", bad, text)
-    name = "recommends"
-    if name in first:
-        text = f"replies that recommend {_drift(first[name], now[name])}"
-        bad, bound = abs(now[name] - first[name]) > MORE_RECOMMENDING, f"more than {MORE_RECOMMENDING:g} from the start"
-        yield held(name, "Replies that recommend, share", name, bound, bad, text)
     name = "health/repetition"
     text = f"repeated pairs of words went from {100 * first[name]:.1f} to {100 * now[name]:.1f} %"
     bad, bound = now[name] > first[name] + MORE_REPETITION, f"more than {MORE_REPETITION:g} above the start"
@@ -147,6 +142,11 @@ def _of_checks(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[
             bound = f"below {least:g} of the start while the reward rises"
             text = f"{up} {name} fell from {was:.4f} to {ends:.4f}, below {least:g} of it"
             yield Monitor(kind, f"Validation {name}", was, ends, bound, risen and ends < least * was, text)
+    was, ends = (line.get("validation/recommends") for line in (before, after))
+    if was is not None and ends is not None:
+        bad, bound = abs(ends - was) > MORE_RECOMMENDING, f"more than {MORE_RECOMMENDING:g} from the start"
+        text = f"replies to validation contexts that recommend {_drift(was, ends)}"
+        yield Monitor("recommends", "Validation replies that recommend, share", was, ends, bound, bad, text)
     was, ends = (line.get("validation/sentiment-reward") for line in (before, after))
     if was is not None and ends is not None:
         text = (
