@@ -28,13 +28,13 @@ The paper's setting on that: SFT of the words alone, and PPO, which also reads t
 sentiment shift:
   python -m crs_jax.main --config=configs/redial_ppo.py:paper --config.data.dir=FOLDER
 
-Last run of :paper, seed 3, an hour and a half on two cores that other programs shared (SFT at commit b22abaf, PPO at
-c925e14 with contexts=16 group=4 slate_batches=16; 3,371 training dialogues), no warnings; test, fresh, full catalogue,
-HR@1/5/10/50 and NDCG@5. Fresh seeds have not been run yet:
-  sft      .028 .079 .130 .307  .054
-  ppo      .031 .096 .150 .330  .063
-  rerank   .024 .074 .117 .299  .049
-  optimum  .032 .106 .153 .328  .068
+Last run of :paper, seed 20, which nothing was chosen on, an hour and 40 minutes on two cores that other programs shared
+(commit f3e3f77 with contexts=16 group=4 slate_batches=16 minibatches=8 epochs=2, which are its settings now; 3,379
+training dialogues), no warnings; test, fresh, full catalogue, HR@1/5/10/50 and NDCG@5. No other such seed has been run:
+  sft      .026 .082 .133 .309  .054
+  ppo      .031 .101 .156 .340  .066
+  rerank   .025 .079 .125 .305  .052
+  optimum  .031 .101 .154 .336  .066
 
 All stages on a sample, for a CPU with two cores:
   python -m crs_jax.main --config=configs/redial_ppo.py:tiny --config.data.dir=FOLDER
