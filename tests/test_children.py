@@ -1,10 +1,12 @@
 """Commands beside each other: the signals that reach them, and those that do not."""
 
+import contextlib
 import os
 import pathlib
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PROGRAM = """
@@ -50,6 +52,16 @@ def start(how: str, **settings) -> subprocess.Popen:
                             stderr=subprocess.PIPE, text=True, **settings)  # fmt: skip
 
 
+@contextlib.contextmanager
+def hang_up(handler: signal.Handlers) -> Iterator[None]:
+    """What is started meanwhile begins with this way to take SIGHUP."""
+    before = signal.signal(signal.SIGHUP, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_a_signal_while_a_command_is_started_reaches_it():
     process = start("at the start")
     out, said = process.communicate(timeout=60)
@@ -58,11 +70,8 @@ def test_a_signal_while_a_command_is_started_reaches_it():
 
 def test_a_hang_up_that_nohup_ignores_stays_ignored():
     """The terminal signals the whole group; SIGTERM still reaches the command, which saves."""
-    ignored = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
+    with hang_up(signal.SIG_IGN):
         process = start("nohup", process_group=0)
-    finally:
-        signal.signal(signal.SIGHUP, ignored)
     assert process.stdout.readline() == "begun\n"
     os.killpg(process.pid, signal.SIGHUP)
     os.killpg(process.pid, signal.SIGTERM)
@@ -73,7 +82,8 @@ def test_a_hang_up_that_nohup_ignores_stays_ignored():
 
 
 def test_a_terminal_that_is_gone_keeps_no_signal_from_the_command():
-    process = start("hang-up")
+    with hang_up(signal.SIG_DFL):  # also where the tests were started by nohup
+        process = start("hang-up")
     assert process.stdout.readline() == "begun\n"
     process.stdout.close()  # what is said of the signal fails
     process.send_signal(signal.SIGHUP)

@@ -10,7 +10,7 @@ from configs import quickstart
 from crs_jax.checkpoint import identity
 from crs_jax.config import validate
 from crs_jax.errors import InputError
-from crs_jax.metrics import MetricsWriter, read_json_lines
+from crs_jax.metrics import MetricsWriter
 from crs_jax.rl.reward import Normaliser
 from crs_jax.rl.rollout import sample
 from crs_jax.training import ppo_stage
@@ -104,30 +104,54 @@ def test_narrow_prompts_give_the_same_draws_and_likelihoods(world, tmp_path):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, wanted)
 
 
-def test_the_stage_cuts_prompts_to_the_width_of_their_batch(world, tmp_path, monkeypatch):
+@pytest.fixture
+def first_batch(world, monkeypatch):
+    """(workdir, changes) -> contexts and key of the first iteration, which is not run."""
+
     class Seen(BaseException):
         pass
 
     def make_iteration(*arguments):
         def iteration(state, judges, normaliser, contexts, key):
-            raise Seen(contexts.prompt_CP.shape, np.asarray(contexts.mask_CP).sum(1).max())
+            raise Seen(contexts, key)
 
         return iteration
 
     monkeypatch.setattr(ppo_stage, "make_iteration", make_iteration)
     blank = Normaliser(jnp.zeros(3), jnp.ones(3), jnp.float32(1))
     monkeypatch.setattr(ppo_stage, "reference_normaliser", lambda *arguments: blank)
+
+    def see(workdir, **changes):
+        task = world.at(workdir, ppo__validation_contexts=0, **changes)
+        with MetricsWriter(task.workdir, tensorboard=False) as writer, pytest.raises(Seen) as met:
+            run_ppo(task, writer, world.sft, world.reward)
+        return met.value.args
+
+    return see
+
+
+def test_the_stage_cuts_prompts_to_the_width_of_their_batch(first_batch, tmp_path):
     seen = {}
     for seed in range(6):
         changes = {**SHORT, "seed": seed, "ppo__buckets": 2, "ppo__contexts": 1, "ppo__slate_batches": 1}
-        changes["ppo__validation_contexts"] = 0
-        task = world.at(tmp_path / str(seed), **changes)
-        with MetricsWriter(task.workdir, tensorboard=False) as writer, pytest.raises(Seen) as met:
-            run_ppo(task, writer, world.sft, world.reward)
-        (_, width), longest = met.value.args
+        contexts, _ = first_batch(tmp_path / str(seed), **changes)
+        width, longest = contexts.prompt_CP.shape[1], np.asarray(contexts.mask_CP).sum(1).max()
         assert width == (24 if longest <= 24 else 48)
         seen[width] = longest
     assert seen.keys() == {24, 48}
+
+
+def test_each_seed_of_ppo_draws_anew_for_the_same_models(first_batch, world, tmp_path):
+    drawn = [first_batch(tmp_path / str(seed), ppo__seed=seed) for seed in (0, 1)]
+    (contexts, key), (others, other_key) = drawn
+    assert not np.array_equal(contexts.prompt_CP, others.prompt_CP)
+    assert not np.array_equal(*map(jax.random.key_data, (key, other_key)))
+    again, same_key = first_batch(tmp_path / "again", ppo__seed=1)
+    assert np.array_equal(again.prompt_CP, others.prompt_CP)
+    assert np.array_equal(*map(jax.random.key_data, (same_key, other_key)))
+    for stage in ("sft", "reward"):
+        a, b = (identity(world.at(tmp_path, ppo__seed=seed).config, stage) for seed in (0, 1))
+        assert a == b
 
 
 def test_growing_contexts_have_one_width():
@@ -135,18 +159,3 @@ def test_growing_contexts_have_one_width():
     config.ppo.turns, config.ppo.buckets, config.ppo.group_baseline = 2, 2, False
     with pytest.raises(InputError, match=r"ppo\.buckets=2: must be 1 where episodes have several turns"):
         validate(config)
-
-
-def test_each_seed_of_ppo_is_another_run_from_the_same_models(world, tmp_path):
-    first = {}
-    for seed in (0, 1):
-        task = world.at(tmp_path / str(seed), ppo__seed=seed, ppo__iterations=1)
-        task.workdir.mkdir()
-        with MetricsWriter(task.workdir, tensorboard=False) as writer:
-            run_ppo(task, writer, world.sft, world.reward)
-        lines = read_json_lines(task.workdir / "metrics.jsonl")
-        first[seed] = {name: value for line in lines for name, value in line.items() if line["stage"] == "ppo"}
-    assert first[0]["reward"] != first[1]["reward"]
-    for stage in ("sft", "reward"):
-        a, b = (identity(world.at(tmp_path, ppo__seed=seed).config, stage) for seed in (0, 1))
-        assert a == b
