@@ -25,6 +25,7 @@ import numpy as np
 from crs_jax.errors import InputError
 from crs_jax.metrics import read_json, write_json
 from crs_jax.progress import say
+from crs_jax.storage import sha256
 
 SUMS = "sums.json"
 DAY = 86_400.0  # seconds: what is younger may have a writer
@@ -84,11 +85,8 @@ def is_whole(folder: pathlib.Path) -> bool:
 
 
 def _sums(folder: pathlib.Path) -> dict[str, str]:
-    found = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SUMS):
-        with path.open("rb") as file:
-            found[str(path.relative_to(folder))] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SUMS)
+    return {str(path.relative_to(folder)): sha256(path) for path in files}
 
 
 @contextlib.contextmanager

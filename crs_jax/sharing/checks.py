@@ -8,7 +8,6 @@ allocated.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import pathlib
 import sys
@@ -31,6 +30,7 @@ from crs_jax.sharing import ABOUT, shared_model
 from crs_jax.sharing.tensors import Shape, read_arrays, read_shapes, refuse_other
 from crs_jax.sharing.transformers_files import completed_words, generation_settings, tokenizer_settings
 from crs_jax.signals.facets import Facets
+from crs_jax.storage import sha256
 from crs_jax.stored_config import stored_config
 from crs_jax.training.task import model_config, policy_shapes, token_layout
 
@@ -68,12 +68,6 @@ class Checked:
     catalogue: Catalogue
     arrays: dict[str, np.ndarray]
     together_NN: scipy.sparse.csr_matrix
-
-
-def sha256(path: pathlib.Path) -> str:
-    """Of a file's content, in hexadecimal digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_checked(folder: pathlib.Path) -> Checked:

@@ -50,12 +50,12 @@ from crs_jax.sharing.checks import (
     flat,
     read_checked,
 )
-from crs_jax.sharing.checks import sha256 as _sha256
 from crs_jax.sharing.ending import fitted_ending
 from crs_jax.sharing.transformers_files import write_generation, write_tokenizer
 from crs_jax.signals.facets import Facets
 from crs_jax.signals.people import People
 from crs_jax.signals.together import Together
+from crs_jax.storage import sha256
 from crs_jax.stored_config import read_config
 from crs_jax.training.task import Task, new_policy, split_model
 
@@ -102,7 +102,7 @@ def write(loaded: Loaded, model: str, folder: pathlib.Path, card: str, overwrite
         "model": model,
         "config": settings(read_config(loaded.workdir), model),
         "ways_of_talking": sorted(loaded.titles.phrases),
-        "sha256": {name: _sha256(part / name) for name in named if name != "README.md"},
+        "sha256": {name: sha256(part / name) for name in named if name != "README.md"},
     }
     write_json(part / ABOUT, about)
     shutil.rmtree(old, ignore_errors=True)

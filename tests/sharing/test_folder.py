@@ -244,7 +244,7 @@ def test_a_folder_that_is_there_is_not_overwritten(run, copy, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["copy", "foreign", "other"]
 
 
-@pytest.mark.parametrize("where", ["save_file", "write_json", "_sha256"])
+@pytest.mark.parametrize("where", ["save_file", "write_json", "sha256"])
 def test_what_a_kill_leaves_is_not_taken_for_a_whole_folder(run, tmp_path, copy, monkeypatch, where):
     """The process ends at that call: what stands at the place is what stood there, and the next export works."""
 

@@ -14,7 +14,8 @@ from safetensors.numpy import load_file, save_file
 import crs_jax
 from crs_jax.errors import InputError
 from crs_jax.sharing import ABOUT
-from crs_jax.sharing.checks import NAMES, SPARSE, read_checked, sha256
+from crs_jax.sharing.checks import NAMES, SPARSE, read_checked
+from crs_jax.storage import sha256
 
 FAULTS, LOADS = 2000, 60
 
