@@ -1,0 +1,208 @@
+"""What the method computes from fixed arrays: forward pass, ranking, one step of each stage, one iteration of PPO.
+
+`baseline.npz` holds the arrays that went in and what came out at commit 1028781, before the core was rebuilt.
+
+  python tests/proof/program.py FILE.npz     # of the code as it is, from the inputs in baseline.npz
+"""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+import tempfile
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+HERE = pathlib.Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent / "training"))
+
+from tiny_task import fresh_models, make_task, tiny_config  # noqa: E402
+
+from crs_jax.rl.reward import Normaliser  # noqa: E402
+from crs_jax.rl.scoring import reply_likelihood, tree_hidden  # noqa: E402
+from crs_jax.sharding import place, shard_batch  # noqa: E402
+from crs_jax.training import reward as reward_stage  # noqa: E402
+from crs_jax.training import sft as sft_stage  # noqa: E402
+from crs_jax.training.batches import take  # noqa: E402
+from crs_jax.training.contexts import Contexts, after_rec, contexts_at  # noqa: E402
+from crs_jax.training.labels import label  # noqa: E402
+from crs_jax.training.optimizer import Rates, make_optimizer  # noqa: E402
+from crs_jax.training.ppo import first_extra, make_iteration  # noqa: E402
+from crs_jax.training.ppo_stage import build  # noqa: E402
+from crs_jax.training.replies import Wishes, reply_arrays  # noqa: E402
+from crs_jax.training.state import fresh_state  # noqa: E402
+
+BASELINE = HERE / "baseline.npz"
+RENAMED: dict[str, str] = {}
+"""What a name within the stored arrays is called now: the converter."""
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "ppo": {},
+    "group_baseline": {"ppo__group_baseline": True},
+    "rloo": {"algorithm": "rloo", "ppo__group_baseline": True},
+    "grpo": {"algorithm": "grpo", "ppo__group_baseline": True, "ppo__all_acts": 0},
+    "raft": {"algorithm": "raft", "ppo__group_baseline": True, "ppo__all_acts": 0},
+    "rankwise": {"algorithm": "rankwise", "ppo__lists": 4, "ppo__list_items": 3},
+    "tilt": {"algorithm": "tilt", "ppo__group_baseline": True},
+    "sampled": {"ppo__all_acts": 0, "ppo__slate_batches": 1},
+    "shuffled": {"ppo__shuffled_rewards": True},
+    "separate": {"model__value": "separate", "ppo__value_warmup": 1},
+    "accumulate": {"ppo__accumulate": 2, "ppo__minibatches": 1},
+    "learned_relevance": {"reward__relevance": "learned", "ppo__act_entropy": 0.01, "ppo__word_entropy": 0.01},
+}
+"""Settings of PPO's iteration beside `tiny_config`; the first in every run of the tests, the others in the slow ones."""
+
+
+def flat(tree: Any, prefix: str) -> dict[str, np.ndarray]:
+    """Leaves by their paths."""
+    paths = jax.tree_util.tree_leaves_with_path(tree)
+    return {f"{prefix}/" + jax.tree_util.keystr(p, simple=True, separator="/"): np.asarray(leaf) for p, leaf in paths}
+
+
+def stored(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """Arrays under a prefix by the rest of their names, as they are called now."""
+    found = {name.removeprefix(f"{prefix}/"): a for name, a in arrays.items() if name.startswith(f"{prefix}/")}
+    for old, new in RENAMED.items():
+        found = {name.replace(old, new): a for name, a in found.items()}
+    return found
+
+
+def nested(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Nested dicts of arrays by path."""
+    out: dict[str, Any] = {}
+    for name, array in arrays.items():
+        *folders, last = name.split("/")
+        at = out
+        for folder in folders:
+            at = at.setdefault(folder, {})
+        at[last] = array
+    return out
+
+
+def world(folder: pathlib.Path, **changes: Any):
+    """The task, and graph definitions of the policy and the reward model."""
+    task = make_task(folder, tiny_config(folder, **changes))
+    (policy, *_), (reward, *_) = fresh_models(task)
+    return task, policy, reward
+
+
+def inputs(folder: pathlib.Path) -> dict[str, np.ndarray]:
+    """What the baseline was made from: parameters away from their first values, batches and contexts."""
+    task = make_task(folder, tiny_config(folder))
+    (_, params, frozen), (_, reward, reward_frozen) = fresh_models(task)
+    rng = np.random.default_rng(3)
+
+    def moved(tree: Any) -> Any:
+        return jax.tree.map(lambda a: np.asarray(a + rng.normal(0, 0.03, a.shape), np.float32), tree)
+
+    params, reward = moved(params), moved(reward)
+    _, rows = next(sft_stage.batches(sft_stage.make_packer(task, "train"), task, "sft", 4, 0.5))
+    wishes = Wishes(task, "train")
+    signal_DTS = label(task, "train").signal_DTS
+    every = np.arange(len(task.corpus.train))
+    labelled = reward_stage.slot_labels(task, rows, every, signal_DTS, wishes)
+    where = task.replies("train")[:50]
+    contexts = contexts_at(task, "train", where)
+    replies = reply_arrays(task, "train", where[:8])
+    return {
+        **flat(params, "sft"), **flat(frozen, "frozen"), **flat(reward, "reward"),
+        **flat(reward_frozen, "reward_frozen"), **flat(sft_stage.with_wishes(rows, wishes), "sft_rows"),
+        **flat(labelled, "reward_rows"), **flat(contexts._asdict(), "contexts"),
+        "replies/tokens": replies[0], "replies/mask": replies[1],
+    }  # fmt: skip
+
+
+def models(arrays: dict[str, np.ndarray], task: Any, policy: Any, reward: Any) -> tuple[Any, Any]:
+    """SFT policy and reward model of the stored parameters, on the mesh."""
+    names = (("sft", "frozen"), ("reward", "reward_frozen"))
+    trees = [[place(nested(stored(arrays, name)), task.mesh) for name in pair] for pair in names]
+    return (policy, *trees[0]), (reward, *trees[1])
+
+
+def forward(arrays: dict[str, np.ndarray], folder: pathlib.Path) -> dict[str, np.ndarray]:
+    """Log-probabilities of stored replies, and item logits of fifty contexts."""
+    task, *graphs = world(folder)
+    (graph, params, frozen), _ = models(arrays, task, *graphs)
+    contexts = Contexts(**stored(arrays, "contexts"))
+    some, policy = take(contexts, np.arange(8)), nnx.merge(graph, params, frozen)
+    tokens_BR, mask_BR = jnp.asarray(arrays["replies/tokens"]), jnp.asarray(arrays["replies/mask"])
+    hidden = tree_hidden(
+        policy, policy.tables(), some.prompt_CP, some.mask_CP, tokens_BR[:, None], mask_BR[:, None]
+    ).before[:, 0]
+    wish = policy.wish(some.evidence)
+    found = reply_likelihood(policy, policy.tables(), hidden, tokens_BR, mask_BR, wish=wish)
+    last_CD, tables, wish = after_rec(policy, contexts)
+    logits_CN = policy.item_logits(policy.acting(last_CD, wish), tables, wish.beside)[:, : task.layout.num_items]
+    return {
+        "forward/logp": np.where(arrays["replies/mask"], found.logp_BR, 0.0),
+        "forward/entropy": np.where(arrays["replies/mask"], found.entropy_BR, 0.0),
+        "ranking/logits": np.asarray(logits_CN),
+    }
+
+
+def supervised(arrays: dict[str, np.ndarray], folder: pathlib.Path) -> dict[str, np.ndarray]:
+    """One SFT step and one reward step from fresh optimizers."""
+    task, *graphs = world(folder)
+    of_sft, of_reward = models(arrays, task, *graphs)
+    out = {}
+    for name, stage, (graph, params, frozen), rows in (
+        ("sft", sft_stage, of_sft, "sft_rows"), ("reward", reward_stage, of_reward, "reward_rows"),
+    ):  # fmt: skip
+        optimizer = make_optimizer(Rates(1e-3, 0.01), 0.1, 10, 1.0)
+        state = fresh_state(params, optimizer, task.mesh)
+        batch = shard_batch(stored(arrays, rows), task.mesh)
+        state, metrics = stage.make_step(graph, optimizer, task)(state, frozen, batch, jax.random.key(7))
+        out |= flat(state.params, f"{name}_step/params") | flat(metrics, f"{name}_step/metrics")
+    return out
+
+
+def iteration(arrays: dict[str, np.ndarray], folder: pathlib.Path, variant: str) -> dict[str, np.ndarray]:
+    """The second iteration of PPO: parameters are no longer the reference's."""
+    task, *graphs = world(folder, **VARIANTS[variant])
+    of_sft, of_reward = models(arrays, task, *graphs)
+    graphs, params, judges = build(task, of_sft, of_reward)
+    rng = np.random.default_rng(5)
+    params = jax.tree.map(lambda a: a + jnp.asarray(rng.normal(0, 0.02, a.shape), jnp.float32), params)
+    optimizer = make_optimizer(Rates(1e-3, 0.01), 0.1, 10, 1.0)
+    state = fresh_state(params, optimizer, task.mesh, first_extra(0.1, 0.15, 0.2))
+    normaliser = Normaliser(jnp.array([0.1, 0.0, -0.1]), jnp.array([0.5, 0.2, 0.5]), jnp.float32(1.5))
+    count = task.config.ppo.contexts * task.config.ppo.slate_batches
+    contexts = take(Contexts(**stored(arrays, "contexts")), np.arange(count))
+    step = make_iteration(graphs, optimizer, task.config, task.mesh)
+    state, metrics = step(state, judges, normaliser, shard_batch(contexts, task.mesh), jax.random.key(5))
+    label = f"iteration/{variant}"
+    return flat(state.params, f"{label}/params") | flat(state.extra, f"{label}/extra") | flat(metrics, f"{label}/metrics")
+
+
+def summary(name: str, array: np.ndarray) -> np.ndarray:
+    """Of parameters after an iteration of another variant than the first: projections instead of all numbers."""
+    rng = np.random.default_rng(len(name))
+    flat_n = array.astype(np.float64).ravel()
+    return np.array([*(rng.normal(size=flat_n.shape) @ flat_n for _ in range(3)), flat_n.sum(), np.abs(flat_n).max()])
+
+
+def outputs(arrays: dict[str, np.ndarray], variants: list[str]) -> dict[str, np.ndarray]:
+    """All that is compared."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        out = forward(arrays, folder) | supervised(arrays, folder)
+        for variant in variants:
+            made = iteration(arrays, folder, variant)
+            if variant != next(iter(VARIANTS)):
+                made = {key: summary(key, a) if "/params/" in key else a for key, a in made.items()}
+            out |= made
+    return {f"out/{name}": array for name, array in out.items()}
+
+
+if __name__ == "__main__":
+    if BASELINE.exists():
+        given = dict(np.load(BASELINE))
+        given = {name: a for name, a in given.items() if not name.startswith("out/")}
+    else:
+        with tempfile.TemporaryDirectory() as name:
+            given = inputs(pathlib.Path(name))
+    np.savez_compressed(sys.argv[1], **given, **outputs(given, list(VARIANTS)))
