@@ -54,7 +54,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "accumulate": {"ppo__accumulate": 2, "ppo__minibatches": 1},
     "learned_relevance": {"reward__relevance": "learned", "ppo__act_entropy": 0.01, "ppo__word_entropy": 0.01},
 }
-"""Settings of PPO's iteration beside `tiny_config`; the first in every run of the tests, the others in the slow ones."""
+"""Settings beside `tiny_config`; the first in every run of the tests, the others in the slow ones."""
 
 
 def flat(tree: Any, prefix: str) -> dict[str, np.ndarray]:
@@ -174,8 +174,7 @@ def iteration(arrays: dict[str, np.ndarray], folder: pathlib.Path, variant: str)
     contexts = take(Contexts(**stored(arrays, "contexts")), np.arange(count))
     step = make_iteration(graphs, optimizer, task.config, task.mesh)
     state, metrics = step(state, judges, normaliser, shard_batch(contexts, task.mesh), jax.random.key(5))
-    label = f"iteration/{variant}"
-    return flat(state.params, f"{label}/params") | flat(state.extra, f"{label}/extra") | flat(metrics, f"{label}/metrics")
+    return flat({"params": state.params, "extra": state.extra, "metrics": metrics}, f"iteration/{variant}")
 
 
 def summary(name: str, array: np.ndarray) -> np.ndarray:
