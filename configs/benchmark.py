@@ -15,7 +15,7 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 from configs import common
-from crs_jax.errors import InputError
+from crs_jax.runtime.errors import InputError
 
 SIZES = {
     "tiny": (2, 64, 2),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 from configs import common
-from crs_jax.errors import InputError
+from crs_jax.runtime.errors import InputError
 
 ROBERTA = "cardiffnlp/twitter-roberta-base-sentiment-latest@3216a57f2a0d9c45a2e6c20157c20c49fb4bf9c7"
 

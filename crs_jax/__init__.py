@@ -22,14 +22,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from crs_jax.api import Run, load, train
-    from crs_jax.errors import InputError
-    from crs_jax.proposals import Recommendation, Reply, Score
+    from crs_jax.runtime.errors import InputError
+    from crs_jax.tools.api.proposals import Recommendation, Reply, Score
+    from crs_jax.tools.api.run import Run, load
+    from crs_jax.tools.api.train import train
 
 _HOME = {
-    **dict.fromkeys(("Run", "load", "train"), "crs_jax.api"),
-    **dict.fromkeys(("Recommendation", "Reply", "Score"), "crs_jax.proposals"),
-    "InputError": "crs_jax.errors",
+    **dict.fromkeys(("Run", "load"), "crs_jax.tools.api.run"),
+    "train": "crs_jax.tools.api.train",
+    **dict.fromkeys(("Recommendation", "Reply", "Score"), "crs_jax.tools.api.proposals"),
+    "InputError": "crs_jax.runtime.errors",
 }
 __all__ = ["InputError", "Recommendation", "Reply", "Run", "Score", "load", "train"]
 

@@ -6,7 +6,7 @@ import math
 import numbers
 from typing import Any
 
-from crs_jax.arguments import MOST_SEED
+from crs_jax.runtime.arguments import MOST_SEED
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "algorithm": ("ppo", "rankwise", "rloo", "grpo", "raft", "tilt"),

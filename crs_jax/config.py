@@ -12,10 +12,10 @@ from ml_collections import ConfigDict
 
 from crs_jax.bounds import BOUNDS, CHOICES, LEAST_TEMPERATURE, broken_bound
 from crs_jax.data.records import clipped
-from crs_jax.errors import InputError
+from crs_jax.runtime.errors import InputError
+from crs_jax.runtime.storage import is_file, is_folder
+from crs_jax.runtime.user_function import load
 from crs_jax.signals.feedback_log import read_log
-from crs_jax.storage import is_file, is_folder
-from crs_jax.user_function import load
 
 STAGES = ("sft", "reward", "ppo", "evaluate")
 """All stages, in the only order in which they run."""

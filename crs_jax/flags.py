@@ -15,10 +15,10 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from crs_jax import arguments
 from crs_jax import config as checks
 from crs_jax.data.records import clipped
-from crs_jax.errors import InputError
+from crs_jax.runtime import arguments
+from crs_jax.runtime.errors import InputError
 
 _OVERRIDE = re.compile(r"--?(?P<no>no)?config\.(?P<path>[^=]+)(?P<value>=.*)?", re.DOTALL)
 _NOT_CONFIGS = ("__init__", "common", "variants")

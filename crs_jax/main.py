@@ -21,8 +21,8 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from crs_jax.errors import InputError, InterruptedRunError, LostProcessError, StorageError, TrainingHaltedError
-from crs_jax.host_memory import keep_and_advise
+from crs_jax.runtime.errors import InputError, InterruptedRunError, LostProcessError, StorageError, TrainingHaltedError
+from crs_jax.runtime.host_memory import keep_and_advise
 
 
 def main(argv: Sequence[str] | None = None, values: flags.FlagValues | None = None) -> int:
@@ -50,14 +50,15 @@ def main(argv: Sequence[str] | None = None, values: flags.FlagValues | None = No
         command = command_line.parse(argv, values)
         workdir = command.workdir
         if command.distributed is not None:
-            from crs_jax.processes import join
+            from crs_jax.runtime.processes import join
 
             join(command.distributed)
         from crs_jax import pipeline
-        from crs_jax.interruption import listening
+        from crs_jax.runtime.interruption import listening
+        from crs_jax.tools.report.page import write_report
 
         with listening(workdir):
-            pipeline.run(command.config, workdir)
+            pipeline.run(command.config, workdir, write_report)
     except InputError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -75,7 +76,7 @@ def main(argv: Sequence[str] | None = None, values: flags.FlagValues | None = No
 
 
 if __name__ == "__main__":
-    from crs_jax.program import in_utf8, leave
+    from crs_jax.runtime.program import in_utf8, leave
 
     in_utf8()
     leave(main())

@@ -20,27 +20,27 @@ from jax.experimental.multihost_utils import sync_global_devices
 from ml_collections import ConfigDict
 
 from crs_jax import config as settings
-from crs_jax import preflight, weights_and_biases
-from crs_jax.checkpoint import digest, done_meta, flatten
-from crs_jax.compilation import keep_programs
-from crs_jax.errors import InputError
+from crs_jax import preflight
 from crs_jax.evaluation.ceiling import noise_ceiling
 from crs_jax.evaluation.classifier import classifier_error, say_error
 from crs_jax.evaluation.console import headline, print_held_out
 from crs_jax.evaluation.observed import by_place, signal_table
 from crs_jax.evaluation.signals import auc, calibration, correlation
 from crs_jax.evaluation.stage import run_evaluate
-from crs_jax.memory import fitting
-from crs_jax.metrics import MetricsWriter, read_json, write_json, write_json_lines
 from crs_jax.models import attention
 from crs_jax.models.heads import REWARDS, SIGNALS
 from crs_jax.prepare import made_from, prepare
-from crs_jax.processes import refuse_unless_shared, together
-from crs_jax.progress import duration, mute, print_summary, say
-from crs_jax.report import write_report
-from crs_jax.sharding import make_mesh, place
-from crs_jax.source_tree import commit
-from crs_jax.storage import claimed, writing
+from crs_jax.runtime import weights_and_biases
+from crs_jax.runtime.checkpoint import digest, done_meta, flatten
+from crs_jax.runtime.compilation import keep_programs
+from crs_jax.runtime.errors import InputError
+from crs_jax.runtime.memory import fitting
+from crs_jax.runtime.metrics import MetricsWriter, read_json, write_json, write_json_lines
+from crs_jax.runtime.processes import refuse_unless_shared, together
+from crs_jax.runtime.progress import duration, mute, print_summary, say
+from crs_jax.runtime.sharding import make_mesh, place
+from crs_jax.runtime.source_tree import commit
+from crs_jax.runtime.storage import claimed, writing
 from crs_jax.training.health import monitors, warnings
 from crs_jax.training.labels import known_log, label
 from crs_jax.training.own_reward import own_reward
@@ -69,8 +69,12 @@ EVALUATED = (
 HELD_OUT = ("reward_model", "signals", "sentiment_classifier")  # the same of the models before PPO
 
 
-def run(config: ConfigDict, workdir: pathlib.Path, flags: Sequence[str] | None = None) -> pathlib.Path:
-    """Runs `config.stages` in `workdir`; returns the report's path.
+Report = Callable[[pathlib.Path], pathlib.Path]
+"""Makes a page of a workdir and returns its path."""
+
+
+def run(config: ConfigDict, workdir: pathlib.Path, report: Report, flags: Sequence[str] | None = None) -> None:
+    """Runs `config.stages` in `workdir` and ends with the report.
 
     `flags` are those of the same run as a command, to be noted; by default this process' own.
     """
@@ -84,10 +88,10 @@ def run(config: ConfigDict, workdir: pathlib.Path, flags: Sequence[str] | None =
     precision = jax.default_matmul_precision(config.model.matmul)  # a GPU's or TPU's own has fewer bits than float32
     with together(), writing(workdir), claimed(workdir) if first else contextlib.nullcontext(), precision:
         refuse_unless_shared(workdir)
-        return _run(config, workdir, sys.argv[1:] if flags is None else flags)
+        _run(config, workdir, report, sys.argv[1:] if flags is None else flags)
 
 
-def _run(config: ConfigDict, workdir: pathlib.Path, flags: Sequence[str]) -> pathlib.Path:
+def _run(config: ConfigDict, workdir: pathlib.Path, report: Report, flags: Sequence[str]) -> None:
     stages, first = settings.stages(config), jax.process_index() == 0
     if not first:
         mute()
@@ -145,14 +149,12 @@ def _run(config: ConfigDict, workdir: pathlib.Path, flags: Sequence[str]) -> pat
             "seconds": time.monotonic() - started,
             "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
-    report = workdir / "report.html"
     if first:
         write_json(workdir / "config.json", config.to_dict())
         write_json(path, metrics)
-        report = write_report(workdir)
+        page = report(workdir)
         headline(metrics)
-        say(f"done in {duration(time.monotonic() - started)}: {report}")
-    return report
+        say(f"done in {duration(time.monotonic() - started)}: {page}")
 
 
 def run_stages(task: Task, stages: tuple[str, ...], metrics: dict, seconds: dict[str, float], first: bool) -> list[str]:

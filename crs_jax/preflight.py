@@ -15,14 +15,14 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from crs_jax.checkpoint import KEPT, done_meta
 from crs_jax.data import byte_bpe, corpus, records
-from crs_jax.errors import InputError
-from crs_jax.metrics import read_json
 from crs_jax.models import encoder, hf
 from crs_jax.models.items import padded
+from crs_jax.runtime.checkpoint import KEPT, done_meta
+from crs_jax.runtime.errors import InputError
+from crs_jax.runtime.metrics import read_json
+from crs_jax.runtime.storage import is_folder
 from crs_jax.signals import sentiment
-from crs_jax.storage import is_folder
 
 TIMEOUT = 10.0  # seconds that the hub has for one answer
 ITEMS = 10_000  # of a catalogue that is not read yet, for the estimate of disk: more than ReDial's 6,924

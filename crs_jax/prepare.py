@@ -15,11 +15,11 @@ from ml_collections import ConfigDict
 from crs_jax.data.corpus import Corpus, load
 from crs_jax.data.dialogue import RECOMMENDER, Dialogue
 from crs_jax.data.tokenizer import DialogueTokenizer, training_texts
-from crs_jax.errors import InputError
-from crs_jax.kept import clean
-from crs_jax.metrics import read_json, write_json
 from crs_jax.models.encoder import embed, embed_on_host, find_encoder
-from crs_jax.progress import Progress, say
+from crs_jax.runtime.errors import InputError
+from crs_jax.runtime.kept import clean
+from crs_jax.runtime.metrics import read_json, write_json
+from crs_jax.runtime.progress import Progress, say
 from crs_jax.signals.facets import Facets
 from crs_jax.signals.people import People
 from crs_jax.signals.relevance import utterance_texts

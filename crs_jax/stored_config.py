@@ -10,8 +10,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from crs_jax.config import validate_values
-from crs_jax.errors import InputError
-from crs_jax.metrics import read_json
+from crs_jax.runtime.errors import InputError
+from crs_jax.runtime.metrics import read_json
 
 
 def stored_config(found: Any, path: pathlib.Path) -> ConfigDict:

@@ -10,7 +10,7 @@ import tempfile
 import hypothesis
 import pytest
 
-from crs_jax.host_memory import keep_and_advise
+from crs_jax.runtime.host_memory import keep_and_advise
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the hub; before `datasets` is first imported
 # Most of the tests' time is LLVM's. What XLA makes of a program is the same, only its machine code is less polished.
@@ -22,7 +22,7 @@ if os.environ.get("CI"):
     hypothesis.settings.load_profile("ci")
 
 PROGRAMS = "JAX_COMPILATION_CACHE_DIR"
-FIRST = ("test_tpu_compile.py", "test_sharding.py", "test_pipeline.py", "test_sweep.py", "tests/training/")
+FIRST = ("test_tpu_compile.py", "test_sharding.py", "test_pipeline.py", "tools/sweep/test_sweep.py", "tests/training/")
 """What takes longest: begun first, so that no worker is left alone with it at the end."""
 
 

@@ -2,7 +2,7 @@
 
   mesh_programs.py '[[1, 8, 1], [2, 2, 2]]'
 
-Nothing is made or run: `crs_jax.benchmark.ahead` lowers shapes. One line of JSON a mesh (data, fsdp, tensor).
+Nothing is made or run: `crs_jax.tools.benchmark.ahead` lowers shapes. One line of JSON a mesh (data, fsdp, tensor).
 """
 
 import json
@@ -14,9 +14,9 @@ from absl import flags
 from jax.sharding import AxisType
 
 from crs_jax import flags as command_line
-from crs_jax.benchmark.ahead import lower
-from crs_jax.benchmark.hlo import collectives
-from crs_jax.sharding import AXES
+from crs_jax.runtime.sharding import AXES
+from crs_jax.tools.benchmark.ahead import lower
+from crs_jax.tools.benchmark.hlo import collectives
 
 # No two of the sizes that tell arrays apart are equal, nor their halves: words 2048, items 1152, MLP 512.
 SETTINGS = {

@@ -12,7 +12,7 @@ import time
 import jax
 import numpy as np
 
-from crs_jax.checkpoint import flatten, load_result
+from crs_jax.runtime.checkpoint import flatten, load_result
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SMALL = {

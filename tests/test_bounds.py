@@ -10,7 +10,7 @@ import torch
 from configs import common
 from crs_jax.bounds import BOUNDS, broken_bound
 from crs_jax.config import fields, validate
-from crs_jax.errors import InputError
+from crs_jax.runtime.errors import InputError
 from crs_jax.training.optimizer import schedule
 
 NUMBERS = {path: value for path, value in fields(common.get_config()) if type(value) in (int, float)}

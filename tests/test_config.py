@@ -6,7 +6,7 @@ import pytest
 
 from configs import common, quickstart
 from crs_jax.config import derive, fields, stages, validate
-from crs_jax.errors import InputError
+from crs_jax.runtime.errors import InputError
 
 
 def changed(**settings):

@@ -7,8 +7,8 @@ import pytest
 
 from configs import common
 from crs_jax import config as checks
-from crs_jax.errors import InputError
 from crs_jax.flags import describe, load_config
+from crs_jax.runtime.errors import InputError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 REAL = ("redial", "opendialkg", "inspired")

@@ -11,43 +11,28 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "crs_jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-ROOMS = {
-    "main": 5,
-    "pipeline": 4,
-    "prepare": 4,
-    "api": 4,
-    "loading": 4,
-    "sharing": 4,
-    "__init__": 4,
-    "training": 3,
-    "evaluation": 3,
-    "rl": 2,
-    "models": 1,
-    "data": 1,
-    "signals": 1,
-}
-"""main -> pipeline -> training/evaluation -> rl -> models/data/signals: a room imports its own height or lower.
+LAYERS = (
+    ("main", "__init__", "chat", "sweep", "report", "export", "benchmark"),  # the commands
+    ("tools",),
+    ("pipeline",),
+    ("prepare", "preflight"),
+    ("training", "evaluation"),
+    ("rl", "config", "bounds", "flags", "stored_config"),
+    ("models", "signals"),
+    ("data",),
+    ("runtime",),
+)
+"""A file imports what stands in its own layer or a lower one. The method is everything below the tools."""
 
-The Python API stands beside the pipeline: it trains by it, and does with a finished run what the evaluation does;
-`sharing/` writes a loaded run as a folder of its own and reads it; `crs_jax/__init__.py` names what the API has.
-
-What is not listed (errors, config, metrics, sharding, ...) serves them all: any room may import it, and it may import
-no room above models/data/signals, unless it is a program of its own.
-"""
-PROGRAMS = (
-    "chat",
-    "export",
-    "benchmark",
-    "sweep",
-)  # run by `python -m`, imported by nobody; they may import what the pipeline may
+METHOD = {name for layer in LAYERS[2:] for name in layer}
+COMMANDS = {"main", "chat", "chat/collect", "sweep", "report", "export", "benchmark", "benchmark/ahead"}
+"""`python -m crs_jax.NAME`; each says its help and calls its tool."""
 
 
-def room(module: str) -> str:
-    return module.split(".")[1]
-
-
-def height_as_importer(name: str) -> int:
-    return ROOMS["pipeline"] if name in PROGRAMS else ROOMS.get(name, ROOMS["models"])
+def layer(name: str) -> int:
+    """Its number, from the top; what is not listed has none."""
+    (found,) = [number for number, names in enumerate(LAYERS) if name in names]
+    return found
 
 
 def imports(path: pathlib.Path) -> set[str]:
@@ -70,25 +55,27 @@ def test_file_is_short_and_named(path):
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_no_room_imports_a_higher_one(path):
+def test_no_file_imports_a_higher_layer(path):
     own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
     for module in imports(path):
-        other = room(module)
-        if other == own:
-            continue
-        assert other not in (*PROGRAMS, "main"), f"{path.name} imports {module}"
-        if own in ROOMS or own in PROGRAMS or other in ROOMS:
-            limit = height_as_importer(own)
-            assert ROOMS.get(other, 0) <= limit, f"{path.name} ({own}) imports {module}, a higher room"
+        other = module.split(".")[1]
+        assert other == own or layer(other) >= layer(own), f"{path.name} imports {module}, of a higher layer"
+
+
+def test_commands_are_doors():
+    """Beside the tools' own files only these import a tool."""
+    importing = {path for path in FILES if any(module.startswith("crs_jax.tools.") for module in imports(path))}
+    outside = {path.relative_to(PACKAGE).with_suffix("") for path in importing if "tools" not in path.parts}
+    assert {str(name).removesuffix("/__main__") for name in outside} == {*COMMANDS, "__init__"}
 
 
 def test_the_rule_catches_a_higher_import(tmp_path):
     bad = tmp_path / "bad.py"
     bad.write_text("def f():\n    from crs_jax.training import ppo\n    import crs_jax.main\n")
     assert imports(bad) == {"crs_jax.training.ppo", "crs_jax.main"}
-    assert ROOMS["training"] > height_as_importer("models")
-    assert ROOMS["training"] > height_as_importer("metrics")
-    assert ROOMS["training"] <= height_as_importer("pipeline")
+    assert layer("main") < layer("tools") < layer("training") < layer("models") < layer("runtime")
+    assert "training" in METHOD
+    assert "tools" not in METHOD
 
 
 def test_ppo_maths_is_pure():

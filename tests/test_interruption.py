@@ -26,8 +26,8 @@ from small_run import (
     start,
 )
 
-from crs_jax import interruption
-from crs_jax.errors import StorageError
+from crs_jax.runtime import interruption
+from crs_jax.runtime.errors import StorageError
 
 OFTEN = {**FINISHED, "save_minutes": 0.01}
 
@@ -187,10 +187,11 @@ def test_a_full_disk_and_a_closed_one_lose_nothing(expected, tmp_path):
 COMPILES = """
 import os, pathlib, sys, time
 import jax, jax.numpy as jnp
-from crs_jax import interruption, pipeline
-from crs_jax.interruption import saving
+from crs_jax import pipeline
+from crs_jax.runtime import interruption
+from crs_jax.runtime.interruption import saving
 from crs_jax.main import main
-from crs_jax.program import leave, run_program
+from crs_jax.runtime.program import leave, run_program
 interruption.PATIENCE = 1
 
 def unrolled(x):
@@ -250,7 +251,7 @@ def test_a_compilation_is_left_within_ten_seconds(tmp_path):
 LONG_STEP = """
 import pathlib, sys, time
 import jax, jax.numpy as jnp
-from crs_jax import interruption
+from crs_jax.runtime import interruption
 interruption.PATIENCE = 0.5
 step = jax.jit(lambda n: jax.lax.fori_loop(0, n, lambda _, x: jnp.sin(x) + 1, jnp.ones(1000)))
 step(1).block_until_ready()
@@ -281,7 +282,7 @@ def test_a_long_step_is_waited_for_and_saved():
 
 BUSY = """
 import pathlib, time
-from crs_jax import interruption
+from crs_jax.runtime import interruption
 interruption.PATIENCE = 0.5
 with interruption.listening(pathlib.Path("w")):
     try:
@@ -324,7 +325,7 @@ def test_the_watcher_lives_on_where_nothing_can_be_said(gone):
 
 ASKED = """
 import contextlib, sys, time
-from crs_jax import interruption
+from crs_jax.runtime import interruption
 if sys.argv[2:]:
     interruption.REPEAT = float(sys.argv[2])
 with interruption.listening(), interruption.saving() if sys.argv[1] == "step" else contextlib.nullcontext():

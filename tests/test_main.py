@@ -10,7 +10,7 @@ from absl import flags
 
 import crs_jax
 from crs_jax import main
-from crs_jax.errors import InputError
+from crs_jax.runtime.errors import InputError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 QUICKSTART = "--config=configs/quickstart.py"
@@ -21,7 +21,7 @@ def run(monkeypatch, tmp_path):
     """Runs main on arguments from the repository's root; `calls` holds what the pipeline was given."""
     calls = []
     pipeline = types.ModuleType("crs_jax.pipeline")
-    pipeline.run = lambda config, workdir: calls.append((config, workdir))
+    pipeline.run = lambda config, workdir, report: calls.append((config, workdir))
     monkeypatch.setitem(sys.modules, "crs_jax.pipeline", pipeline)
     monkeypatch.setattr(crs_jax, "pipeline", pipeline, raising=False)
     monkeypatch.chdir(ROOT)
@@ -128,7 +128,7 @@ def test_config_file_that_fails_names_its_line(run, capsys, tmp_path):
 
 
 def test_input_error_of_the_pipeline(run, capsys):
-    def fail(config, workdir):
+    def fail(config, workdir, report):
         raise InputError("train_data.jsonl:7: no messages;\n delete the line")
 
     run.pipeline.run = fail
@@ -137,7 +137,7 @@ def test_input_error_of_the_pipeline(run, capsys):
 
 
 def test_other_errors_keep_their_traceback(run):
-    def fail(config, workdir):
+    def fail(config, workdir, report):
         raise ZeroDivisionError
 
     run.pipeline.run = fail
@@ -146,7 +146,7 @@ def test_other_errors_keep_their_traceback(run):
 
 
 def test_interrupt_says_what_is_kept(run, capsys, tmp_path):
-    def fail(config, workdir):
+    def fail(config, workdir, report):
         raise KeyboardInterrupt
 
     run.pipeline.run = fail

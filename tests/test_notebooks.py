@@ -15,10 +15,10 @@ import small_run
 from nbclient import NotebookClient
 
 import crs_jax
-from crs_jax.checkpoint import flatten
 from crs_jax.data import redial
-from crs_jax.metrics import read_json
-from crs_jax.sharing import shared_model
+from crs_jax.runtime.checkpoint import flatten
+from crs_jax.runtime.metrics import read_json
+from crs_jax.tools.export import shared_model
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "colab").glob("*.ipynb"))

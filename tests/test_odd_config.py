@@ -9,8 +9,8 @@ from absl import flags
 from configs.common import get_config
 from crs_jax.bounds import BOUNDS
 from crs_jax.config import derive, fields
-from crs_jax.errors import InputError
 from crs_jax.flags import parse
+from crs_jax.runtime.errors import InputError
 
 LINES = 1500
 ODD = (

@@ -12,8 +12,8 @@ from small_run import run
 
 from configs import quickstart
 from crs_jax import pipeline
-from crs_jax.errors import InputError
 from crs_jax.evaluation.console import headline
+from crs_jax.runtime.errors import InputError
 
 FILES = ("config.json", "metrics.json", "metrics.jsonl", "samples.jsonl", "report.html")
 
@@ -245,5 +245,5 @@ def test_products_have_the_bits_asked_for(tmp_path, monkeypatch):
         config = quickstart.get_config()
         config.model.matmul = asked
         with pytest.raises(InputError, match="far enough"):
-            pipeline.run(config, tmp_path)
+            pipeline.run(config, tmp_path, pytest.fail)
     assert seen == ["float32", "bfloat16"]

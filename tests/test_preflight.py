@@ -18,11 +18,11 @@ from hub_server import Handler, Repository, serving
 from configs import quickstart, redial_ppo
 from configs.variants import ROBERTA
 from crs_jax import pipeline, preflight
-from crs_jax.benchmark import ahead
 from crs_jax.data import byte_bpe, records
-from crs_jax.errors import InputError
 from crs_jax.models import encoder, hf
 from crs_jax.models.policy import Policy
+from crs_jax.runtime.errors import InputError
+from crs_jax.tools.benchmark import ahead
 from crs_jax.training.task import count, model_config
 
 STAGES = ("sft", "reward", "ppo", "evaluate")
@@ -273,7 +273,7 @@ def test_a_run_begins_with_the_checks(tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline, "prepare", lambda *_: pytest.fail("data were read first"))
     free(monkeypatch, 1000)
     with pytest.raises(InputError, match=rf"--workdir={tmp_path}: the checkpoints .* 0\.00 GB are free: make room"):
-        pipeline.run(quickstart.get_config(), tmp_path)
+        pipeline.run(quickstart.get_config(), tmp_path, pytest.fail)
 
 
 def test_checkpoints_are_as_large_as_estimated(finished_run):

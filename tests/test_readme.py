@@ -11,11 +11,12 @@ import shlex
 import pytest
 from absl import flags
 
-from crs_jax import export, program
-from crs_jax.chat import __main__ as chat
-from crs_jax.chat import collect
 from crs_jax.data import imdb
 from crs_jax.flags import parse
+from crs_jax.runtime import program
+from crs_jax.tools.chat import collect
+from crs_jax.tools.chat import program as chat
+from crs_jax.tools.export import program as export
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")

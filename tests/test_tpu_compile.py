@@ -19,7 +19,7 @@ CONTEXTS, REPLIES = 32, 256
 
 
 def compiled(*flags: str) -> dict:
-    """What `crs_jax.benchmark.ahead` says."""
+    """What `crs_jax.tools.benchmark.ahead` says."""
     library = os.environ.get("TPU_LIBRARY_PATH") or str(pathlib.Path(sys.prefix) / "libtpu" / "libtpu" / "libtpu.so")
     if not pathlib.Path(library).is_file():
         reason = f"no TPU compiler at {library}: launch/test.sh installs it, or name another in TPU_LIBRARY_PATH"

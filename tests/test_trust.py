@@ -11,11 +11,11 @@ import pytest
 from hostile_files import change_json
 
 import crs_jax
-from crs_jax import export
-from crs_jax.arguments import command_line
-from crs_jax.chat import __main__ as chat
-from crs_jax.errors import InputError
+from crs_jax.runtime.arguments import command_line
+from crs_jax.runtime.errors import InputError
 from crs_jax.stored_config import read_config
+from crs_jax.tools.chat import program as chat
+from crs_jax.tools.export import program as export
 
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 PLACED = ("os.mkdir", "os.rename", "os.link", "os.symlink", "os.truncate", "os.chmod", "shutil.rmtree")

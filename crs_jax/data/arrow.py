@@ -11,9 +11,9 @@ from typing import Any
 
 from crs_jax.data.catalogue import Catalogue, Item
 from crs_jax.data.dialogue import Dialogue, Feedback, Turn
-from crs_jax.kept import is_whole, making
-from crs_jax.progress import say
-from crs_jax.storage import sha256
+from crs_jax.runtime.kept import is_whole, making
+from crs_jax.runtime.progress import say
+from crs_jax.runtime.storage import sha256
 
 PARTS = ("train", "validation", "test")
 VERSION = 2  # of the tables below

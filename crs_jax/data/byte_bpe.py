@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from crs_jax.errors import InputError
+from crs_jax.runtime.errors import InputError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -8,7 +8,7 @@ import json
 import pathlib
 from collections.abc import Iterable
 
-from crs_jax.errors import InputError
+from crs_jax.runtime.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,8 +15,8 @@ from crs_jax.data import arrow, inspired, opendialkg, redial, splits
 from crs_jax.data.catalogue import Catalogue
 from crs_jax.data.dialogue import Dialogue
 from crs_jax.data.records import Faults, Parsed
-from crs_jax.errors import InputError
-from crs_jax.storage import refuse_links_out
+from crs_jax.runtime.errors import InputError
+from crs_jax.runtime.storage import refuse_links_out
 
 LOADERS: dict[str, ModuleType] = {
     "simulated": redial,

@@ -34,10 +34,10 @@ from crs_jax.data.catalogue import Item
 from crs_jax.data.imdb_tables import BASICS, MISSING, NAMES, PRINCIPALS, Tables
 from crs_jax.data.records import Faults
 from crs_jax.data.title_matching import AMBIGUOUS, BY_TITLE, EXACT, KINDS, NEAR, UNMATCHED, Title, Wanted, choose
-from crs_jax.errors import InputError
-from crs_jax.metrics import write_json
-from crs_jax.program import Parser, run_program
-from crs_jax.progress import print_summary, say
+from crs_jax.runtime.errors import InputError
+from crs_jax.runtime.metrics import write_json
+from crs_jax.runtime.program import Parser, run_program
+from crs_jax.runtime.progress import print_summary, say
 
 STARS = 3  # most of a film, as in the file that others made for ReDial
 ROLES = {"director": "director", "writer": "writer", "actor": "star", "actress": "star", "self": "star"}

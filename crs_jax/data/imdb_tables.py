@@ -12,8 +12,8 @@ import zlib
 from collections.abc import Collection, Iterator
 
 from crs_jax.data.records import describe
-from crs_jax.errors import InputError
-from crs_jax.progress import Progress
+from crs_jax.runtime.errors import InputError
+from crs_jax.runtime.progress import Progress
 
 BASICS, PRINCIPALS, NAMES = "title.basics.tsv.gz", "title.principals.tsv.gz", "name.basics.tsv.gz"
 COLUMNS = {

@@ -16,7 +16,7 @@ from crs_jax.data import mentions, records
 from crs_jax.data.catalogue import Catalogue, Item
 from crs_jax.data.dialogue import RECOMMENDER, SEEKER, Dialogue, Turn
 from crs_jax.data.records import Faults, Parsed, Record, RecordError
-from crs_jax.errors import InputError
+from crs_jax.runtime.errors import InputError
 
 TRAIN, TEST = "train.jsonl", "dev.jsonl"
 OPENING_WORDS = 12  # a greeting or two is no opening: 'Hello' begins 105 of the 900 dialogues

@@ -13,7 +13,7 @@ from typing import Any
 
 from crs_jax.data.dialogue import RECOMMENDER, SEEKER, Turn
 from crs_jax.data.titles import Titles
-from crs_jax.errors import InputError
+from crs_jax.runtime.errors import InputError
 
 ROLES = {"seeker": SEEKER, "user": SEEKER, "recommender": RECOMMENDER, "assistant": RECOMMENDER}
 SYSTEM = ("system", "developer")

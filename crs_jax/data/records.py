@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from crs_jax.data.catalogue import Catalogue
 from crs_jax.data.dialogue import MENTION, Dialogue
-from crs_jax.errors import InputError
+from crs_jax.runtime.errors import InputError
 
 T = TypeVar("T")
 KINDS: dict[str, tuple[type, ...]] = {

@@ -22,7 +22,7 @@ from crs_jax.data import records
 from crs_jax.data.catalogue import Catalogue, Item
 from crs_jax.data.dialogue import MENTION, RECOMMENDER, SEEKER, Dialogue, Feedback, Turn
 from crs_jax.data.records import Faults, Parsed, Record, RecordError
-from crs_jax.errors import InputError
+from crs_jax.runtime.errors import InputError
 
 HUB = "community-datasets/re_dial"
 TRAIN, TEST, MOVIES, METADATA = (

@@ -23,7 +23,7 @@ from crs_jax.data.catalogue import Catalogue
 from crs_jax.data.dialogue import SEEKER, Dialogue
 from crs_jax.data.simulated_talk import Conversation, Recommender, Spoken
 from crs_jax.data.simulated_world import Seeker, World, make_seeker, make_world
-from crs_jax.errors import InputError
+from crs_jax.runtime.errors import InputError
 
 VERSION = 1  # raise when the same settings give other files
 SMALLEST = {"catalogue_size": 20, "train_dialogues": 1, "test_dialogues": 1}

@@ -19,7 +19,7 @@ from crs_jax.data.dialogue import MENTION, RECOMMENDER, SEEKER, Turn
 from crs_jax.data.simulated import TRUTH_FILE, Truth, cast
 from crs_jax.data.simulated_talk import Conversation, Message, Recommender, Spoken
 from crs_jax.data.simulated_world import Seeker, World
-from crs_jax.errors import InputError
+from crs_jax.runtime.errors import InputError
 
 _MENTION = re.compile(r"@([0-9]+)")
 

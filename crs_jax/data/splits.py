@@ -11,7 +11,7 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 
 from crs_jax.data.dialogue import Dialogue
-from crs_jax.errors import InputError
+from crs_jax.runtime.errors import InputError
 
 TEST_SEED = 20190728  # a cut test part must be the same in every run, whatever its seed
 TEST_SHARE = 0.15

@@ -18,7 +18,7 @@ import numpy as np
 from crs_jax.data.dialogue import RECOMMENDER, SEEKER
 from crs_jax.data.encoded import Encoded, flatten, ranges, starts
 from crs_jax.data.tokenizer import DialogueTokenizer
-from crs_jax.errors import InputError
+from crs_jax.runtime.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from crs_jax.data.encoded import Encoded, flatten
 from crs_jax.data.tokenizer import DialogueTokenizer
-from crs_jax.errors import InputError
+from crs_jax.runtime.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)

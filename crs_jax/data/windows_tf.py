@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from crs_jax.program import show_help
+from crs_jax.runtime.program import show_help
 
 DIALOGUES = 128  # in one step of the pipeline
 

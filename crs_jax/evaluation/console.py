@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from crs_jax.evaluation.lengths import print_lengths
-from crs_jax.progress import print_table, say
+from crs_jax.runtime.progress import print_table, say
 
 
 def print_held_out(found: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from crs_jax.data.instances import Instance
 from crs_jax.evaluation.pairs import Pairs
 from crs_jax.evaluation.ranking import paired_difference, summarise
-from crs_jax.progress import print_table
+from crs_jax.runtime.progress import print_table
 
 BUCKETS = {"1-3": (1, 3), "4-6": (4, 6), "7-10": (7, 10), "11+": (11, None)}  # utterances before the message
 

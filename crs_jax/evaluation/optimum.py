@@ -22,7 +22,7 @@ from crs_jax.evaluation.policies import run_batched
 from crs_jax.evaluation.tilting import Tilted, expected, slope_of, tilt
 from crs_jax.models.policy import Layout
 from crs_jax.rl.reward import Normaliser
-from crs_jax.sharding import everywhere, on_mesh
+from crs_jax.runtime.sharding import everywhere, on_mesh
 from crs_jax.training.contexts import Contexts
 from crs_jax.training.judging import Aligned, Graphs, Judges, Model, act_scores
 from crs_jax.training.passes import first_of

@@ -12,11 +12,11 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from crs_jax.progress import Progress
 from crs_jax.rl import ppo
 from crs_jax.rl.reward import score
 from crs_jax.rl.rollout import Replies, keys_of, sample
-from crs_jax.sharding import everywhere, on_mesh, shard_batch
+from crs_jax.runtime.progress import Progress
+from crs_jax.runtime.sharding import everywhere, on_mesh, shard_batch
 from crs_jax.training.batches import take
 from crs_jax.training.contexts import Contexts, after_rec
 from crs_jax.training.judging import Aligned, Graphs, Model, judge

@@ -20,9 +20,9 @@ import numpy as np
 
 from crs_jax.data.catalogue import Catalogue
 from crs_jax.data.dialogue import Dialogue
-from crs_jax.errors import InputError
 from crs_jax.evaluation.bootstrap import interval, resample
 from crs_jax.evaluation.pairs import Pairs
+from crs_jax.runtime.errors import InputError
 
 KS = (1, 5, 10, 50)
 _ROWS = 256  # instances compared at a time

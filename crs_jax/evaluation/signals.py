@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import scipy.stats
 
-from crs_jax.errors import InputError
 from crs_jax.evaluation.bootstrap import Weights, interval, resample
+from crs_jax.runtime.errors import InputError
 
 BINS = 10  # of equal count, for the calibration error
 _CHUNK = 100  # resamples weighed at a time

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from crs_jax.data.instances import ranking_instances
-from crs_jax.errors import InputError
 from crs_jax.evaluation.baselines import Baselines
 from crs_jax.evaluation.bootstrap import interval, resample
 from crs_jax.evaluation.lengths import by_length
@@ -28,7 +27,8 @@ from crs_jax.evaluation.samples import sample_lines
 from crs_jax.evaluation.text import bits_per_byte, bleu_difference, text_metrics
 from crs_jax.evaluation.utility import true_utility
 from crs_jax.models.heads import REWARDS
-from crs_jax.progress import say
+from crs_jax.runtime.errors import InputError
+from crs_jax.runtime.progress import say
 from crs_jax.signals.relevance import context_vectors
 from crs_jax.training.batches import take
 from crs_jax.training.contexts import contexts_at

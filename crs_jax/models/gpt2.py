@@ -18,7 +18,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from crs_jax.models.attention import attend, attention_weights, tiled
-from crs_jax.sharding import by_batch, whole
+from crs_jax.runtime.sharding import by_batch, whole
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,10 +21,10 @@ from flax import nnx
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from crs_jax.errors import InputError
 from crs_jax.models.gpt2 import GPT2Config
 from crs_jax.models.policy import Layout, Policy
-from crs_jax.storage import is_folder
+from crs_jax.runtime.errors import InputError
+from crs_jax.runtime.storage import is_folder
 
 REVISIONS = {  # of the hub's repositories under their short names
     "gpt2": ("openai-community/gpt2", "607a30d783dfa663caf39e06633721c8d4cfcd7e"),
@@ -228,8 +228,8 @@ def export_gpt2(policy: Policy, folder: str | os.PathLike[str], ending_D: np.nda
     """Writes the GPT-2 part of a policy to a folder that transformers' `AutoModelForCausalLM` loads.
 
     Log-probabilities of the loaded model over words are those of the policy, given the same words and controls. The
-    logit of `<|end|>` is the hidden state times `ending_D` (`sharing/ending.py`), where given: the output is no longer
-    tied then.
+    logit of `<|end|>` is the hidden state times `ending_D` (`tools/export/ending.py`), where given: the output is no
+    longer tied then.
 
     Returns:
       What the format has no place for and the folder lacks; its README.md says the same.

@@ -26,7 +26,7 @@ from crs_jax.models.gpt2 import GPT2Config, Trunk, dropout
 from crs_jax.models.items import ItemTower, padded
 from crs_jax.models.products import float32_product
 from crs_jax.models.query import Evidence, Query, Wish
-from crs_jax.sharding import by_batch, by_rows, whole
+from crs_jax.runtime.sharding import by_batch, by_rows, whole
 
 MASKED = -1e9
 SURE = 1e9  # log-odds of `<|say|>` where no item can follow

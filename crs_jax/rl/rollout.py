@@ -12,7 +12,7 @@ from crs_jax.models.gpt2 import KVCache
 from crs_jax.models.likelihood import log_normaliser
 from crs_jax.models.policy import Logits, Policy
 from crs_jax.models.query import Evidence
-from crs_jax.sharding import gathered
+from crs_jax.runtime.sharding import gathered
 
 BLOCK = 128  # tables are padded to a multiple of this
 

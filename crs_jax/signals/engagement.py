@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from crs_jax.data.dialogue import Dialogue
-from crs_jax.errors import InputError
+from crs_jax.runtime.errors import InputError
 from crs_jax.signals.feedback_log import FeedbackLog, Logged
 from crs_jax.signals.reactions import Reaction, plain_text, reactions, words_of
 

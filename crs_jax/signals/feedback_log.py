@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 from crs_jax.data.dialogue import Dialogue
 from crs_jax.data.records import clipped
-from crs_jax.errors import InputError
+from crs_jax.runtime.errors import InputError
 
 FLAG = "--config.signals.log"
 

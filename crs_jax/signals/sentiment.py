@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from crs_jax.data.dialogue import MENTION, Dialogue
-from crs_jax.errors import InputError
+from crs_jax.runtime.errors import InputError
+from crs_jax.runtime.storage import is_folder
 from crs_jax.signals.reactions import plain_text, reactions
-from crs_jax.storage import is_folder
 
 MAX_TOKENS = 128  # of one utterance, classifier only; what is longer is cut
 BATCH = 32

@@ -17,12 +17,12 @@ import optax
 from flax import nnx
 from ml_collections import ConfigDict
 
-from crs_jax.compilation import Once
-from crs_jax.metrics import MetricsWriter
 from crs_jax.models.policy import MASKED, Policy, add_at
 from crs_jax.models.query import Evidence
-from crs_jax.progress import Progress, say
-from crs_jax.sharding import everywhere, on_mesh, place, shard_batch
+from crs_jax.runtime.compilation import Once
+from crs_jax.runtime.metrics import MetricsWriter
+from crs_jax.runtime.progress import Progress, say
+from crs_jax.runtime.sharding import everywhere, on_mesh, place, shard_batch
 from crs_jax.training.examples import Examples, examples, fresh_instances, training_examples
 from crs_jax.training.optimizer import by_name, head_rates
 from crs_jax.training.state import fresh_optimizer_state, keep_layout

@@ -10,8 +10,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from crs_jax.errors import TrainingHaltedError
-from crs_jax.metrics import write_json
+from crs_jax.runtime.errors import TrainingHaltedError
+from crs_jax.runtime.metrics import write_json
 from crs_jax.training.state import TrainState
 
 

@@ -9,10 +9,10 @@ import pathlib
 
 import numpy as np
 
-from crs_jax.errors import InputError
-from crs_jax.kept import keep_arrays, kept_arrays
 from crs_jax.models.heads import SIGNALS
-from crs_jax.progress import say
+from crs_jax.runtime.errors import InputError
+from crs_jax.runtime.kept import keep_arrays, kept_arrays
+from crs_jax.runtime.progress import say
 from crs_jax.signals.engagement import EngagementModel, availability
 from crs_jax.signals.feedback_log import FLAG, FeedbackLog, matched, read_log
 from crs_jax.signals.relevance import turn_relevance

@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from crs_jax.progress import print_table
-from crs_jax.sharding import path_name
+from crs_jax.runtime.progress import print_table
+from crs_jax.runtime.sharding import path_name
 
 # Name, less `policy/` or `critic/` before it: group and kind of decay. A name that is not here has no rate.
 PARAMETERS: dict[str, tuple[str, str]] = {

@@ -20,14 +20,14 @@ from jax import lax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from crs_jax.compilation import Once
 from crs_jax.models.heads import REWARDS, SIGNALS
 from crs_jax.rl import all_acts, ppo, rankwise
 from crs_jax.rl.groups import group_advantages
 from crs_jax.rl.reward import Normaliser, Scores, mean_of, members, score, with_relevance
 from crs_jax.rl.rollout import sample
 from crs_jax.rl.scoring import Parts
-from crs_jax.sharding import after, in_parts, on_mesh
+from crs_jax.runtime.compilation import Once
+from crs_jax.runtime.sharding import after, in_parts, on_mesh
 from crs_jax.training import turns
 from crs_jax.training.checks import gaps
 from crs_jax.training.contexts import Contexts

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from crs_jax.metrics import MetricsWriter
 from crs_jax.models.heads import REWARDS
 from crs_jax.rl.reward import Normaliser
-from crs_jax.tensorboard import markdown_table
+from crs_jax.runtime.metrics import MetricsWriter
+from crs_jax.runtime.tensorboard import markdown_table
 from crs_jax.training.ppo_validation import Validated, Validation
 from crs_jax.training.task import Task
 

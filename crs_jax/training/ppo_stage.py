@@ -12,16 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from crs_jax.checkpoint import Checkpoints, Saved, digest
 from crs_jax.config import slate_contexts
-from crs_jax.errors import InputError
-from crs_jax.interruption import Pace, leave_if_asked, saving
-from crs_jax.metrics import MetricsWriter, read_json_lines
 from crs_jax.models.actor_critic import ActorCritic
 from crs_jax.models.query import deafened
-from crs_jax.progress import Progress, say
 from crs_jax.rl.reward import Normaliser, fit_normaliser
-from crs_jax.sharding import on_mesh, place, shard_batch
+from crs_jax.runtime.checkpoint import Checkpoints, Saved, digest
+from crs_jax.runtime.errors import InputError
+from crs_jax.runtime.interruption import Pace, leave_if_asked, saving
+from crs_jax.runtime.metrics import MetricsWriter, read_json_lines
+from crs_jax.runtime.progress import Progress, say
+from crs_jax.runtime.sharding import on_mesh, place, shard_batch
 from crs_jax.training.batches import Batches, chosen, take
 from crs_jax.training.checks import check_draws, check_first, check_noise, logit_scales, noise_of
 from crs_jax.training.contexts import Contexts, contexts_at

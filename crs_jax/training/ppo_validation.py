@@ -17,7 +17,7 @@ from crs_jax.models.heads import SIGNALS
 from crs_jax.models.policy import MASKED, add_at
 from crs_jax.rl.reward import Normaliser, score
 from crs_jax.rl.rollout import keys_of, sample
-from crs_jax.sharding import everywhere, on_mesh, shard_batch
+from crs_jax.runtime.sharding import everywhere, on_mesh, shard_batch
 from crs_jax.training.contexts import Contexts, contexts_at
 from crs_jax.training.examples import fresh_instances
 from crs_jax.training.judging import Graphs, Judges, Model, judge

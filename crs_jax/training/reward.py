@@ -16,16 +16,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from crs_jax.checkpoint import Checkpoints, digest
-from crs_jax.compilation import Once
 from crs_jax.data.packing import Rows
 from crs_jax.data.windows import make_windows
-from crs_jax.errors import InputError
-from crs_jax.metrics import MetricsWriter
 from crs_jax.models.heads import SIGNALS
-from crs_jax.progress import say
 from crs_jax.rl.reward import RewardModel, mean_of, members, predict, together
-from crs_jax.sharding import everywhere, in_parts, on_mesh, place, shard_batch
+from crs_jax.runtime.checkpoint import Checkpoints, digest
+from crs_jax.runtime.compilation import Once
+from crs_jax.runtime.errors import InputError
+from crs_jax.runtime.metrics import MetricsWriter
+from crs_jax.runtime.progress import say
+from crs_jax.runtime.sharding import everywhere, in_parts, on_mesh, place, shard_batch
 from crs_jax.training.counterfactual import Counterfactuals
 from crs_jax.training.ensemble import Member, member
 from crs_jax.training.labels import label, log_fingerprint

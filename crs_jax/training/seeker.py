@@ -18,20 +18,20 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from crs_jax.checkpoint import Checkpoints, digest
-from crs_jax.compilation import Once
 from crs_jax.data.dialogue import RECOMMENDER, SEEKER
 from crs_jax.data.packing import Packer
 from crs_jax.data.simulated_seeker import SimulatedSeekers
-from crs_jax.errors import InputError
-from crs_jax.metrics import MetricsWriter
 from crs_jax.models.likelihood import word_likelihood
 from crs_jax.models.policy import Policy
-from crs_jax.progress import say
 from crs_jax.rl.ppo import masked_mean
 from crs_jax.rl.rollout import sample
 from crs_jax.rl.scoring import parts
-from crs_jax.sharding import place, shard_batch
+from crs_jax.runtime.checkpoint import Checkpoints, digest
+from crs_jax.runtime.compilation import Once
+from crs_jax.runtime.errors import InputError
+from crs_jax.runtime.metrics import MetricsWriter
+from crs_jax.runtime.progress import say
+from crs_jax.runtime.sharding import place, shard_batch
 from crs_jax.training.optimizer import make_optimizer, seeker_rates
 from crs_jax.training.reward import split_holdout
 from crs_jax.training.sft import DeviceRows, at_slots, batches, epoch_seed, packed_hidden

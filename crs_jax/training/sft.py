@@ -17,18 +17,18 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from crs_jax.checkpoint import Checkpoints, Saved
-from crs_jax.compilation import Once
 from crs_jax.data.packing import Packer, Rows, slots_of
 from crs_jax.data.windows import make_windows
-from crs_jax.errors import InputError
-from crs_jax.metrics import MetricsWriter
 from crs_jax.models.likelihood import act_likelihood, word_likelihood
 from crs_jax.models.policy import Policy, Tables
 from crs_jax.models.query import Evidence
-from crs_jax.progress import say
 from crs_jax.rl.ppo import masked_mean
-from crs_jax.sharding import in_parts, on_mesh, place, shard_batch
+from crs_jax.runtime.checkpoint import Checkpoints, Saved
+from crs_jax.runtime.compilation import Once
+from crs_jax.runtime.errors import InputError
+from crs_jax.runtime.metrics import MetricsWriter
+from crs_jax.runtime.progress import say
+from crs_jax.runtime.sharding import in_parts, on_mesh, place, shard_batch
 from crs_jax.training.act_head import fit_head
 from crs_jax.training.optimizer import make_optimizer, schedule, sft_rates
 from crs_jax.training.replies import Wishes, reply_arrays, reply_nll

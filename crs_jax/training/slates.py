@@ -22,7 +22,7 @@ from crs_jax.models.query import Evidence
 from crs_jax.rl import all_acts, rankwise
 from crs_jax.rl.all_acts import Acts, Known
 from crs_jax.rl.reward import Normaliser
-from crs_jax.sharding import after, in_parts
+from crs_jax.runtime.sharding import after, in_parts
 from crs_jax.training.contexts import Contexts, after_rec
 from crs_jax.training.judging import Graphs, Judges, act_scores
 from crs_jax.training.passes import first_of

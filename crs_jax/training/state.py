@@ -12,8 +12,8 @@ import optax
 from jax import lax
 from jax.sharding import Mesh
 
-from crs_jax.checkpoint import Saved
-from crs_jax.sharding import place, shardings
+from crs_jax.runtime.checkpoint import Saved
+from crs_jax.runtime.sharding import place, shardings
 
 
 class TrainState(NamedTuple):

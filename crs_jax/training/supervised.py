@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from crs_jax.checkpoint import Checkpoints, Saved
-from crs_jax.interruption import Pace, leave_if_asked, saving
-from crs_jax.metrics import MetricsWriter
-from crs_jax.progress import Progress, say
 from crs_jax.rl.reward import members, together
+from crs_jax.runtime.checkpoint import Checkpoints, Saved
+from crs_jax.runtime.interruption import Pace, leave_if_asked, saving
+from crs_jax.runtime.metrics import MetricsWriter
+from crs_jax.runtime.progress import Progress, say
 from crs_jax.training.halt import stop_if_halted
 from crs_jax.training.state import TrainState
 from crs_jax.training.task import Task, copy_tree

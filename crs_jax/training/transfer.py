@@ -18,13 +18,13 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from crs_jax.checkpoint import load_result
 from crs_jax.data.corpus import load
 from crs_jax.data.tokenizer import DialogueTokenizer
-from crs_jax.errors import InputError
 from crs_jax.models.query import PLACE
-from crs_jax.progress import say
-from crs_jax.sharding import path_name, place
+from crs_jax.runtime.checkpoint import load_result
+from crs_jax.runtime.errors import InputError
+from crs_jax.runtime.progress import say
+from crs_jax.runtime.sharding import path_name, place
 from crs_jax.signals.facets import ERAS, YEARS, Facets
 from crs_jax.stored_config import read_config
 from crs_jax.training.judging import Model

@@ -24,13 +24,13 @@ from ml_collections import ConfigDict
 
 from crs_jax.data.dialogue import SEEKER, Dialogue
 from crs_jax.data.windows import context_windows
-from crs_jax.errors import InputError
 from crs_jax.models.likelihood import FirstToken
 from crs_jax.rl import ppo
 from crs_jax.rl.reward import Scores
 from crs_jax.rl.rollout import Replies
 from crs_jax.rl.scoring import Parts, TokenLikelihood
 from crs_jax.rl.turns import gae_over_turns, permutation
+from crs_jax.runtime.errors import InputError
 from crs_jax.training.contexts import Contexts, contexts_at
 from crs_jax.training.task import Task
 

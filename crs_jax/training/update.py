@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from crs_jax.rl import ppo
-from crs_jax.sharding import in_parts
+from crs_jax.runtime.sharding import in_parts
 from crs_jax.training import turns
 from crs_jax.training.contexts import Contexts
 from crs_jax.training.judging import Graphs

@@ -9,7 +9,7 @@ from configs.common import get_config
 from crs_jax.data import arrow, corpus, redial
 from crs_jax.data.catalogue import Catalogue, Item
 from crs_jax.data.dialogue import MENTION, RECOMMENDER, SEEKER, Dialogue, Feedback, Turn
-from crs_jax.errors import InputError
+from crs_jax.runtime.errors import InputError
 
 
 def conversation(n, recommender, text="I like @5"):

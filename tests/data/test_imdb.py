@@ -15,7 +15,7 @@ from crs_jax.config import validate
 from crs_jax.data import corpus, imdb, redial
 from crs_jax.data.imdb_tables import BASICS, COLUMNS, NAMES, PRINCIPALS, Tables
 from crs_jax.data.title_matching import keys
-from crs_jax.errors import InputError
+from crs_jax.runtime.errors import InputError
 
 DATA = SimpleNamespace(on_error="raise", revision="main")
 HEADERS = {

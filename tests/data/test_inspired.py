@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from crs_jax.data import inspired
 from crs_jax.data.dialogue import MENTION, RECOMMENDER, SEEKER
-from crs_jax.errors import InputError
+from crs_jax.runtime.errors import InputError
 
 RAISE, SKIP = SimpleNamespace(on_error="raise"), SimpleNamespace(on_error="skip")
 

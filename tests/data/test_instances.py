@@ -3,7 +3,7 @@ import pytest
 from crs_jax.data.catalogue import Catalogue, Item
 from crs_jax.data.dialogue import MENTION, RECOMMENDER, SEEKER, Dialogue, Turn
 from crs_jax.data.instances import Instance, ranking_instances
-from crs_jax.errors import InputError
+from crs_jax.runtime.errors import InputError
 
 CATALOGUE = Catalogue(tuple(Item(i, i) for i in "abcd"))
 

@@ -16,7 +16,7 @@ from crs_jax.data import inspired, opendialkg, redial
 from crs_jax.data.catalogue import Catalogue, Item
 from crs_jax.data.records import Faults, Record
 from crs_jax.data.tokenizer import CONTROLS, DialogueTokenizer
-from crs_jax.errors import InputError
+from crs_jax.runtime.errors import InputError
 from crs_jax.signals.feedback_log import read_log
 
 EACH = 2500  # malformed lines a corpus; with those of the log 11,000

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from crs_jax.data import opendialkg, records
 from crs_jax.data.catalogue import Item
 from crs_jax.data.dialogue import MENTION, RECOMMENDER, SEEKER
-from crs_jax.errors import InputError
+from crs_jax.runtime.errors import InputError
 
 
 def data(on_error="raise", domain="movies"):

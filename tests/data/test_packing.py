@@ -8,7 +8,7 @@ import pytest
 
 from crs_jax.data.packing import Packer, epoch_batches, pack
 from crs_jax.data.tokenizer import DialogueTokenizer
-from crs_jax.errors import InputError
+from crs_jax.runtime.errors import InputError
 
 M, N, WORDS = 3, 50, 60_000
 SIZES = {"row_tokens": 64, "act_slots": 14, "word_slots": 40}

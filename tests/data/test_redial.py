@@ -12,7 +12,7 @@ from crs_jax.data import records, redial
 from crs_jax.data.catalogue import Item
 from crs_jax.data.dialogue import MENTION, RECOMMENDER, SEEKER, Feedback
 from crs_jax.data.instances import ranking_instances
-from crs_jax.errors import InputError
+from crs_jax.runtime.errors import InputError
 
 RAISE, SKIP = (SimpleNamespace(on_error=how, revision="main") for how in ("raise", "skip"))
 

@@ -11,7 +11,7 @@ from crs_jax.data.simulated import Truth, generate
 from crs_jax.data.simulated_seeker import Answering, SimulatedSeekers
 from crs_jax.data.simulated_talk import Conversation, Recommender
 from crs_jax.data.simulated_world import make_seeker, make_world
-from crs_jax.errors import InputError
+from crs_jax.runtime.errors import InputError
 
 SETTINGS = types.SimpleNamespace(catalogue_size=40, train_dialogues=12, test_dialogues=3)
 

@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from crs_jax.data import splits
 from crs_jax.data.dialogue import MENTION, SEEKER, Dialogue, Turn
-from crs_jax.errors import InputError
+from crs_jax.runtime.errors import InputError
 
 
 def dialogue(n, recommender="r", seeker=None, *texts):

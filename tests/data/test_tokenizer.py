@@ -15,7 +15,7 @@ from crs_jax.data import spacing
 from crs_jax.data.catalogue import Catalogue, Item
 from crs_jax.data.dialogue import MENTION, RECOMMENDER, SEEKER, Dialogue, Turn
 from crs_jax.data.tokenizer import CONTROLS, DialogueTokenizer, training_texts
-from crs_jax.errors import InputError
+from crs_jax.runtime.errors import InputError
 
 TITLES = ("Alien", "Heat", "Scream 2", "The Sixth Sense", "Amélie", "Up", "Jaws")
 CATALOGUE = Catalogue(tuple(Item(f"m{n}", title, 1979 + n) for n, title in enumerate(TITLES)))

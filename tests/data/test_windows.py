@@ -10,7 +10,7 @@ import pytest
 from configs.common import get_config
 from crs_jax.data import windows
 from crs_jax.data.tokenizer import DialogueTokenizer
-from crs_jax.errors import InputError
+from crs_jax.runtime.errors import InputError
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ import pytrec_eval
 
 from crs_jax.data.catalogue import Catalogue, Item
 from crs_jax.data.dialogue import RECOMMENDER, SEEKER, Dialogue, Feedback, Turn
-from crs_jax.errors import InputError
 from crs_jax.evaluation import ranking
 from crs_jax.evaluation.pairs import Pairs
+from crs_jax.runtime.errors import InputError
 
 KS = (1, 5, 10, 50)
 

@@ -6,8 +6,8 @@ import pytest
 import scipy.stats
 import sklearn.metrics
 
-from crs_jax.errors import InputError
 from crs_jax.evaluation import signals
+from crs_jax.runtime.errors import InputError
 
 
 @pytest.fixture

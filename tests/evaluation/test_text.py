@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from rouge_score import tokenizers
 
-from crs_jax.errors import InputError
 from crs_jax.evaluation import text
+from crs_jax.runtime.errors import InputError
 
 HYPOTHESES = ["have you seen The Matrix (1999)?", "i like that one too", "", "the cat sat on the mat"]
 REFERENCES = ["have you seen Inception (2010)?", "i like it too", "hello there", "the cat sat on the mat"]

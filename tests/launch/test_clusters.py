@@ -3,8 +3,8 @@
 import pytest
 from jax._src.clusters import ClusterEnv, cloud_tpu_cluster, cluster
 
-from crs_jax import processes
-from crs_jax.errors import InputError, LostProcessError
+from crs_jax.runtime import processes
+from crs_jax.runtime.errors import InputError, LostProcessError
 
 
 def detect():

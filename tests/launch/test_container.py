@@ -72,7 +72,7 @@ def test_the_program_starts_from_what_is_copied(image):
 
 
 def test_a_run_knows_the_commit_it_was_built_from(image):
-    program = "from crs_jax.source_tree import commit; print(commit())"
+    program = "from crs_jax.runtime.source_tree import commit; print(commit())"
     for said in ("1a2b3c4", ""):
         environment = {**os.environ, "PYTHONPATH": str(image), "CRS_JAX_COMMIT": said}
         assert (

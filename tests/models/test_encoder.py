@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from configs import common
-from crs_jax.errors import InputError
 from crs_jax.models import encoder
 from crs_jax.models.minilm import MiniLM
+from crs_jax.runtime.errors import InputError
 
 TEXTS = ["Have you seen Up (2009)?", "no", "Have you seen Up (2009)?", "", "I like westerns"]
 

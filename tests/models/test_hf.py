@@ -9,10 +9,10 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from crs_jax.errors import InputError
 from crs_jax.models import hf
 from crs_jax.models.gpt2 import GPT2Config
 from crs_jax.models.policy import Layout, Policy
+from crs_jax.runtime.errors import InputError
 
 V, N, LAYERS, WIDTH, HEADS, POSITIONS = 97, 5, 3, 24, 4, 32
 TOKENS = np.random.default_rng(0).integers(0, V, (2, 11))

@@ -14,10 +14,10 @@ from ml_collections import ConfigDict
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from crs_jax.errors import InputError
 from crs_jax.models.encoder import find_encoder
 from crs_jax.models.minilm import MiniLM
 from crs_jax.models.minilm_host import HostMiniLM
+from crs_jax.runtime.errors import InputError
 
 LONG = "I watched it with my kids on a rainy Sunday, and none of us could stop laughing at the talking llama. "
 TEXTS = [

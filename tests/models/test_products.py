@@ -10,9 +10,9 @@ import pytest
 from jax.sharding import AxisType
 
 from configs import benchmark
-from crs_jax.benchmark.ahead import lower
 from crs_jax.models.products import float32_product
-from crs_jax.sharding import AXES
+from crs_jax.runtime.sharding import AXES
+from crs_jax.tools.benchmark.ahead import lower
 
 SPECS = {"bcD,ND->bcN": ((3, 5, 8), (7, 8)), "BHTK,BHSK->BHTS": ((2, 3, 4, 8), (2, 3, 5, 8)), "D,ND->N": ((8,), (7, 8))}
 

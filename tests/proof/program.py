@@ -24,7 +24,7 @@ from tiny_task import fresh_models, make_task, tiny_config  # noqa: E402
 
 from crs_jax.rl.reward import Normaliser  # noqa: E402
 from crs_jax.rl.scoring import reply_likelihood, tree_hidden  # noqa: E402
-from crs_jax.sharding import place, shard_batch  # noqa: E402
+from crs_jax.runtime.sharding import place, shard_batch  # noqa: E402
 from crs_jax.training import reward as reward_stage  # noqa: E402
 from crs_jax.training import sft as sft_stage  # noqa: E402
 from crs_jax.training.batches import take  # noqa: E402

@@ -1,4 +1,4 @@
-"""The method computes what it did at commit 1028781, from the same arrays (`program.py`)."""
+"""The method computes what it did at commit 1028781, from the same arrays (`runtime/program.py`)."""
 
 import pathlib
 

@@ -36,7 +36,7 @@ from crs_jax.models.actor_critic import ActorCritic
 from crs_jax.models.query import PLACE
 from crs_jax.rl.reward import Normaliser, RewardModel, together
 from crs_jax.rl.rollout import Replies
-from crs_jax.sharding import make_mesh
+from crs_jax.runtime.sharding import make_mesh
 from crs_jax.training import ppo
 from crs_jax.training.contexts import Contexts
 from crs_jax.training.judging import Graphs, Judges

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LinearRegression
 
 from crs_jax.data.dialogue import MENTION, RECOMMENDER, SEEKER, Dialogue, Feedback, Turn
-from crs_jax.errors import InputError
+from crs_jax.runtime.errors import InputError
 from crs_jax.signals.engagement import CLIP, PARTS, EngagementModel, availability
 from crs_jax.signals.reactions import plain_text, reactions
 

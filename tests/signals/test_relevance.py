@@ -7,7 +7,7 @@ import pytest
 
 from crs_jax.data.catalogue import Catalogue, Item
 from crs_jax.data.dialogue import MENTION, RECOMMENDER, SEEKER, Dialogue, Turn
-from crs_jax.errors import InputError
+from crs_jax.runtime.errors import InputError
 from crs_jax.signals import relevance
 
 CATALOGUE = Catalogue((Item("a", "Alpha", 1999), Item("b", "Beta"), Item("c", "Gamma", 2001)))

@@ -13,7 +13,7 @@ from sklearn.linear_model import LinearRegression
 
 from configs.variants import ROBERTA
 from crs_jax.data.dialogue import MENTION, RECOMMENDER, SEEKER, Dialogue, Turn
-from crs_jax.errors import InputError
+from crs_jax.runtime.errors import InputError
 from crs_jax.signals.sentiment import carried_over, label_signs, sentiment, sentiment_shift
 
 PUBLISHED = {  # github.com/cjhutto/vaderSentiment, README, "Output for the above example code"

@@ -16,7 +16,8 @@ from small_run import ROOT, command, environment
 RUN = """
 import sys
 import jax
-from crs_jax import main, metrics
+from crs_jax import main
+from crs_jax.runtime import metrics
 
 write = metrics.MetricsWriter.write
 

@@ -11,7 +11,7 @@ import pytest
 from tiny_task import change, fresh_models
 
 from crs_jax.rl.reward import Normaliser
-from crs_jax.sharding import place, shard_batch
+from crs_jax.runtime.sharding import place, shard_batch
 from crs_jax.training import reward, sft
 from crs_jax.training.batches import take
 from crs_jax.training.contexts import contexts_at

@@ -21,7 +21,7 @@ from crs_jax.models.gpt2 import GPT2Config
 from crs_jax.models.policy import Layout, Policy
 from crs_jax.rl.reward import Normaliser, RewardModel
 from crs_jax.rl.rollout import Replies
-from crs_jax.sharding import make_mesh, shard_batch
+from crs_jax.runtime.sharding import make_mesh, shard_batch
 from crs_jax.training.contexts import Contexts
 from crs_jax.training.judging import Graphs, Judges
 from crs_jax.training.optimizer import Rates, make_optimizer

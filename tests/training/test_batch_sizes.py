@@ -7,11 +7,11 @@ from flax import nnx
 
 from crs_jax.data.dialogue import RECOMMENDER
 from crs_jax.evaluation.stage import run_evaluate
-from crs_jax.metrics import MetricsWriter
 from crs_jax.models.heads import SIGNALS
 from crs_jax.pipeline import held_out
 from crs_jax.rl.reward import Normaliser, RewardModel
-from crs_jax.sharding import shard_batch
+from crs_jax.runtime.metrics import MetricsWriter
+from crs_jax.runtime.sharding import shard_batch
 from crs_jax.training import reward, seeker, sft
 from crs_jax.training.act_head import head_validation
 from crs_jax.training.counterfactual import Counterfactuals

@@ -7,12 +7,12 @@ import pytest
 from flax import nnx
 
 from configs import quickstart
-from crs_jax.checkpoint import identity
 from crs_jax.config import validate
-from crs_jax.errors import InputError
-from crs_jax.metrics import MetricsWriter
 from crs_jax.rl.reward import Normaliser
 from crs_jax.rl.rollout import sample
+from crs_jax.runtime.checkpoint import identity
+from crs_jax.runtime.errors import InputError
+from crs_jax.runtime.metrics import MetricsWriter
 from crs_jax.training import ppo_stage
 from crs_jax.training.batches import Batches, chosen, take, widths_of
 from crs_jax.training.contexts import contexts_at

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from tiny_task import fresh_models
 
-from crs_jax.metrics import MetricsWriter, read_json_lines
 from crs_jax.rl.ppo import gae
 from crs_jax.rl.reward import Scores
 from crs_jax.rl.scoring import Parts
+from crs_jax.runtime.metrics import MetricsWriter, read_json_lines
 from crs_jax.training import checks, ppo, ppo_stage
 from crs_jax.training.checks import SelfCheckError
 from crs_jax.training.ppo_stage import run_ppo

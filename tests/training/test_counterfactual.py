@@ -9,7 +9,7 @@ from crs_jax.data.dialogue import MENTION, RECOMMENDER, SEEKER, Dialogue, Turn
 from crs_jax.data.windows import make_windows
 from crs_jax.models.heads import SIGNALS
 from crs_jax.rl.reward import RewardModel, predict
-from crs_jax.sharding import shard_batch
+from crs_jax.runtime.sharding import shard_batch
 from crs_jax.signals.engagement import EngagementModel
 from crs_jax.training.counterfactual import Counterfactuals, known_by_then, not_taken_up
 from crs_jax.training.labels import label

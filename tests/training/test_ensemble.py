@@ -11,9 +11,9 @@ from jax.sharding import AbstractMesh
 
 from crs_jax.evaluation.optimum import item_rewards
 from crs_jax.evaluation.policies import judge_replies
-from crs_jax.metrics import MetricsWriter
 from crs_jax.rl.reward import Normaliser, members, together
-from crs_jax.sharding import AXES, shardings
+from crs_jax.runtime.metrics import MetricsWriter
+from crs_jax.runtime.sharding import AXES, shardings
 from crs_jax.training import ensemble
 from crs_jax.training import reward as reward_stage
 from crs_jax.training.contexts import contexts_at

@@ -7,7 +7,7 @@ import pytest
 from faults import at
 
 from crs_jax.config import slate_contexts
-from crs_jax.metrics import MetricsWriter, read_json
+from crs_jax.runtime.metrics import MetricsWriter, read_json
 from crs_jax.training import reward, sft
 from crs_jax.training.batches import chosen, take
 from crs_jax.training.contexts import contexts_at

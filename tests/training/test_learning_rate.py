@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from crs_jax.metrics import MetricsWriter, read_json_lines
+from crs_jax.runtime.metrics import MetricsWriter, read_json_lines
 from crs_jax.training import ppo_stage
 from crs_jax.training.optimizer import Rates, make_optimizer, schedule
 from crs_jax.training.ppo_stage import run_ppo

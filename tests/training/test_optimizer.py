@@ -12,7 +12,7 @@ from tiny_policy import make_layout, make_policy
 from configs import common
 from crs_jax.models.actor_critic import ActorCritic
 from crs_jax.rl.reward import RewardModel
-from crs_jax.sharding import path_name
+from crs_jax.runtime.sharding import path_name
 from crs_jax.training import optimizer
 from crs_jax.training.act_head import make_head_optimizer, trained_part
 

@@ -7,14 +7,14 @@ import pytest
 import scipy.stats
 from flax import nnx
 
-from crs_jax.checkpoint import done_meta
 from crs_jax.evaluation.optimum import optimum
 from crs_jax.evaluation.policies import generate, judge_replies, ranking_scores
 from crs_jax.evaluation.text import text_metrics
-from crs_jax.metrics import MetricsWriter, read_json_lines
 from crs_jax.models.heads import SIGNALS
 from crs_jax.rl.reward import Normaliser
 from crs_jax.rl.rollout import sample
+from crs_jax.runtime.checkpoint import done_meta
+from crs_jax.runtime.metrics import MetricsWriter, read_json_lines
 from crs_jax.training import ppo_stage
 from crs_jax.training.contexts import contexts_at
 from crs_jax.training.examples import fresh_instances

@@ -9,8 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from crs_jax.errors import InputError
-from crs_jax.metrics import MetricsWriter, read_json_lines
+from crs_jax.runtime.errors import InputError
+from crs_jax.runtime.metrics import MetricsWriter, read_json_lines
 from crs_jax.training import ppo_stage, sft
 from crs_jax.training import reward as reward_stage
 from crs_jax.training.ppo_stage import run_ppo

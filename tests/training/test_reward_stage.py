@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from crs_jax.metrics import MetricsWriter
 from crs_jax.models.heads import SIGNALS
 from crs_jax.rl.reward import RewardModel
-from crs_jax.sharding import shard_batch
+from crs_jax.runtime.metrics import MetricsWriter
+from crs_jax.runtime.sharding import shard_batch
 from crs_jax.training import reward
 from crs_jax.training.labels import Labels
 from crs_jax.training.replies import Wishes

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from crs_jax.data.windows import context_windows
-from crs_jax.sharding import shard_batch
+from crs_jax.runtime.sharding import shard_batch
 from crs_jax.training.optimizer import Rates, make_optimizer
 from crs_jax.training.replies import Wishes, reply_arrays, reply_nll
 from crs_jax.training.sft import Validation, banded_mask, make_packer, make_step, sft_loss, with_wishes

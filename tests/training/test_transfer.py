@@ -10,10 +10,10 @@ import pytest
 from flax import nnx
 from tiny_task import change, make_task
 
-from crs_jax.checkpoint import Checkpoints, Saved, load_result
-from crs_jax.errors import InputError
 from crs_jax.evaluation.policies import ranking_scores, reference_nll
-from crs_jax.metrics import write_json
+from crs_jax.runtime.checkpoint import Checkpoints, Saved, load_result
+from crs_jax.runtime.errors import InputError
+from crs_jax.runtime.metrics import write_json
 from crs_jax.signals.facets import ERAS, YEARS
 from crs_jax.training.contexts import contexts_at
 from crs_jax.training.replies import reply_arrays

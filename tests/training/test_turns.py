@@ -16,12 +16,12 @@ from tiny_task import change, embed
 from crs_jax.config import validate
 from crs_jax.data import simulated_words as words
 from crs_jax.data.dialogue import MENTION, RECOMMENDER, SEEKER, Turn
-from crs_jax.errors import InputError
-from crs_jax.metrics import MetricsWriter, read_json_lines
 from crs_jax.models.likelihood import FirstToken
 from crs_jax.rl.reward import Scores
 from crs_jax.rl.rollout import Replies, sample
 from crs_jax.rl.scoring import Parts, TokenLikelihood
+from crs_jax.runtime.errors import InputError
+from crs_jax.runtime.metrics import MetricsWriter, read_json_lines
 from crs_jax.training import ppo, ppo_stage, seeker
 from crs_jax.training.contexts import Contexts, contexts_at
 from crs_jax.training.passes import policy_likelihood

@@ -15,7 +15,7 @@ from configs.common import get_config
 from crs_jax.data.corpus import load
 from crs_jax.prepare import make_tokenizer
 from crs_jax.rl.reward import RewardModel
-from crs_jax.sharding import AXES, place
+from crs_jax.runtime.sharding import AXES, place
 from crs_jax.signals.facets import Facets
 from crs_jax.signals.people import People
 from crs_jax.signals.together import Together
