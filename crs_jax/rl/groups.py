@@ -8,14 +8,14 @@ was proposed is no merit of the words. Axes: B replies, R reply tokens.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from crs_jax.rl.ppo import leave_one_out, rounding
+from crs_jax.rl.ppo import rounding
 from crs_jax.rl.scoring import Parts
-
-ALGORITHMS = ("rloo", "grpo", "raft")
 
 
 def standardised(score_CG: jax.Array, size_CG: jax.Array | None = None, epsilon: float = 1e-6) -> jax.Array:
@@ -45,7 +45,12 @@ def _rounding(score_CG: jax.Array, size_CG: jax.Array | None) -> jax.Array:
 
 
 def group_advantages(
-    reward_BR: jax.Array, split: Parts, group: int, algorithm: str, term_B: jax.Array | float = 0.0
+    reward_BR: jax.Array,
+    split: Parts,
+    group: int,
+    relative: Callable[[jax.Array, jax.Array], jax.Array],
+    words: bool = True,
+    term_B: jax.Array | float = 0.0,
 ) -> jax.Array:
     """Advantages `[B, R]`, 0 on padding.
 
@@ -53,21 +58,19 @@ def group_advantages(
       reward_BR: rewards of tokens, KL penalties included where they belong in the reward (RLOO).
       split: the replies' parts.
       group: replies to a context, next to one another; at least 2.
-      algorithm: `rloo` (less the mean of the others), `grpo` (`standardised`) or `raft` (`best_alone`, of the whole
-        reply for all of its tokens).
+      relative: (scores, size of their terms) `[C, G]` -> `[C, G]`: less the mean of the others (RLOO), `standardised`
+        (GRPO) or `best_alone` (RAFT).
+      words: the words' advantage is that of what they earn; else it is that of the whole reply (RAFT).
       term_B: size of the terms that a reply's rewards were made from, where these are larger than the rewards: sums
         round in units of their largest term, so that is what tells equal replies from unequal ones.
     """
     real_BR = split.act_BR | split.word_BR
-    size_B = jnp.where(real_BR, jnp.abs(reward_BR), 0.0).sum(-1) + term_B
+    size_CG = (jnp.where(real_BR, jnp.abs(reward_BR), 0.0).sum(-1) + term_B).reshape(-1, group)
 
-    def relative(part_BR: jax.Array) -> jax.Array:
-        score_CG = jnp.where(part_BR, reward_BR, 0.0).sum(-1).reshape(-1, group)
-        if algorithm == "rloo":
-            return leave_one_out(score_CG).reshape(-1)
-        return {"grpo": standardised, "raft": best_alone}[algorithm](score_CG, size_B.reshape(-1, group)).reshape(-1)
+    def of(part_BR: jax.Array) -> jax.Array:
+        return relative(jnp.where(part_BR, reward_BR, 0.0).sum(-1).reshape(-1, group), size_CG).reshape(-1)
 
-    whole_B = relative(real_BR)
-    words_B = whole_B if algorithm == "raft" else relative(split.word_BR)
+    whole_B = of(real_BR)
+    words_B = of(split.word_BR) if words else whole_B
     advantage_BR = jnp.where(split.act_BR, whole_B[:, None], words_B[:, None])
     return lax.stop_gradient(jnp.where(real_BR, advantage_BR, 0.0))

@@ -32,13 +32,13 @@ from crs_jax.runtime.errors import InputError
 from crs_jax.runtime.metrics import MetricsWriter
 from crs_jax.runtime.progress import say
 from crs_jax.runtime.sharding import place, shard_batch
+from crs_jax.training.episodes import Answer, Episodes, Seeker, Talk
 from crs_jax.training.optimizer import make_optimizer, seeker_rates
 from crs_jax.training.reward import split_holdout
 from crs_jax.training.sft import DeviceRows, at_slots, batches, epoch_seed, packed_hidden
 from crs_jax.training.state import Stopwatch, TrainState, apply_gradients, fresh_state, keep_layout
 from crs_jax.training.supervised import Best, Supervised
 from crs_jax.training.task import Task, copy_tree
-from crs_jax.training.turns import Answer, Episodes, Seeker, Talk
 
 Model = tuple[Any, Any, Any]  # graphdef, params, frozen
 

@@ -1,48 +1,34 @@
-"""One clipped update of PPO on a minibatch: the losses of slates and of sampled replies, and the step they make."""
+"""The fourth function of an iteration: epochs of clipped updates over minibatches, held within a trust region.
+
+A context's replies, and all rows of the episodes that began there, stay in one minibatch. How far all updates of an
+iteration move the policy is bounded (`training/trust.py`).
+"""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from crs_jax.rl import ppo
+from crs_jax.models.actor_critic import ActorCritic
+from crs_jax.models.likelihood import first_token
+from crs_jax.rl import all_acts, ppo
+from crs_jax.rl.algorithms import Algorithm
 from crs_jax.runtime.sharding import in_parts
 from crs_jax.training import turns
-from crs_jax.training.contexts import Contexts
-from crs_jax.training.judging import Graphs
+from crs_jax.training.advantages import Advantages, Experience, FirstItems, has_critic
+from crs_jax.training.batch import RolloutBatch
+from crs_jax.training.judging import Graphs, Judges
 from crs_jax.training.passes import actor_pass
-from crs_jax.training.slates import Slates, slate_loss
-from crs_jax.training.state import accumulated_gradients, apply_gradients, select
-
-WHITENED = ("ppo", "rankwise")
-"""Algorithms whose advantages are whitened, and which can have a value function."""
-
-
-def has_critic(config: ConfigDict) -> bool:
-    """Whether a value function is the baseline; else the mean of a context's other replies is."""
-    return config.algorithm in WHITENED and not config.ppo.group_baseline
-
-
-class Experience(NamedTuple):
-    """What the updates of one iteration train on; leading axis C contexts, then G replies.
-
-    Of later turns leading axes are C, then rows with a context each, then one reply (`turns.by_episode`).
-    """
-
-    contexts: Contexts
-    tokens_CGR: jax.Array
-    reply_mask_CGR: jax.Array
-    act_CGR: jax.Array
-    logp_CGR: jax.Array
-    reference_CGR: jax.Array
-    value_CGR: jax.Array
-    advantage_CGR: jax.Array
-    return_CGR: jax.Array
+from crs_jax.training.rollout import frozen_of
+from crs_jax.training.state import TrainState, accumulated_gradients, apply_gradients, select
+from crs_jax.training.trust import Moved, next_pace, shortened
 
 
 def only_value(learns: jax.Array, new: Any, old: Any) -> Any:
@@ -50,64 +36,32 @@ def only_value(learns: jax.Array, new: Any, old: Any) -> Any:
     return {**new, "policy": select(learns, new["policy"], old["policy"])}
 
 
-def make_update(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mesh):
+Minibatch = tuple[FirstItems | None, tuple[Experience, ...]]
+
+
+def make_step(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mesh, algorithm: Algorithm) -> Callable:
     """The step of `lax.scan` over minibatches: (carry, minibatch) -> (carry, metrics), one clipped update.
 
-    A minibatch: slates, where first tokens are summed over, and the experience of the first turn and of the later ones.
-    The carry: parameters, optimizer state, the iteration's number, of which the learning rate is a function, `halted`,
-    frozen arrays and KL coefficients, whether the policy learns, and the pace, which multiplies the rate.
+    A minibatch: first items, where first tokens are summed over, and the experience of the first turn and of the later
+    ones. The carry: parameters, optimizer state, the iteration's number, of which the learning rate is a function,
+    `halted`, what `make_loss` takes as fixed, whether the policy learns, and the pace, which multiplies the rate.
     """
-    c, algorithm = config.ppo, config.algorithm
+    c = config.ppo
+    of_replies, of_items = make_loss(graphs, config, algorithm), make_first_loss(graphs, config, algorithm)
 
-    def loss_of(params, fixed, mini: Experience, of_act: jax.Array, of_word: jax.Array):
-        """Sums over a micro-batch, divided by the tokens `of_act`, `of_word` of the whole minibatch."""
-        frozen, act_kl, word_kl = fixed
-        actor = nnx.merge(graphs.actor, params, frozen)
-        shape = mini.tokens_CGR.shape
-        likelihood, value_BR, _ = actor_pass(actor, mini.contexts, mini.tokens_CGR, mini.reply_mask_CGR, c.temperature)
-        logp, entropy, value = (a.reshape(shape) for a in (likelihood.logp_BR, likelihood.entropy_BR, value_BR))
-        act, word = mini.act_CGR, mini.reply_mask_CGR & ~mini.act_CGR
-        surrogate, clipped = ppo.policy_loss(logp, mini.logp_CGR, mini.advantage_CGR, c.clip)
-        critic, _ = ppo.value_loss(value, mini.value_CGR, mini.return_CGR, c.value_clip)
-        real, of_all = mini.reply_mask_CGR, of_act + of_word
-        policy_loss = ppo.masked_mean(surrogate, act, of_act) + ppo.masked_mean(surrogate, word, of_word)
-        value_loss = ppo.masked_mean(critic, real, of_all)
-        loss = policy_loss
-        for coefficient, part, count in ((c.act_entropy, act, of_act), (c.word_entropy, word, of_word)):
-            if coefficient:
-                loss = loss - coefficient * ppo.masked_mean(entropy, part, count)
-        if has_critic(config):
-            loss = loss + c.value_coef * value_loss
-        if algorithm == "grpo":  # its KL penalty is in the loss, not in the reward
-            k3 = ppo.kl_k3(logp, mini.reference_CGR)
-            loss = loss + act_kl * ppo.masked_mean(k3, act, of_act) + word_kl * ppo.masked_mean(k3, word, of_word)
-        return loss, {
-            "loss": loss,
-            "policy_loss": policy_loss,
-            "value_loss": value_loss,
-            "clip_fraction": ppo.masked_mean(clipped.astype(jnp.float32), real, of_all),
-            "approx_kl": ppo.masked_mean(ppo.approximate_kl(logp, mini.logp_CGR), real, of_all),
-            "ratio_error": jnp.where(real, jnp.abs(jnp.exp(logp - mini.logp_CGR) - 1.0), 0.0).max(),
-            "square_log_ratio": ppo.masked_mean(jnp.square(logp - mini.logp_CGR), real, of_all),
-        }
-
-    def update(carry, batch: tuple[Slates | None, tuple[Experience, ...]]):
+    def step(carry, batch: Minibatch):
         params, opt_state, number, halted, fixed, learns, pace = carry
-        slates, minis = batch
-        of_act = sum(mini.act_CGR.sum() for mini in minis)
-        counts = of_act, sum(mini.reply_mask_CGR.sum() for mini in minis) - of_act
-        first = minis[0].tokens_CGR.shape[0] * minis[0].tokens_CGR.shape[1]  # first tokens among the act's
+        items, replies = batch
+        of_act = sum(some.act_CGR.sum() for some in replies)
+        counts = of_act, sum(some.reply_mask_CGR.sum() for some in replies) - of_act
+        first = replies[0].tokens_CGR.shape[0] * replies[0].tokens_CGR.shape[1]  # first tokens among the act's
+        weight = first / jnp.maximum(of_act, 1) / (len(items.hidden_CD) if items is not None else 1)
 
-        def loss(params, micro: tuple[Slates | None, tuple[Experience, ...]], _):
-            total, metrics = turns.summed(loss_of, params, fixed, micro[1], *counts)
-            if micro[0] is not None:
-                assert slates is not None
-                policy = nnx.merge(graphs.actor, params, fixed[0]).policy
-                loss_C = slate_loss(policy, micro[0], c.temperature, c.clip)
-                added = first / of_act * loss_C.sum() / len(slates.hidden_CD)
-                total = total + added
-                metrics = {**metrics, "loss": total, "policy_loss": metrics["policy_loss"] + added}
-            return total, metrics
+        def loss(params, micro: Minibatch, _):
+            total, metrics = turns.summed(of_replies, params, fixed, micro[1], *counts)
+            added = weight * of_items(params, fixed, micro[0])
+            total = total + added
+            return total, {**metrics, "loss": total, "policy_loss": metrics["policy_loss"] + added}
 
         each, grads = accumulated_gradients(loss, params, in_parts(batch, c.accumulate, mesh))
         metrics = {name: value.max() if name == "ratio_error" else value.sum() for name, value in each.items()}
@@ -122,4 +76,132 @@ def make_update(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mesh):
         carry = (params, opt_state, number, halted | ~made, fixed, learns, pace)
         return carry, {**metrics, "grad_norm": norm}
 
+    return step
+
+
+def make_loss(graphs: Graphs, config: ConfigDict, algorithm: Algorithm) -> Callable:
+    """(params, fixed, experience, act tokens, words) -> (loss, metrics): a micro-batch's part of the means.
+
+    `fixed`: the actor's frozen arrays, and the KL coefficients of acts and words.
+    """
+    c, critic = config.ppo, has_critic(algorithm, config)
+
+    def loss(params, fixed, some: Experience, of_act: jax.Array, of_word: jax.Array):
+        frozen, act_kl, word_kl = fixed
+        actor = nnx.merge(graphs.actor, params, frozen)
+        shape = some.tokens_CGR.shape
+        likelihood, value_BR, _ = actor_pass(actor, some.contexts, some.tokens_CGR, some.reply_mask_CGR, c.temperature)
+        logp, entropy, value = (a.reshape(shape) for a in (likelihood.logp_BR, likelihood.entropy_BR, value_BR))
+        act, word = some.act_CGR, some.reply_mask_CGR & ~some.act_CGR
+        surrogate, clipped = ppo.policy_loss(logp, some.logp_CGR, some.advantage_CGR, c.clip)
+        squares, _ = ppo.value_loss(value, some.value_CGR, some.return_CGR, c.value_clip)
+        real, of_all = some.reply_mask_CGR, of_act + of_word
+        policy_loss = ppo.masked_mean(surrogate, act, of_act) + ppo.masked_mean(surrogate, word, of_word)
+        value_loss = ppo.masked_mean(squares, real, of_all)
+        total = policy_loss + (c.value_coef * value_loss if critic else 0.0)
+        for coefficient, part, count in ((c.act_entropy, act, of_act), (c.word_entropy, word, of_word)):
+            if coefficient:
+                total = total - coefficient * ppo.masked_mean(entropy, part, count)
+        if algorithm.kl_in_loss:
+            k3 = ppo.kl_k3(logp, some.reference_CGR)
+            total = total + act_kl * ppo.masked_mean(k3, act, of_act) + word_kl * ppo.masked_mean(k3, word, of_word)
+        return total, {
+            "loss": total,
+            "policy_loss": policy_loss,
+            "value_loss": value_loss,
+            "clip_fraction": ppo.masked_mean(clipped.astype(jnp.float32), real, of_all),
+            "approx_kl": ppo.masked_mean(ppo.approximate_kl(logp, some.logp_CGR), real, of_all),
+            "ratio_error": jnp.where(real, jnp.abs(jnp.exp(logp - some.logp_CGR) - 1.0), 0.0).max(),
+            "square_log_ratio": ppo.masked_mean(jnp.square(logp - some.logp_CGR), real, of_all),
+        }
+
+    return loss
+
+
+def make_first_loss(graphs: Graphs, config: ConfigDict, algorithm: Algorithm) -> Callable:
+    """(params, fixed, first items) -> their summed loss; 0 where first tokens are sampled alone."""
+    c = config.ppo
+
+    def loss(params, fixed, items: FirstItems) -> jax.Array:
+        policy = nnx.merge(graphs.actor, params, fixed[0]).policy
+        wish = policy.wish(items.evidence)
+        first = first_token(policy, policy.tables(), items.hidden_CD, wish, c.temperature)
+        first = all_acts.at(first, items.acts.row_CA)
+        return algorithm.first_loss(first, items.acts, items.beside, c.clip).sum()
+
+    return loss if c.all_acts else lambda *_: 0.0
+
+
+def make_update(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mesh, algorithm: Algorithm) -> Callable:
+    """(state, judges, advantages, key) -> (state, metrics): all updates of an iteration; inside jit."""
+    c = config.ppo
+    step = make_step(graphs, optimizer, config, mesh, algorithm)
+
+    def update(state: TrainState, judges: Judges, batch: Advantages, key: jax.Array):
+        def epoch(carry, epoch_key):
+            order_C = jax.random.permutation(epoch_key, c.contexts)
+            items, replies = batch.first, jax.tree.map(lambda a: a[order_C], batch.replies)
+            if items is not None:
+                order_C = jax.random.permutation(jax.random.fold_in(epoch_key, 1), len(items.hidden_CD))
+                items = jax.tree.map(lambda a: a[order_C], items)
+            return lax.scan(step, carry, in_parts((items, replies), c.minibatches, mesh))
+
+        finite, learns, pace = all_finite(batch), state.step >= c.value_warmup, state.extra["pace"]
+        fixed = frozen_of(config, judges), state.extra["act_kl"], state.extra["word_kl"]
+        carry = (state.params, state.opt_state, state.step, state.halted | ~finite, fixed, learns, pace)
+        (params, opt_state, _, halted, *_), made = lax.scan(epoch, carry, jax.random.split(key, c.epochs))
+
+        def moved(policy_params: Any) -> Moved:
+            actor = nnx.merge(graphs.actor, {**params, "policy": policy_params}, fixed[0])
+            return how_far(actor, batch, c.temperature)
+
+        policy_params, way, share = shortened(moved, state.params["policy"], params["policy"], c.step_kl)
+        params = {**params, "policy": policy_params}
+        extra = select(~halted & learns, adapted(state.extra, batch.rows, share, c), state.extra)
+        metrics = {
+            "step_kl/act": way.act,
+            "step_kl/word": way.word,
+            "step_kl/share": share,
+            "pace": pace,
+            "rewards_finite": finite,
+            "halted": halted,
+            "ratio_error": made.pop("ratio_error")[0, 0],
+            "check/ratio": jnp.sqrt(made.pop("square_log_ratio")[0, 0]),
+            **{name: value.mean() for name, value in made.items()},
+        }
+        return TrainState(state.step + 1, params, opt_state, halted, extra), metrics
+
     return update
+
+
+def all_finite(batch: Advantages) -> jax.Array:
+    """Whether rewards and old log-probabilities are."""
+    rows = batch.rows
+    finite = jnp.isfinite(rows.reward_BR).all() & jnp.isfinite(rows.old.logp_BR).all() & rows.finite_B.all()
+    for known in () if batch.known is None else batch.known:
+        finite = finite & jnp.isfinite(known).all()
+    return finite
+
+
+def how_far(actor: ActorCritic, batch: Advantages, temperature: float) -> Moved:
+    """KL of the policy that sampled to the actor's, on the first turn: first tokens exactly, others by k3."""
+    begun, rows = batch.replies[0], batch.rows
+    found, _, now = actor_pass(actor, begun.contexts, begun.tokens_CGR, begun.reply_mask_CGR, temperature)
+    before, B = rows.first.joint, len(found.logp_BR)
+    first_C = (jnp.exp(before) * (before - now.joint)).sum(1)
+    k3_BR = ppo.approximate_kl(found.logp_BR, rows.old.logp_BR[:B])
+    later_BR = rows.split.act_BR[:B].at[:, 0].set(False)
+    word = ppo.masked_sum(k3_BR, rows.split.word_BR[:B]) / B
+    return Moved(first_C.mean() + ppo.masked_sum(k3_BR, later_BR) / B, word)
+
+
+def adapted(extra: dict[str, jax.Array], rows: RolloutBatch, share: jax.Array, c: ConfigDict) -> dict[str, jax.Array]:
+    """KL coefficients towards their targets, and the pace of the next iteration."""
+    count = rows.alive_B.sum()
+    new = {**extra, "pace": next_pace(extra["pace"], share)}
+    for part, mask_BR in (("act", rows.split.act_BR), ("word", rows.split.word_BR)):
+        name, target = f"{part}_kl", c[f"{part}_kl_target"]
+        if target > 0:
+            measured = ppo.masked_sum(rows.k1_BR, mask_BR) / count
+            new[name] = ppo.adapt_kl_coefficient(extra[name], measured, target, count, c.kl_horizon)
+    return new

@@ -10,22 +10,28 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tiny_policy import make_layout, random_replies
 
-from crs_jax.rl.groups import ALGORITHMS, best_alone, group_advantages, standardised
+from crs_jax.rl.algorithms import ALGORITHMS
+from crs_jax.rl.groups import best_alone, group_advantages, standardised
 from crs_jax.rl.ppo import leave_one_out
 from crs_jax.rl.reward import Normaliser, score
 from crs_jax.rl.scoring import parts
-from crs_jax.training.ppo import token_rewards
+from crs_jax.training.advantages import token_rewards
 
 LAYOUT = make_layout(words=11, items=5, act_items=3)
 C, G, R = 3, 4, 9
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def advantages_of(reward_BR, split, group, name):
+    algorithm = ALGORITHMS[name]
+    return group_advantages(reward_BR, split, group, algorithm.relative, algorithm.words)
+
+
+@pytest.mark.parametrize("algorithm", [name for name, each in ALGORITHMS.items() if each.relative])
 def test_advantages_equal_a_loop(algorithm):
     rng = np.random.default_rng(0)
     tokens, mask = random_replies(rng, LAYOUT, C * G, R)
     reward = rng.normal(size=(C * G, R)).astype(np.float32)  # padding bears rewards too, which must not count
-    found = np.asarray(group_advantages(jnp.asarray(reward), parts(tokens, mask, LAYOUT), G, algorithm))
+    found = np.asarray(advantages_of(jnp.asarray(reward), parts(tokens, mask, LAYOUT), G, algorithm))
     whole, words, said = [], [], []
     for b in range(C * G):
         row, real = tokens[b].tolist(), int(mask[b].sum())
@@ -93,7 +99,7 @@ def from_signals(say_BS, end_BS, weight_S, split, size):
     normaliser = Normaliser(jnp.full(4, 0.3), jnp.full(4, 0.7), jnp.float32(1.1))
     scores = score(say_BS[None], end_BS[None], end_BS[:, 1], normaliser, weight_S, CLIP, 0.0)
     reward_BR = token_rewards(scores, split, *[jnp.zeros(split.act_BR.shape)] * 2, 0.0, 0.0, 0.0, 1.0)
-    return scores, [group_advantages(reward_BR, split, size, name) for name in ("grpo", "raft", "rloo")]
+    return scores, [advantages_of(reward_BR, split, size, name) for name in ("grpo", "raft", "rloo")]
 
 
 @pytest.mark.parametrize("size", [2, 3, 7, 32])
@@ -133,8 +139,8 @@ def test_what_terms_cancel_is_no_difference():
     left_B = (term_B + np.float32(0.2)) - term_B
     assert 0 < np.ptp(left_B) < 1e-3
     reward_BR = jnp.where(split.last_BR, left_B[:, None], 0.0)
-    assert np.abs(np.asarray(group_advantages(reward_BR, split, size, "grpo"))).max() > 0.5
-    np.testing.assert_array_equal(group_advantages(reward_BR, split, size, "grpo", term_B), 0.0)
+    assert np.abs(np.asarray(advantages_of(reward_BR, split, size, "grpo"))).max() > 0.5
+    np.testing.assert_array_equal(group_advantages(reward_BR, split, size, standardised, term_B=term_B), 0.0)
 
 
 @pytest.mark.parametrize("size", [2, 32])

@@ -37,7 +37,7 @@ from crs_jax.models.query import PLACE
 from crs_jax.rl.reward import Normaliser, RewardModel, together
 from crs_jax.rl.rollout import Replies
 from crs_jax.runtime.sharding import make_mesh
-from crs_jax.training import ppo
+from crs_jax.training import ppo, rollout
 from crs_jax.training.contexts import Contexts
 from crs_jax.training.judging import Graphs, Judges
 from crs_jax.training.state import TrainState
@@ -156,7 +156,7 @@ def world():
         def moved(move):
             return nnx.merge(actor_graph, jax.tree.map(np.add, first, move), {"policy": frozen})
 
-        with mock.patch.object(ppo, "sample", fixed), mock.patch.object(jax.random, "permutation", noted):
+        with mock.patch.object(rollout, "sample", fixed), mock.patch.object(jax.random, "permutation", noted):
             offset = jax.tree.map(lambda a: 0.03 * rng.normal(size=a.shape), first)
             offset["policy"] = still(offset["policy"])
             assert {a.dtype for a in jax.tree.leaves(first)} == {jnp.dtype("float64")}

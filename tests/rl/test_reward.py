@@ -32,7 +32,7 @@ from crs_jax.rl.reward import (
     with_relevance,
 )
 from crs_jax.rl.scoring import parts
-from crs_jax.training.ppo import token_rewards
+from crs_jax.training.advantages import token_rewards
 
 NAN = float("nan")
 LAYOUT = make_layout(words=11, items=5, act_items=3)

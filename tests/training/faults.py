@@ -1,6 +1,6 @@
 """Faults switched on while a compiled PPO runs, so that one compilation serves the tests of all checks and guards.
 
-`install` patches the names that `crs_jax.training.ppo` uses; each patch reads its strength from `Faults` through a host
+`install` patches the names that the iteration uses; each patch reads its strength from `Faults` through a host
 callback when the program runs. With all faults off the numbers are those of the unpatched program. What was compiled
 once stays in `made`.
 """
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from jax.experimental import io_callback
 
-from crs_jax.training import ppo, ppo_stage
+from crs_jax.training import advantages, ppo, ppo_stage, rollout, score, update
 
 
 @dataclasses.dataclass
@@ -58,8 +58,9 @@ with_gradient.defvjp(lambda x, extra: (x, extra), lambda extra, g: (g + extra, j
 
 def install(patch: pytest.MonkeyPatch, faults: Faults, made: dict[str, Callable]) -> None:
     """Patches the PPO stage; every run shares the compiled iteration and reference sampler of the first."""
-    sample, policy_pass, experience, rewards = ppo.sample, ppo.policy_pass, ppo.Experience, ppo.token_rewards
-    value_loss, make_iteration, make_sampler = ppo.ppo.value_loss, ppo.make_iteration, ppo.make_sampler
+    sample, policy_pass, experience = rollout.sample, score.policy_pass, advantages.Experience
+    rewards, value_loss = advantages.token_rewards, update.ppo.value_loss
+    make_iteration, make_sampler = ppo.make_iteration, ppo.make_sampler
 
     def faulty_sample(policy, prompt, mask, key, *, temperature, **more):
         fixed, given = jax.random.key_data(jax.random.key(7)), jax.random.key_data(key)
@@ -88,10 +89,11 @@ def install(patch: pytest.MonkeyPatch, faults: Faults, made: dict[str, Callable]
         made["sampler"] = made.get("sampler") or make_sampler(*arguments)
         return made["sampler"]
 
+    patch.setattr(rollout, "sample", faulty_sample)
     patch.setattr(ppo, "sample", faulty_sample)
-    patch.setattr(ppo, "policy_pass", faulty_pass)
-    patch.setattr(ppo, "Experience", faulty_experience)
-    patch.setattr(ppo, "token_rewards", lambda *arguments: rewards(*arguments) + faults.read("reward"))
-    patch.setattr(ppo.ppo, "value_loss", faulty_value_loss)
+    patch.setattr(score, "policy_pass", faulty_pass)
+    patch.setattr(advantages, "Experience", faulty_experience)
+    patch.setattr(advantages, "token_rewards", lambda *arguments: rewards(*arguments) + faults.read("reward"))
+    patch.setattr(update.ppo, "value_loss", faulty_value_loss)
     patch.setattr(ppo_stage, "make_iteration", shared_iteration)
     patch.setattr(ppo_stage, "make_sampler", shared_sampler)

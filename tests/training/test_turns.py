@@ -22,23 +22,14 @@ from crs_jax.rl.rollout import Replies, sample
 from crs_jax.rl.scoring import Parts, TokenLikelihood
 from crs_jax.runtime.errors import InputError
 from crs_jax.runtime.metrics import MetricsWriter, read_json_lines
-from crs_jax.training import ppo, ppo_stage, seeker
+from crs_jax.training import ppo, ppo_stage, rollout, seeker
+from crs_jax.training.batch import RolloutBatch
 from crs_jax.training.contexts import Contexts, contexts_at
+from crs_jax.training.episodes import Answer, Episodes, Talk
 from crs_jax.training.passes import policy_likelihood
 from crs_jax.training.ppo_stage import run_ppo
 from crs_jax.training.seeker import model_seeker, run_seeker, seeker_packer, simulated_seeker
-from crs_jax.training.turns import (
-    Answer,
-    Episodes,
-    Played,
-    Replied,
-    Talk,
-    advantages,
-    by_episode,
-    by_turn,
-    go_on,
-    joined,
-)  # fmt: skip
+from crs_jax.training.turns import advantages, as_rows, by_episode, by_turn, go_on, joined
 
 
 def quick(jitted):
@@ -381,6 +372,7 @@ def run(world, fitted, compiled, monkeypatch):
 
     monkeypatch.setattr(ppo_stage, "find_seeker", finding)
     monkeypatch.setattr(ppo, "sample", sampled)
+    monkeypatch.setattr(rollout, "sample", sampled)
     for name in ("make_iteration", "make_sampler"):
         monkeypatch.setattr(ppo_stage, name, once(name))
 
@@ -486,14 +478,16 @@ def test_rows_of_later_turns_stand_turn_by_turn_and_advantages_follow_episodes()
         likelihood, split = TokenLikelihood(blank, blank, blank), Parts(mask, mask, blank, mask, mask, alive_B)
         scores = Scores(reward[:, 0], reward.sum(1), jnp.ones((B, 3)), jnp.zeros(B))
         replies = Replies(tokens, mask, blank)
-        return Replied(contexts, FirstToken(blank, blank), Played(
-            replies, likelihood, likelihood, blank, jnp.ones(B, bool), split, scores, blank, blank, reward, alive_B
-        ))  # fmt: skip
+        return RolloutBatch(
+            contexts, replies, alive_B, likelihood, likelihood, FirstToken(blank, blank), blank, split, scores, blank,
+            blank, jnp.ones(B, bool), reward,
+        )  # fmt: skip
 
     like = Contexts(*(jnp.zeros((C, 1)) for _ in Contexts._fields))
     talk = Said(Now(), answering)
     first = reply(like, None)
     later, answers = jax.jit(lambda: go_on(talk, reply, ({}, None), first, turns, jax.random.key(0), None))()
+    later = as_rows(later)
     said = np.asarray(later.contexts.prompt_CP).reshape(turns - 1, B, 2 * turns - 1, R)
     for b in range(B):
         own = [b] * int(lengths[b]) + [pad] * (R - int(lengths[b]))

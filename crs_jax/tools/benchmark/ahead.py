@@ -46,7 +46,7 @@ from crs_jax.data.byte_bpe import GPT2_WORDS
 from crs_jax.data.tokenizer import CONTROLS
 from crs_jax.models.actor_critic import ActorCritic
 from crs_jax.models.policy import Layout, Policy
-from crs_jax.rl.all_acts import Acts, Known
+from crs_jax.rl.all_acts import Acts
 from crs_jax.rl.reward import Normaliser, RewardModel
 from crs_jax.runtime import source_tree
 from crs_jax.runtime.errors import InputError
@@ -55,14 +55,13 @@ from crs_jax.runtime.sharding import AXES, BATCH, shardings
 from crs_jax.tools.benchmark.cells import make_update_step
 from crs_jax.tools.benchmark.hlo import collectives
 from crs_jax.tools.benchmark.world import EMBEDDING, GENRES, NAMED, NEAR, STARRING
+from crs_jax.training.advantages import Experience, FirstItems
 from crs_jax.training.contexts import Contexts
 from crs_jax.training.judging import Graphs, Judges
 from crs_jax.training.optimizer import make_optimizer, ppo_rates
 from crs_jax.training.ppo import first_extra, make_iteration
-from crs_jax.training.slates import Slates
 from crs_jax.training.state import TrainState
 from crs_jax.training.task import model_config, split_model
-from crs_jax.training.update import Experience
 
 FACETS, ASKED = 41, 62  # of ReDial
 REDIAL_ITEMS = 6924
@@ -164,7 +163,7 @@ class Shapes:
         )  # fmt: skip
         return laid(made, self.mesh, BATCH)
 
-    def minibatch(self) -> tuple[Slates | None, Experience]:
+    def minibatch(self) -> tuple[FirstItems | None, Experience]:
         """What one update trains on."""
         c = self.config.ppo
         count = c.contexts // c.minibatches
@@ -172,9 +171,9 @@ class Shapes:
         whole_numbers, flags_ = (jax.ShapeDtypeStruct(tokens, kind) for kind in (jnp.int32, bool))
         rows = laid((whole_numbers, flags_, flags_, *[floats(*tokens)] * 5), self.mesh, BATCH)
         fields: Any = (self.contexts(count), *rows)
-        return self._slates(), Experience(*fields)
+        return self._first_items(), Experience(*fields)
 
-    def _slates(self) -> Slates | None:
+    def _first_items(self) -> FirstItems | None:
         c = self.config.ppo
         if not c.all_acts:
             return None
@@ -182,9 +181,8 @@ class Shapes:
         hidden = jax.ShapeDtypeStruct((count, self.config.model.width), self.config.model.dtype)
         rows: Any = jax.ShapeDtypeStruct((count, A), jnp.int32)
         acts = Acts(rows, floats(count, A), floats(count, A), floats(count, 2), floats(count, A), floats(count, 2))
-        known: Any = Known(*(floats(count, n) for n in (A, 2)))
-        hidden, acts, known = laid((hidden, acts, known), self.mesh, BATCH)
-        return Slates(self.contexts(count).evidence, hidden, acts, known, None, None)
+        hidden, acts = laid((hidden, acts), self.mesh, BATCH)
+        return FirstItems(self.contexts(count).evidence, hidden, acts, None)
 
 
 def floats(*axes: int) -> Any:

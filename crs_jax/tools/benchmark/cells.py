@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from crs_jax.config import slate_contexts
 from crs_jax.data.packing import slots_of
+from crs_jax.rl.algorithms import ALGORITHMS
 from crs_jax.rl.rollout import Replies, causal, positions, sample
 from crs_jax.runtime.sharding import on_mesh, shard_batch
 from crs_jax.tools.benchmark import counts
@@ -23,19 +24,19 @@ from crs_jax.tools.benchmark.world import (
     batch_of,
     random_contexts,
     random_experience,
+    random_first_items,
     random_replies,
     random_rows,
-    random_slates,
 )
+from crs_jax.training.advantages import Experience, FirstItems
 from crs_jax.training.judging import Graphs, judge
 from crs_jax.training.optimizer import make_optimizer, ppo_rates, sft_rates
 from crs_jax.training.passes import actor_pass, policy_likelihood
 from crs_jax.training.ppo import first_extra, make_iteration
 from crs_jax.training.sft import make_step
-from crs_jax.training.slates import Slates
 from crs_jax.training.state import TrainState, fresh_state, keep_layout
 from crs_jax.training.task import copy_tree, count
-from crs_jax.training.update import Experience, make_update
+from crs_jax.training.update import make_step as make_ppo_step
 
 Found = dict[str, Any]
 
@@ -107,11 +108,11 @@ def ppo_state(world: World, updates: int) -> tuple[Any, TrainState]:
 def make_update_step(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mesh) -> Any:
     """Jitted (state, donated, frozen arrays, minibatch) -> (state, metrics): one clipped update of the PPO stage.
 
-    A minibatch: slates, or None, and the experience of replies.
+    A minibatch: first items, or None, and the experience of replies.
     """
-    one = make_update(graphs, optimizer, config, mesh)
+    one = make_ppo_step(graphs, optimizer, config, mesh, ALGORITHMS[config.algorithm])
 
-    def step(state: TrainState, frozen: Any, minibatch: tuple[Slates | None, Experience]):
+    def step(state: TrainState, frozen: Any, minibatch: tuple[FirstItems | None, Experience]):
         fixed = {"policy": frozen}, state.extra["act_kl"], state.extra["word_kl"]
         carry = (state.params, state.opt_state, state.step, state.halted, fixed, jnp.asarray(True), state.extra["pace"])
         (params, opt_state, _, halted, *_), metrics = one(carry, (minibatch[0], minibatch[1:]))
@@ -124,7 +125,7 @@ def update(world: World, patience: Patience) -> Found:
     """One clipped update of the PPO stage on one minibatch."""
     task, batch = world.task, batch_of(world.task.config, "update")
     optimizer, state = ppo_state(world, 1000)
-    minibatch = shard_batch((random_slates(task), random_experience(task, batch)), task.mesh)
+    minibatch = shard_batch((random_first_items(task), random_experience(task, batch)), task.mesh)
     arguments = [state, world.judges.frozen, minibatch]
     del state
     step = make_update_step(world.graphs, optimizer, task.config, task.mesh)

@@ -22,20 +22,19 @@ from crs_jax.data.tokenizer import CONTROLS
 from crs_jax.models.attention import refuse_where_missing
 from crs_jax.models.decisions import BaseRates
 from crs_jax.models.query import Evidence
-from crs_jax.rl.all_acts import Acts, Known
+from crs_jax.rl.all_acts import Acts
 from crs_jax.rl.reward import Normaliser, RewardModel
 from crs_jax.runtime.sharding import AXES, place
 from crs_jax.signals.facets import Facets
 from crs_jax.signals.people import People
 from crs_jax.signals.together import Together
 from crs_jax.tools.benchmark.counts import Batch, Model
+from crs_jax.training.advantages import Experience, FirstItems
 from crs_jax.training.contexts import Contexts
 from crs_jax.training.judging import Graphs, Judges
 from crs_jax.training.ppo_stage import build
 from crs_jax.training.sft import EVIDENCE
-from crs_jax.training.slates import Slates
 from crs_jax.training.task import Task, copy_tree, new_policy, split_model
-from crs_jax.training.update import Experience
 
 EMBEDDING, GENRES = 384, 27
 NAMED, NEAR, STARRING = 32, 512, 48  # most rows of a context's evidence, as the signals give them
@@ -197,7 +196,7 @@ def random_experience(task: Task, batch: Batch) -> Experience:
     return Experience(*fields)
 
 
-def random_slates(task: Task) -> Slates | None:
+def random_first_items(task: Task) -> FirstItems | None:
     """Those of one update, where first tokens are summed over."""
     config, layout, rng = task.config, task.layout, np.random.default_rng(task.config.seed + 6)
     if not config.ppo.all_acts:
@@ -212,9 +211,8 @@ def random_slates(task: Task) -> Slates | None:
     flat_CA, even_C2 = np.full((count, A), -np.log(layout.num_items), np.float32), np.full((count, 2), np.log(0.5))
     row_CA: Any = np.tile(np.arange(A, dtype=np.int32), (count, 1))
     acts: Any = row_CA, np.exp(flat_CA), flat_CA, even_C2.astype(np.float32), noise(A), noise(2)
-    known: Any = noise(A), noise(2)
     hidden: Any = noise(config.model.width).astype(config.model.dtype)
-    return Slates(evidence, hidden, Acts(*acts), Known(*known), None, None)
+    return FirstItems(evidence, hidden, Acts(*acts), None)
 
 
 def random_rows(task: Task) -> dict[str, np.ndarray]:

@@ -1,0 +1,110 @@
+"""The first function of an iteration: the policy's replies to contexts, and the items it might propose first.
+
+With `config.ppo.turns` above 1 an episode goes on after the first reply (`training/turns.py`): later replies are rows
+with contexts of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from crs_jax.models.actor_critic import ActorCritic
+from crs_jax.models.likelihood import first_token
+from crs_jax.models.policy import Policy
+from crs_jax.rl import all_acts
+from crs_jax.rl.algorithms import Algorithm
+from crs_jax.rl.rollout import sample
+from crs_jax.runtime.sharding import after, in_parts
+from crs_jax.training.batch import Rollout, RolloutBatch, Slates
+from crs_jax.training.contexts import Contexts, after_rec
+from crs_jax.training.episodes import Talk
+from crs_jax.training.judging import Graphs, Judges
+from crs_jax.training.state import TrainState
+from crs_jax.training.turns import go_on, silenced
+
+
+def replied_to(tree: Any, count: int) -> Any:
+    """Rows of the `count` contexts, evenly apart, that are replied to."""
+    return jax.tree.map(lambda a: a.reshape(count, len(a) // count, *a.shape[1:])[:, 0], tree)
+
+
+def frozen_of(config: ConfigDict, judges: Judges) -> dict[str, Any]:
+    """The actor-critic's frozen arrays."""
+    return {"policy": judges.frozen} | ({"critic": judges.frozen} if config.model.value == "separate" else {})
+
+
+def actor_of(graphs: Graphs, config: ConfigDict, judges: Judges, params: Any) -> ActorCritic:
+    """The actor-critic of the parameters; inside jit."""
+    return nnx.merge(graphs.actor, params, frozen_of(config, judges))
+
+
+def make_sample(graphs: Graphs, config: ConfigDict, mesh: Mesh, algorithm: Algorithm, talk: Talk | None) -> Callable:
+    """(state, judges, contexts, key, *seeking) -> `Rollout`; inside jit."""
+    c = config.ppo
+    propose = make_propose(config, mesh, drawn=0 if algorithm.lists else c.all_acts // 4)
+
+    def reply(policy: Policy, contexts: Contexts, key: jax.Array, alive_B: jax.Array | None = None) -> RolloutBatch:
+        B = c.contexts * c.group
+        replies = sample(
+            policy, contexts.prompt_CP, contexts.mask_CP, key, group=B // len(contexts.prompt_CP),
+            reply_tokens=config.data.reply_tokens, evidence=contexts.evidence, temperature=c.temperature,
+            block=c.decode_block,
+        )  # fmt: skip
+        if alive_B is None:
+            return RolloutBatch(contexts, replies, jnp.ones(B, bool))
+        return RolloutBatch(contexts, silenced(replies, alive_B, policy.layout.pad), alive_B)
+
+    def one_turn(state: TrainState, judges: Judges, every: Contexts, key: jax.Array) -> Rollout:
+        policy = actor_of(graphs, config, judges, state.params).policy
+        slates = propose(policy, every, jax.random.fold_in(key, 1))
+        contexts = replied_to(every, c.contexts)
+        contexts = contexts if slates is None else after(contexts, slates.first.kind_C2)
+        return Rollout(every, slates, (reply(policy, contexts, key),))
+
+    def several(state: TrainState, judges: Judges, every: Contexts, key: jax.Array, *seeking: Any) -> Rollout:
+        assert talk is not None
+        policy = actor_of(graphs, config, judges, state.params).policy
+        begun = one_turn(state, judges, every, key)
+        later, answers = go_on(
+            talk, lambda *given: reply(policy, *given), seeking, begun.turns[0], c.turns, later_key(key, config),
+            judges.frozen,
+        )  # fmt: skip
+        return begun._replace(turns=(*begun.turns, later), answers=answers)
+
+    return one_turn if talk is None else several
+
+
+def later_key(key: jax.Array, config: ConfigDict) -> jax.Array:
+    """Of the turns after the first, from the rollout's."""
+    return jax.random.fold_in(key, 2 * config.data.reply_tokens)
+
+
+def make_propose(config: ConfigDict, mesh: Mesh, drawn: int) -> Callable:
+    """(policy, contexts, key) -> `Slates`, or None where first tokens are sampled alone; inside jit."""
+    c = config.ppo
+
+    def propose(policy: Policy, contexts: Contexts, key: jax.Array) -> Slates:
+        C = len(contexts.prompt_CP)
+
+        def some(given: tuple[Contexts, jax.Array]) -> Slates:
+            contexts, key = given
+            hidden_CD, tables, wish = after_rec(policy, contexts)
+            first = first_token(policy, tables, hidden_CD, wish, c.temperature)
+            row_CA, weight_CA = all_acts.choose(first.item_CN, c.all_acts, drawn, key)
+            first = all_acts.at(first, row_CA)
+            return Slates(hidden_CD, row_CA, weight_CA, weight_CA / jnp.exp(first.item_CN), first)
+
+        parts = C // c.contexts  # no more at once than are replied to
+        keys = jax.random.split(jax.random.split(key, 3)[0], parts)
+        found = lax.map(some, (in_parts(contexts, parts, mesh), keys))
+        return jax.tree.map(lambda a: a.reshape(C, *a.shape[2:]), found)
+
+    return propose if c.all_acts else lambda *_: None
