@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import time
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -16,17 +17,16 @@ from crs_jax.config import slate_contexts
 from crs_jax.models.actor_critic import ActorCritic
 from crs_jax.models.query import deafened
 from crs_jax.rl.reward import Normaliser, fit_normaliser
-from crs_jax.runtime.checkpoint import Checkpoints, Saved, digest
+from crs_jax.runtime.checkpoint import digest
 from crs_jax.runtime.errors import InputError
-from crs_jax.runtime.interruption import Pace, leave_if_asked, saving
 from crs_jax.runtime.metrics import MetricsWriter, read_json_lines
-from crs_jax.runtime.progress import Progress, say
+from crs_jax.runtime.progress import say
 from crs_jax.runtime.sharding import on_mesh, place, shard_batch
+from crs_jax.training import loop
 from crs_jax.training.batches import Batches, chosen, take
 from crs_jax.training.checks import check_draws, check_first, check_noise, logit_scales, noise_of
 from crs_jax.training.contexts import Contexts, contexts_at
 from crs_jax.training.examples import fresh_instances
-from crs_jax.training.halt import stop_if_halted
 from crs_jax.training.health import warnings
 from crs_jax.training.judging import Aligned, Graphs, Judges, Model
 from crs_jax.training.optimizer import make_optimizer, ppo_rates, schedule
@@ -36,7 +36,7 @@ from crs_jax.training.ppo_samples import Samples
 from crs_jax.training.ppo_validation import Validation
 from crs_jax.training.reward import split_holdout
 from crs_jax.training.seeker import find_seeker
-from crs_jax.training.state import Stopwatch, fresh_state
+from crs_jax.training.state import TrainState, fresh_state
 from crs_jax.training.task import Task, copy_tree, new_policy, split_model
 
 REFERENCE_BATCHES = 8
@@ -107,6 +107,125 @@ def build(task: Task, sft: Model, reward: Model) -> tuple[Graphs, Any, Judges]:
     return graphs, copy_tree(place(params, task.mesh)), make_judges(task, sft, reward)
 
 
+class PPOStage(loop.Stage):
+    """Iterations from training contexts, validation on held-out ones; stops where these no longer find people's items.
+
+    Args:
+      task, writer: where it works.
+      sft: the policy that it starts from.
+      graphs, judges: `build`.
+      where, contexts: what it starts from (`contexts_of`).
+    """
+
+    name, label, unit, shown = "ppo", "PPO", "iterations", ("reward", "kl")
+    log_every = agree_every = 1
+
+    def __init__(
+        self, task: Task, writer: MetricsWriter, sft: Model, graphs: Graphs, judges: Judges,
+        where: list[tuple[int, int]], contexts: Contexts,
+    ):  # fmt: skip
+        c = task.config.ppo
+        self.task, self.writer, self.graphs, self.judges = task, writer, graphs, judges
+        self.steps, self.eval_every = c.iterations, max(c.iterations // c.checks_a_run, 1)
+        self.optimizer = make_optimizer(ppo_rates(task.config), c.warmup, c.iterations, c.clip_norm, c.decay_to)
+        self._rate = schedule(c.learning_rate, c.warmup, c.iterations, c.decay_to)
+        self._where, self._contexts, seed = where, contexts, task.config.seed + c.seed
+        self._key = jax.random.key(seed + 4)
+        self._count, lengths = slate_contexts(task.config), np.asarray(contexts.mask_CP).sum(1)
+        self._batches = Batches(lengths, self._count, contexts.mask_CP.shape[1], c.buckets, seed)
+        self._noise: float | None = None
+        self._warned: set[str] = set()
+        talk: tuple[Any, Any] = find_seeker(task, writer, sft) if c.turns > 1 else (None, None)
+        self._talk, self._seeker = talk
+        made_of = graphs, self.optimizer, task.config, task.mesh, *([] if self._talk is None else [self._talk])
+        self._program = functools.cache(lambda width: make_iteration(*made_of))  # one for each width of prompts
+
+    def begin(self, resumed: loop.Resumed, params: Any, result: Any) -> loop.Kept:
+        """With the reward's normaliser, which a resumed stage has, and validation before the first iteration."""
+        saved, c = resumed.saved, self.task.config.ppo
+        if saved is None:
+            normaliser = reference_normaliser(self.task, self.graphs, self.judges, self._contexts)
+            result = {"policy": copy_tree(params["policy"]), "normaliser": normaliser._asdict()}
+        self.normaliser, floor = Normaliser(**result["normaliser"]), 0.0 if saved is None else saved.floor
+        self.validation = Validation(self.task, self.graphs, self.judges)
+        self._samples = Samples(self.task, self.validation, params["policy"], self.normaliser)
+        if saved is None and (found := self._validated(0, params["policy"])):
+            floor = c.hr_floor * found["validation/hr@10"]
+        if c.hr_floor and not floor:
+            raise InputError(
+                f"--config.ppo.hr_floor={c.hr_floor}: the SFT policy has no hit at 10 on the {self.validation.count} "
+                "validation contexts, so there is nothing to hold; use 0"
+            )
+        return loop.Kept(result, floor=floor)
+
+    def batches(self, first: int) -> Iterator[Contexts]:
+        """Contexts, prompts as wide as the longest of them needs."""
+        for number in itertools.count(first):
+            yield take(self._contexts, *self._batches(number))
+
+    def step(self, number: int, state: TrainState, batch: Contexts) -> tuple[TrainState, dict[str, Any]]:
+        """One iteration."""
+        seeking = () if self._talk is None else (self._seeker, self._dialogues(number))
+        iteration = self._program(batch.prompt_CP.shape[1])
+        return iteration(
+            state, self.judges, self.normaliser, shard_batch(batch, self.task.mesh), self._key, *seeking
+        )  # fmt: skip
+
+    def _dialogues(self, number: int) -> jax.Array:
+        """(dialogue, turn) `[C, 2]` of the contexts of an iteration that are replied to."""
+        index, _ = self._batches(number - 1)
+        return jnp.array([self._where[i] for i in index[:: self._count // self.task.config.ppo.contexts]], jnp.int32)
+
+    def check(self, number: int, values: dict[str, float], state: TrainState, batch: Contexts) -> None:
+        """Raises what a reward of one's own raised, too."""
+        if self.graphs.own is not None:
+            self.graphs.own.check()
+        super().check(number, values, state, batch)
+
+    def figures(self, number: int, values: dict[str, float], batch: Contexts, seconds: float) -> dict[str, float]:
+        """What is logged. The first iteration's figures say whether the program is right."""
+        c, noise = self.task.config.ppo, values.pop("noise")
+        if c.checks and number == 1:
+            of_sft = self.graphs.policy, self.judges.reference, self.judges.frozen
+            scales = jax.jit(on_mesh(functools.partial(logit_scales, of_sft[0]), self.task.mesh))(
+                *of_sft[1:], shard_batch(batch, self.task.mesh), c.temperature
+            )
+            model = self.task.config.model
+            check_first(values, scales, noise_of(model), model.value)
+        if c.checks and number == 2 and self._noise is not None:
+            check_noise(self._noise, noise)
+        self._noise = noise
+        hidden = ("halted", "rewards_finite")
+        values = {n: x for n, x in values.items() if n not in hidden and not n.startswith("check/")}
+        return {**values, "learning_rate": float(self._rate(number - 1)) * values["pace"], "seconds": seconds}
+
+    def validate(self, number: int, state: TrainState, kept: loop.Kept) -> loop.Kept:
+        """Keeps the policy unless it fell below the floor, where the stage stops."""
+        found = self._validated(number, state.params["policy"])
+        fell = bool(found) and found["validation/hr@10"] < kept.floor
+        if jax.process_index() == 0:
+            signs = warnings(logged(self.task.workdir))
+            for kind, text in signs.items():
+                if kind not in self._warned:
+                    say(f"warning: {text}")
+            self._warned |= signs.keys()
+        if fell:
+            say(
+                f"ppo: stopped at iteration {number}: validation HR@10 of {found['validation/hr@10']:.4f} is below "
+                f"--config.ppo.hr_floor={self.task.config.ppo.hr_floor} of SFT's; the policy of the check before is "
+                "kept"
+            )
+            return dataclasses.replace(kept, stop=True)
+        return dataclasses.replace(kept, result={**kept.result, "policy": copy_tree(state.params["policy"])})
+
+    def _validated(self, number: int, policy_params: Any) -> dict[str, float]:
+        found = self.validation(policy_params, self.normaliser)
+        if found:
+            self._samples.write(self.writer, number)
+            self.writer.write("ppo", number, found)
+        return found
+
+
 def run_ppo(task: Task, writer: MetricsWriter, sft: Model, reward: Model) -> Aligned:
     """Aligns the SFT policy, or loads what was aligned before."""
     c = task.config.ppo
@@ -114,142 +233,24 @@ def run_ppo(task: Task, writer: MetricsWriter, sft: Model, reward: Model) -> Ali
     graphs, params, judges = build(task, sft, reward)
     if graphs.own is not None:
         inputs["reward function"] = graphs.own.fingerprint
-    checkpoints, spent = Checkpoints(task.workdir, "ppo", task.config, inputs), Stopwatch()
+    resumed = loop.Resumed.of(task, "ppo", inputs)
     blank = Normaliser(jnp.zeros_like(judges.weight_S), jnp.ones_like(judges.weight_S), jnp.float32(1))
-    result = {"policy": params["policy"], "normaliser": blank._asdict()}
-    saved = checkpoints.latest()
-    if saved is not None:
-        result = checkpoints.restore(saved.step, "result", result)
-        if saved.done:
-            say(f"ppo: done before, {saved.step} iterations")
-            checkpoints.close()
-            policy = (graphs.aligned, result["policy"], sft[2])
-            return Aligned(policy, graphs, judges, Normaliser(**result["normaliser"]))
-
+    result = resumed.kept(loop.Kept({"policy": params["policy"], "normaliser": blank._asdict()})).result
+    if resumed.done:
+        resumed.close(f"ppo: done before, {resumed.first} iterations")
+        return Aligned((graphs.aligned, result["policy"], sft[2]), graphs, judges, Normaliser(**result["normaliser"]))
     where = contexts_of(task)
     contexts = contexts_at(task, "train", where)
-    rates = ppo_rates(task.config)
-    optimizer = make_optimizer(rates, c.warmup, c.iterations, c.clip_norm, c.decay_to)
-    rate = schedule(c.learning_rate, c.warmup, c.iterations, c.decay_to)
-    state = fresh_state(params, optimizer, task.mesh, first_extra(c.act_kl, c.decision_kl, c.word_kl))
-    if saved is not None:
-        state = checkpoints.restore(saved.step, "state", state)
-        normaliser = Normaliser(**result["normaliser"])
-    else:
-        normaliser = reference_normaliser(task, graphs, judges, contexts)
-        result = {"policy": copy_tree(params["policy"]), "normaliser": normaliser._asdict()}
-    rates.show("ppo", params)
-    writer.drop_after("ppo", -1 if saved is None else saved.step)
-    validation = Validation(task, graphs, judges)
-    samples = Samples(task, validation, params["policy"], normaliser)
-    floor = 0.0 if saved is None else saved.floor
-    if saved is None and (at_first := validation(params["policy"], normaliser)):
-        samples.write(writer, 0)
-        writer.write("ppo", 0, at_first)
-        floor = c.hr_floor * at_first["validation/hr@10"]
-    if c.hr_floor and not floor:
-        raise InputError(
-            f"--config.ppo.hr_floor={c.hr_floor}: the SFT policy has no hit at 10 on the {validation.count} validation "
-            "contexts, so there is nothing to hold; use 0"
-        )
-    talk, seeker = find_seeker(task, writer, sft) if c.turns > 1 else (None, None)
-    made_of = graphs, optimizer, task.config, task.mesh, *([] if talk is None else [talk])
-    program = functools.cache(lambda width: make_iteration(*made_of))  # one for each width of prompts
-    lengths, seed = np.asarray(contexts.mask_CP).sum(1), task.config.seed + c.seed
-    count = slate_contexts(task.config)
-    batches = Batches(lengths, count, contexts.mask_CP.shape[1], c.buckets, seed)
+    ppo_rates(task.config).show("ppo", params)
+    writer.drop_after("ppo", -1 if resumed.saved is None else resumed.first)
+    stage = PPOStage(task, writer, sft, graphs, judges, where, contexts)
+    kept = stage.begin(resumed, params, result)
     if graphs.own is not None:
         say(f"ppo: the reward has {task.config.reward.function}, weight {task.config.reward.delta:g}")
-    if saved is not None:
-        say(f"ppo: goes on after iteration {saved.step}")
-    key = jax.random.key(seed + 4)
-    first, pending, noise = 0 if saved is None else saved.step, None, None
-    save_every = max(c.iterations // c.checks_a_run, 1)
-    clock, pace = time.monotonic(), Pace(task.config.save_minutes)
-    warned: set[str] = set()
-
-    def warn() -> None:
-        """Says what the log so far gives reason to look at, each kind once."""
-        for kind, text in warnings(logged(task.workdir)).items():
-            if kind not in warned:
-                warned.add(kind)
-                say(f"warning: {text}")
-
-    def report(number: int, metrics: dict[str, Any], batch: Contexts) -> None:
-        nonlocal noise, clock
-        values = {name: float(value) for name, value in metrics.items()}
-        if graphs.own is not None:
-            graphs.own.check()
-        stop_if_halted(task.workdir, "ppo", number, values, state, batch)
-        if c.checks:
-            if number == 1:
-                of_sft = graphs.policy, judges.reference, judges.frozen
-                scales = jax.jit(on_mesh(functools.partial(logit_scales, of_sft[0]), task.mesh))(
-                    *of_sft[1:], shard_batch(batch, task.mesh), c.temperature
-                )
-                check_first(values, scales, noise_of(task.config.model), task.config.model.value)
-            if number == 2 and noise is not None:
-                check_noise(noise, values["noise"])
-        noise = values.pop("noise")
-        values = {name: value for name, value in values.items() if not name.startswith("check/")}
-        del values["halted"], values["rewards_finite"]
-        now = time.monotonic()
-        writer.write("ppo", number, {**values, "seconds": now - clock})
-        clock = now
-        progress.update(reward=values["reward"], kl=values["kl"])
-
-    def save(number: int, done: bool) -> None:
-        kept = Saved(
-            step=number, done=done, seconds=spent.since(saved), floor=floor, state=state, result=result
-        )  # fmt: skip
-        checkpoints.save(kept)
-
-    with Progress(c.iterations, "PPO", "iterations", done=first) as progress, checkpoints, saving():
-        if c.iterations == 0:  # the SFT policy as it is, a control
-            save(0, done=True)
-        for number in range(first + 1, c.iterations + 1):
-            index, width = batches(number - 1)
-            batch = take(contexts, index, width)
-            seeking = (
-                ()
-                if talk is None
-                else (seeker, jnp.array([where[i] for i in index[:: count // c.contexts]], jnp.int32))
-            )
-            state, metrics = program(width)(state, judges, normaliser, shard_batch(batch, task.mesh), key, *seeking)
-            if pending is not None:
-                report(*pending)
-            metrics["learning_rate"] = rate(number - 1) * metrics["pace"]
-            pending = (number, metrics, batch)
-            if number == 1 or number == first + 1:
-                report(*pending)  # the checks of the first iteration come before the second
-                pending = None
-            check, (due, end) = number % save_every == 0 or number == c.iterations, pace(number)
-            if (check or due) and pending is not None:
-                report(*pending)
-                pending = None
-            fell = False
-            if check:
-                found = validation(state.params["policy"], normaliser)
-                if found:
-                    samples.write(writer, number)
-                    writer.write("ppo", number, found)
-                fell = bool(found) and found["validation/hr@10"] < floor
-                if not fell:
-                    result = {**result, "policy": copy_tree(state.params["policy"])}
-                if jax.process_index() == 0:
-                    warn()
-            if check or due:
-                save(number, done=fell or number == c.iterations)
-                pace.saved()
-            if fell:
-                say(
-                    f"ppo: stopped at iteration {number}: validation HR@10 of {found['validation/hr@10']:.4f} is below "
-                    f"--config.ppo.hr_floor={c.hr_floor} of SFT's; the policy of the check before is kept"
-                )
-                break
-            if end:
-                leave_if_asked()
-    return Aligned((graphs.aligned, result["policy"], sft[2]), graphs, judges, normaliser)
+    first = first_extra(c.act_kl, c.decision_kl, c.word_kl)
+    state = resumed.state(fresh_state(params, stage.optimizer, task.mesh, first))
+    kept = loop.train(stage, resumed, state, kept)
+    return Aligned((graphs.aligned, kept.result["policy"], sft[2]), graphs, judges, stage.normaliser)
 
 
 def logged(workdir: Any) -> list[dict[str, Any]]:

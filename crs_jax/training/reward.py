@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -20,12 +21,12 @@ from crs_jax.data.packing import Rows
 from crs_jax.data.windows import make_windows
 from crs_jax.models.heads import SIGNALS
 from crs_jax.rl.reward import RewardModel, mean_of, members, predict, together
-from crs_jax.runtime.checkpoint import Checkpoints, digest
+from crs_jax.runtime.checkpoint import digest
 from crs_jax.runtime.compilation import Once
 from crs_jax.runtime.errors import InputError
 from crs_jax.runtime.metrics import MetricsWriter
-from crs_jax.runtime.progress import say
-from crs_jax.runtime.sharding import everywhere, in_parts, on_mesh, place, shard_batch
+from crs_jax.runtime.sharding import everywhere, on_mesh, place, shard_batch
+from crs_jax.training import loop
 from crs_jax.training.counterfactual import Counterfactuals
 from crs_jax.training.ensemble import Member, member
 from crs_jax.training.labels import label, log_fingerprint
@@ -33,15 +34,7 @@ from crs_jax.training.optimizer import make_optimizer, reward_rates
 from crs_jax.training.replies import Wishes, reply_arrays
 from crs_jax.training.reward_loss import held_out_loss, label_counts, reward_loss
 from crs_jax.training.sft import DeviceRows, epoch_seed, make_packer
-from crs_jax.training.state import (
-    Stopwatch,
-    TrainState,
-    accumulated_gradients,
-    apply_gradients,
-    fresh_state,
-    keep_layout,
-)
-from crs_jax.training.supervised import Best, Supervised
+from crs_jax.training.state import fresh_state
 from crs_jax.training.task import Task, copy_tree, split_model
 
 
@@ -119,29 +112,14 @@ def first_params(task: Task, params: Any, one: Member, signal_DTS: np.ndarray, w
     return place(with_heads(copy_tree(params), *least_squares(task, one.dialogues, signal_DTS, wishes)), task.mesh)
 
 
-def make_step(graphdef: Any, optimizer: Any, task: Task):
+def make_step(graphdef: Any, optimizer: Any, task: Task) -> Once:
     """Jitted (state, frozen, rows, key) -> (state, metrics)."""
     c, weight = task.config, task.config.reward.counterfactual
 
-    def step(state: TrainState, frozen: Any, rows: DeviceRows, key: jax.Array):
-        step_key, counts = jax.random.fold_in(key, state.step), label_counts(rows)
+    def loss(params, frozen, rows: DeviceRows, key: jax.Array, counts: dict[str, jax.Array]):
+        return reward_loss(nnx.merge(graphdef, params, frozen), rows, c.data.window, key, counts, weight)
 
-        def loss(params, micro: DeviceRows, number: jax.Array):
-            model = nnx.merge(graphdef, params, frozen)
-            return reward_loss(model, micro, c.data.window, jax.random.fold_in(step_key, number), counts, weight)
-
-        each, grads = accumulated_gradients(loss, state.params, in_parts(rows, c.reward.accumulate, task.mesh))
-        metrics = {name: value.sum() for name, value in each.items()}
-        healthy = jnp.isfinite(metrics["loss"]) & ~state.halted
-        params, opt_state, norm, made = apply_gradients(
-            optimizer, grads, state.params, state.opt_state, healthy, state.step
-        )
-        halted = state.halted | ~made
-        metrics |= {"grad_norm": norm, "halted": halted}
-        new_state = TrainState(state.step + 1, params, opt_state, halted, state.extra)
-        return keep_layout(new_state, task.mesh), metrics
-
-    return Once("reward step", step, task.mesh, donate=0)
+    return loop.make_step("reward step", loss, label_counts, optimizer, task.mesh, c.reward.accumulate)
 
 
 def predict_replies(
@@ -173,58 +151,74 @@ def predict_replies(
     return np.concatenate(out)[: len(where)]
 
 
+class RewardStage(loop.FittedStage):
+    """Packed dialogues with labels, for each member its own; validation on held-out dialogues twice an epoch."""
+
+    name, label = "reward", "reward model"
+
+    def __init__(self, task: Task, writer: MetricsWriter, graphdef: Any, frozen: Any):
+        c = task.config
+        self.task, self.writer, self.log_every, self._frozen = task, writer, c.log_every, frozen
+        self._signal_DTS, self._wishes = label(task, "train").signal_DTS, Wishes(task, "train")
+        fitted, held = split_holdout(task)
+        labels = fitted, self._signal_DTS, self._wishes
+        self.team = [member(task, number, *labels) for number in range(c.reward.ensemble)]
+        per_epoch = len(self.team[0].packer.epoch(rows=c.sft.rows, crop=c.sft.crop, rng=epoch_seed(task, "reward", 0)))
+        self.steps, self.eval_every = max(round(c.reward.epochs * per_epoch), 1), max(per_epoch // 2, 1)
+        self.optimizer = make_optimizer(reward_rates(c), 0.05, self.steps, c.reward.clip_norm)
+        others = Counterfactuals(task, held, self._signal_DTS, self._wishes) if c.reward.counterfactual else None
+        held_rows = self._labelled(make_packer(task, "train", held).pack(), held, others, HELD)
+        self._held_out = held_out_loss(task, graphdef, frozen, held_rows)
+        self._step = functools.cache(lambda beside: make_step(graphdef, self.optimizer, task))
+
+    def start(self, params: Any) -> Any:
+        """The members' states before the first step."""
+        first = (first_params(self.task, params, one, self._signal_DTS, self._wishes) for one in self.team)
+        return together([fresh_state(own, self.optimizer, self.task.mesh) for own in first])
+
+    def batches(self, first: int) -> Iterator[Any]:
+        """Of each member, packed rows with labels, and replies that nobody made beside them."""
+        each = zip(*(one.batches(self.task) for one in self.team), strict=True)
+        for number, given in enumerate(loop.after(each, first), first + 1):
+            pairs = zip(given, self.team, strict=True)
+            yield together([self._labelled(rows, one.dialogues, one.others, number) for (_, rows), one in pairs])
+
+    def step(self, number: int, state: Any, batch: Any) -> tuple[Any, dict[str, Any]]:
+        """One update of each member."""
+        stepped = [
+            self._step("other_label_RG" in rows)(own, self._frozen, shard_batch(rows, self.task.mesh), one.key)
+            for one, own, rows in zip(self.team, members(state), members(batch), strict=True)
+        ]
+        metrics = [own for _, own in stepped]
+        return together([own for own, _ in stepped]), {name: [own[name] for own in metrics] for name in metrics[0]}
+
+    def scores(self, params: Any) -> dict[str, float]:
+        """Of held-out dialogues."""
+        return self._held_out(params)
+
+    def _labelled(self, rows: Rows, numbers: np.ndarray, beside: Counterfactuals | None, step: int) -> Rows:
+        rows = slot_labels(self.task, rows, numbers, self._signal_DTS, self._wishes)
+        return rows | beside.draw(len(rows["tokens_RT"]), step) if beside is not None and beside.where else rows
+
+
 def run_reward(task: Task, writer: MetricsWriter, sft: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
     """Trains or loads the reward model; returns its graphdef, params (lowest held-out loss) and frozen arrays.
 
     Of an ensemble the params are those of each member, `together`, and the graphdef is that of one.
     """
-    c = task.config
-    inputs, spent = {**task.made_from, "SFT model": digest(sft[1])}, Stopwatch()
+    c, inputs = task.config, {**task.made_from, "SFT model": digest(sft[1])}
     if c.signals.log:
         inputs["log"] = log_fingerprint(task)
-    checkpoints = Checkpoints(task.workdir, "reward", c, inputs)
+    resumed = loop.Resumed.of(task, "reward", inputs)
     graphdef, params, frozen = split_model(RewardModel(nnx.merge(*sft)))
     params, frozen = place(copy_tree(params), task.mesh), place(frozen, task.mesh)
-    saved = checkpoints.latest()
-    if saved is not None and saved.done:
-        params = checkpoints.restore(saved.step, "result", together([params] * c.reward.ensemble))
-        say(f"reward: done before, {saved.step} steps, held-out loss {np.mean(saved.best_loss):.4f}")
-        checkpoints.close()
-        return graphdef, params, frozen
-    signal_DTS, wishes = label(task, "train").signal_DTS, Wishes(task, "train")
-    fitted, held = split_holdout(task)
-    team = [member(task, number, fitted, signal_DTS, wishes) for number in range(c.reward.ensemble)]
-    per_epoch = len(team[0].packer.epoch(rows=c.sft.rows, crop=c.sft.crop, rng=epoch_seed(task, "reward", 0)))
-    steps = max(round(c.reward.epochs * per_epoch), 1)
-    optimizer = make_optimizer(reward_rates(c), 0.05, steps, c.reward.clip_norm)
-    states = [fresh_state(first_params(task, params, one, signal_DTS, wishes), optimizer, task.mesh) for one in team]
-    best = Best.of([copy_tree(state.params) for state in states])
-    if saved is not None:
-        best = best.restored(checkpoints, saved)
-        states = members(checkpoints.restore(saved.step, "state", together(states)))
+    if resumed.done:
+        kept = resumed.kept(loop.unmeasured([params] * c.reward.ensemble))
+        resumed.close(f"reward: done before, {resumed.first} steps, held-out loss {np.mean(kept.best_loss):.4f}")
+        return graphdef, kept.result, frozen
+    stage = RewardStage(task, writer, graphdef, frozen)
+    state = stage.start(params)
+    kept = resumed.kept(loop.unmeasured([copy_tree(own.params) for own in members(state)]))
     reward_rates(c).show("reward", params)
-    first = 0 if saved is None else saved.step
-    writer.drop_after("reward", first)
-    step = functools.cache(lambda beside: make_step(graphdef, optimizer, task))  # a program with others and one without
-
-    def with_labels(rows: Rows, numbers: np.ndarray, beside: Counterfactuals | None, step: int) -> Rows:
-        rows = slot_labels(task, rows, numbers, signal_DTS, wishes)
-        return rows | beside.draw(len(rows["tokens_RT"]), step) if beside is not None and beside.where else rows
-
-    held_others = Counterfactuals(task, held, signal_DTS, wishes) if c.reward.counterfactual else None
-    held_rows = with_labels(make_packer(task, "train", held).pack(), held, held_others, HELD)
-
-    def labelled(number: int, given: tuple[tuple[int, Rows], ...]) -> list[Rows]:
-        each = zip(given, team, strict=True)
-        return [with_labels(rows, one.dialogues, one.others, number) for (_, rows), one in each]
-
-    def stepped(m: int, state: TrainState, rows: Rows) -> tuple[TrainState, dict[str, Any]]:
-        return step("other_label_RG" in rows)(state, frozen, shard_batch(rows, task.mesh), team[m].key)
-
-    stage = Supervised(
-        stage="reward", label="reward model", task=task, writer=writer, checkpoints=checkpoints, steps=steps,
-        look=max(per_epoch // 2, 1), batch=labelled, step=stepped,
-        validate=held_out_loss(task, graphdef, frozen, held_rows),
-    )  # fmt: skip
-    given = zip(*(one.batches(task) for one in team), strict=True)
-    return graphdef, together(stage.run(states, best, given, first, lambda: spent.since(saved))), frozen
+    writer.drop_after("reward", resumed.first)
+    return graphdef, loop.train(stage, resumed, resumed.state(state), kept).result, frozen

@@ -11,6 +11,7 @@ an answer without a word is a seeker who leaves.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -19,25 +20,24 @@ import numpy as np
 from flax import nnx
 
 from crs_jax.data.dialogue import RECOMMENDER, SEEKER
-from crs_jax.data.packing import Packer
+from crs_jax.data.packing import Packer, Rows
 from crs_jax.data.simulated_seeker import SimulatedSeekers
 from crs_jax.models.likelihood import word_likelihood
 from crs_jax.models.policy import Policy
 from crs_jax.rl.ppo import masked_mean
 from crs_jax.rl.rollout import sample
 from crs_jax.rl.scoring import parts
-from crs_jax.runtime.checkpoint import Checkpoints, digest
+from crs_jax.runtime.checkpoint import digest
 from crs_jax.runtime.compilation import Once
 from crs_jax.runtime.errors import InputError
 from crs_jax.runtime.metrics import MetricsWriter
-from crs_jax.runtime.progress import say
 from crs_jax.runtime.sharding import place, shard_batch
+from crs_jax.training import loop
 from crs_jax.training.episodes import Answer, Episodes, Seeker, Talk
 from crs_jax.training.optimizer import make_optimizer, seeker_rates
 from crs_jax.training.reward import split_holdout
 from crs_jax.training.sft import DeviceRows, at_slots, batches, epoch_seed, packed_hidden
-from crs_jax.training.state import Stopwatch, TrainState, apply_gradients, fresh_state, keep_layout
-from crs_jax.training.supervised import Best, Supervised
+from crs_jax.training.state import TrainState, fresh_state
 from crs_jax.training.task import Task, copy_tree
 
 Model = tuple[Any, Any, Any]  # graphdef, params, frozen
@@ -126,70 +126,68 @@ def seeker_loss(policy: Policy, rows: DeviceRows, window: int, key: jax.Array | 
     return -masked_mean(word.logp, rows["word_mask_RW"])
 
 
+class SeekerStage(loop.FittedStage):
+    """Packed dialogues, the loss of what seekers say, validation on the validation split once an epoch."""
+
+    name, label = "seeker", "the seeker's model"
+
+    def __init__(self, task: Task, writer: MetricsWriter, graphdef: Any, frozen: Any, numbers: np.ndarray):
+        c = task.config
+        self.task, self.writer, self.log_every = task, writer, c.log_every
+        self._frozen, self._packer, rows = frozen, seeker_packer(task, "train", numbers), c.sft.rows
+        self.eval_every = len(self._packer.epoch(rows=rows, crop=c.sft.crop, rng=epoch_seed(task, "seeker", 0)))
+        first = epoch_seed(task, "seeker", 0)
+        self._held = seeker_packer(task, "validation").epoch(rows=rows, crop=0.0, rng=first)
+        if not self.eval_every or not self._held:
+            where = "data.validation_dialogues" if self.eval_every else "data.max_train_dialogues"
+            raise InputError(f"--config.{where}: no seeker says anything there; the seeker's model needs some that do")
+        self.steps = max(round(c.seeker.epochs * self.eval_every), 1)
+        self.optimizer = make_optimizer(seeker_rates(c), c.sft.warmup, self.steps, c.sft.clip_norm)
+        self._key = jax.random.key(c.seed + 8)
+
+        def loss(params, frozen, rows: DeviceRows, key: jax.Array, _: Any):
+            value = seeker_loss(nnx.merge(graphdef, params, frozen), rows, c.data.window, key)
+            return value, {"loss": value}
+
+        def held_loss(params: Any, frozen: Any, rows: DeviceRows) -> tuple[jax.Array, jax.Array]:
+            value = seeker_loss(nnx.merge(graphdef, params, frozen), rows, c.data.window, None)
+            return value, rows["word_mask_RW"].sum()
+
+        self._step = loop.make_step("seeker step", loss, lambda rows: None, self.optimizer, task.mesh)
+        self._held_loss = Once("seeker loss", held_loss, task.mesh)
+
+    def batches(self, first: int) -> Iterator[Rows]:
+        """Packed rows."""
+        c = self.task.config.sft
+        for _, rows in loop.after(batches(self._packer, self.task, "seeker", c.rows, c.crop), first):
+            yield rows
+
+    def step(self, number: int, state: TrainState, batch: Rows) -> tuple[TrainState, dict[str, Any]]:
+        """One update."""
+        return self._step(state, self._frozen, shard_batch(batch, self.task.mesh), self._key)
+
+    def scores(self, params: Any) -> dict[str, float]:
+        """Mean loss of a token."""
+        each = [self._held_loss(params, self._frozen, shard_batch(some, self.task.mesh)) for some in self._held]
+        return {"loss": sum(float(m) * float(n) for m, n in each) / sum(float(n) for _, n in each)}
+
+
 def run_seeker(task: Task, writer: MetricsWriter, sft: Model) -> Any:
     """Fits or loads the seeker's model; its parameters, of the epoch with the lowest validation loss.
 
     It has a checkpoint of its own, written each epoch: a run that was cut off goes on from there.
     """
-    c, (graphdef, start, frozen) = task.config, sft
-    numbers = split_holdout(task)[0] if c.ppo.unseen else np.arange(len(task.corpus.train))
-    inputs = {
-        **task.made_from,
-        "SFT model": digest(start),
-        "choice of dialogues": hashlib.sha256(numbers.astype(np.int64).tobytes()).hexdigest()[:16],
-    }
-    checkpoints, spent = Checkpoints(task.workdir, "seeker", c, inputs), Stopwatch()
-    packer = seeker_packer(task, "train", numbers)
-    o, rows = c.sft, c.sft.rows
-    per_epoch = len(packer.epoch(rows=rows, crop=o.crop, rng=epoch_seed(task, "seeker", 0)))
-    held = seeker_packer(task, "validation").epoch(rows=rows, crop=0.0, rng=epoch_seed(task, "seeker", 0))
-    if not per_epoch or not held:
-        where = "data.validation_dialogues" if per_epoch else "data.max_train_dialogues"
-        raise InputError(f"--config.{where}: no seeker says anything there; the seeker's model needs some that do")
-    steps = max(round(c.seeker.epochs * per_epoch), 1)
-    optimizer = make_optimizer(seeker_rates(c), o.warmup, steps, o.clip_norm)
-    best, state = Best.of([start]), fresh_state(copy_tree(start), optimizer, task.mesh)
-    saved = checkpoints.latest()
-    if saved is not None:
-        best = best.restored(checkpoints, saved)
-        if saved.done:
-            say(f"seeker: done before, {saved.step} steps, validation loss {best.loss[0]:.4f}")
-            checkpoints.close()
-            return best.params[0]
-        state = checkpoints.restore(saved.step, "state", state)
-    seeker_rates(c).show("seeker", start)
-    first = 0 if saved is None else saved.step
-    writer.drop_after("seeker", first)
-
-    def step(state: TrainState, frozen: Any, rows: DeviceRows, key: jax.Array):
-        step_key = jax.random.fold_in(key, state.step)
-
-        def loss(params):
-            return seeker_loss(nnx.merge(graphdef, params, frozen), rows, c.data.window, step_key)
-
-        value, grads = jax.value_and_grad(loss)(state.params)
-        healthy = jnp.isfinite(value) & ~state.halted
-        params, opt_state, norm, made = apply_gradients(
-            optimizer, grads, state.params, state.opt_state, healthy, state.step
-        )
-        halted = state.halted | ~made
-        new = TrainState(state.step + 1, params, opt_state, halted, state.extra)
-        return keep_layout(new, task.mesh), {"loss": value, "grad_norm": norm, "halted": halted}
-
-    def held_loss(params: Any, frozen: Any, rows: DeviceRows) -> tuple[jax.Array, jax.Array]:
-        return seeker_loss(nnx.merge(graphdef, params, frozen), rows, c.data.window, None), rows["word_mask_RW"].sum()
-
-    run, look = Once("seeker step", step, task.mesh, donate=0), Once("seeker loss", held_loss, task.mesh)
-    key = jax.random.key(c.seed + 8)
-
-    def validate(params: Any) -> dict[str, float]:
-        losses = [look(params, frozen, shard_batch(some, task.mesh)) for some in held]
-        return {"loss": sum(float(m) * float(n) for m, n in losses) / sum(float(n) for _, n in losses)}
-
-    stage = Supervised(
-        stage="seeker", label="the seeker's model", task=task, writer=writer, checkpoints=checkpoints, steps=steps,
-        look=per_epoch, batch=lambda number, given: [given[1]],
-        step=lambda _, state, batch: run(state, frozen, shard_batch(batch, task.mesh), key), validate=validate,
-    )  # fmt: skip
-    given = batches(packer, task, "seeker", rows, o.crop)
-    return place(stage.run([state], best, given, first, lambda: spent.since(saved))[0], task.mesh)
+    graphdef, start, frozen = sft
+    numbers = split_holdout(task)[0] if task.config.ppo.unseen else np.arange(len(task.corpus.train))
+    chosen = hashlib.sha256(numbers.astype(np.int64).tobytes()).hexdigest()[:16]
+    inputs = {**task.made_from, "SFT model": digest(start), "choice of dialogues": chosen}
+    resumed = loop.Resumed.of(task, "seeker", inputs)
+    kept = resumed.kept(loop.unmeasured([start]))
+    if resumed.done:
+        resumed.close(f"seeker: done before, {resumed.first} steps, validation loss {kept.best_loss[0]:.4f}")
+        return kept.result
+    stage = SeekerStage(task, writer, graphdef, frozen, numbers)
+    state = resumed.state(fresh_state(copy_tree(start), stage.optimizer, task.mesh))
+    seeker_rates(task.config).show("seeker", start)
+    writer.drop_after("seeker", resumed.first)
+    return place(loop.train(stage, resumed, state, kept).result, task.mesh)

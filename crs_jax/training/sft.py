@@ -23,25 +23,15 @@ from crs_jax.models.likelihood import act_likelihood, word_likelihood
 from crs_jax.models.policy import Policy, Tables
 from crs_jax.models.query import Evidence
 from crs_jax.rl.ppo import masked_mean
-from crs_jax.runtime.checkpoint import Checkpoints, Saved
 from crs_jax.runtime.compilation import Once
 from crs_jax.runtime.errors import InputError
 from crs_jax.runtime.metrics import MetricsWriter
-from crs_jax.runtime.progress import say
-from crs_jax.runtime.sharding import in_parts, on_mesh, place, shard_batch
+from crs_jax.runtime.sharding import on_mesh, place, shard_batch
+from crs_jax.training import loop
 from crs_jax.training.act_head import fit_head
 from crs_jax.training.optimizer import make_optimizer, schedule, sft_rates
 from crs_jax.training.replies import Wishes, reply_arrays, reply_nll
-from crs_jax.training.state import (
-    Stopwatch,
-    TrainState,
-    accumulated_gradients,
-    apply_gradients,
-    fresh_state,
-    keep_layout,
-    select,
-)
-from crs_jax.training.supervised import Best, Supervised
+from crs_jax.training.state import TrainState, fresh_state
 from crs_jax.training.task import Task, copy_tree, corpus_rates, new_policy, split_model
 
 DeviceRows = dict[str, jax.Array]  # packed rows and what goes with them, on the mesh
@@ -144,41 +134,18 @@ def batches(
     raise InputError(f"{task.corpus.name}: no training dialogue of the {stage} stage has a recommender's reply")
 
 
-def make_step(graphdef: Any, optimizer: Any, task: Task):
+def make_step(graphdef: Any, optimizer: Any, task: Task) -> Once:
     """Jitted (state, frozen, rows, key) -> (state, metrics)."""
     c = task.config
 
-    def step(state: TrainState, frozen: Any, rows: DeviceRows, key: jax.Array):
-        step_key = jax.random.fold_in(key, state.step)
-        counts = rows["act_mask_RA"].sum(), rows["word_mask_RW"].sum()
+    def loss(params, frozen, rows: DeviceRows, key: jax.Array, counts: tuple[jax.Array, jax.Array]):
+        policy = nnx.merge(graphdef, params, frozen)
+        return sft_loss(policy, rows, c.data.window, c.sft.act_weight, key, counts, c.sft.act_dropout)
 
-        def loss(params, micro: DeviceRows, number: jax.Array):
-            policy = nnx.merge(graphdef, params, frozen)
-            drop_key = jax.random.fold_in(step_key, number)
-            return sft_loss(policy, micro, c.data.window, c.sft.act_weight, drop_key, counts, c.sft.act_dropout)
+    def counts(rows: DeviceRows) -> tuple[jax.Array, jax.Array]:
+        return rows["act_mask_RA"].sum(), rows["word_mask_RW"].sum()
 
-        each, grads = accumulated_gradients(loss, state.params, in_parts(rows, c.sft.accumulate, task.mesh))
-        metrics = {name: value.sum() for name, value in each.items()}
-        healthy = jnp.isfinite(metrics["loss"]) & ~state.halted
-        params, opt_state, norm, made = apply_gradients(
-            optimizer, grads, state.params, state.opt_state, healthy, state.step
-        )
-        halted = state.halted | ~made
-        metrics |= {"grad_norm": norm, "halted": halted}
-        extra = state.extra
-        if "average" in extra:
-            new = {"average": averaged(extra["average"], params, state.step, c.sft.average)}
-            extra = select(made, new, extra)
-        new_state = TrainState(state.step + 1, params, opt_state, halted, extra)
-        return keep_layout(new_state, task.mesh), metrics
-
-    return Once("sft step", step, task.mesh, donate=0)
-
-
-def averaged(average: Any, params: Any, step: jax.Array, decay: float) -> Any:
-    """The running average of parameters; its decay is min(decay, (1 + step) / (10 + step)), so that it starts young."""
-    rate = 1.0 - jnp.minimum(decay, (1.0 + step) / (10.0 + step))
-    return jax.tree.map(lambda old, new: old + rate * (new - old), average, params)
+    return loop.make_step("sft step", loss, counts, optimizer, task.mesh, c.sft.accumulate, c.sft.average)
 
 
 class Validation:
@@ -218,63 +185,71 @@ class Validation:
         }
 
 
+class SftStage(loop.FittedStage):
+    """Packed dialogues, the loss of replies, validation by windowed prompts once an epoch."""
+
+    name, label = "sft", "supervised fine-tuning"
+
+    def __init__(self, task: Task, writer: MetricsWriter, graphdef: Any, frozen: Any, packer: Packer):
+        c = task.config.sft
+        self.task, self.writer, self.log_every = task, writer, task.config.log_every
+        self.eval_every = len(packer.epoch(rows=c.rows, crop=c.crop, rng=epoch_seed(task, "sft", 0)))
+        self.steps = round(c.epochs * self.eval_every)
+        self.optimizer = make_optimizer(sft_rates(task.config), c.warmup, self.steps, c.clip_norm)
+        self._frozen, self._packer, self._key = frozen, packer, jax.random.key(task.config.seed + 1)
+        self._rate = schedule(c.learning_rate, c.warmup, self.steps)
+        self._wishes, self._validation = Wishes(task, "train"), Validation(task, graphdef)
+        self._step = make_step(graphdef, self.optimizer, task)
+
+    def batches(self, first: int) -> Iterator[Rows]:
+        """Packed rows with the evidence of their act slots."""
+        c = self.task.config.sft
+        for _, rows in loop.after(batches(self._packer, self.task, "sft", c.rows, c.crop), first):
+            yield with_wishes(rows, self._wishes)
+
+    def step(self, number: int, state: TrainState, batch: Rows) -> tuple[TrainState, dict[str, Any]]:
+        """One update."""
+        return self._step(state, self._frozen, shard_batch(batch, self.task.mesh), self._key)
+
+    def candidate(self, state: TrainState) -> Any:
+        """The running average of the parameters, where there is one."""
+        return state.extra.get("average", state.params)
+
+    def scores(self, params: Any) -> dict[str, float]:
+        """Of windowed prompts."""
+        return self._validation(params, self._frozen)
+
+    def figures(self, number: int, values: dict[str, float], batch: Rows, seconds: float) -> dict[str, float]:
+        """With the rate, the epoch and the speed."""
+        speed = int((batch["segment_RT"] > 0).sum()) / max(seconds, 1e-9)
+        del values["halted"]
+        passed = {"learning_rate": float(self._rate(number - 1)), "epoch": number / self.eval_every}
+        return {**values, **passed, "tokens_per_second": speed}
+
+
 def run_sft(task: Task, writer: MetricsWriter) -> tuple[Any, Any, Any]:
     """Trains or loads the SFT policy.
 
     Returns:
       graphdef, params of the epoch with the lowest validation loss, frozen arrays.
     """
-    c = task.config
-    checkpoints, spent = Checkpoints(task.workdir, "sft", c, task.made_from), Stopwatch()
-    policy = new_policy(task, corpus_rates(task))
-    graphdef, params, frozen = split_model(policy)
-    params, frozen = place(params, task.mesh), place(frozen, task.mesh)
-    packer = make_packer(task, "train")
     if not task.replies("train"):
         raise InputError("config.data: no training dialogue has a recommender's reply after the first message")
-    per_epoch = len(packer.epoch(rows=c.sft.rows, crop=c.sft.crop, rng=epoch_seed(task, "sft", 0)))
-    steps = round(c.sft.epochs * per_epoch)
-    rates = sft_rates(c)
-    optimizer = make_optimizer(rates, c.sft.warmup, steps, c.sft.clip_norm)
-    saved = checkpoints.latest()
-    if saved is None or not saved.done:
-        wishes = Wishes(task, "train")
-    if saved is None:
+    resumed = loop.Resumed.of(task, "sft", task.made_from)
+    graphdef, *arrays = split_model(new_policy(task, corpus_rates(task)))
+    params, frozen = (place(tree, task.mesh) for tree in arrays)
+    if resumed.done:
+        kept = resumed.kept(loop.unmeasured([params]))
+        resumed.close(f"sft: done before, {resumed.first} steps, validation loss {kept.best_loss[0]:.4f}")
+        return graphdef, kept.result, frozen
+    stage = SftStage(task, writer, graphdef, frozen, make_packer(task, "train"))
+    if resumed.saved is None:
         params = fit_head(task, writer, graphdef, params, frozen)
-    best = Best.of([params])
-    extra = {"average": copy_tree(params)} if c.sft.average > 0 else {}
-    state = fresh_state(copy_tree(params), optimizer, task.mesh, extra)
-    if saved is not None:
-        best = best.restored(checkpoints, saved)
-        if saved.done:
-            say(f"sft: done before, {saved.step} steps, validation loss {best.loss[0]:.4f}")
-            checkpoints.close()
-            return graphdef, best.params[0], frozen
-        state = checkpoints.restore(saved.step, "state", state)
-    rates.show("sft", params)
-    first = 0 if saved is None else saved.step
-    writer.drop_after("sft", first)
-    step = make_step(graphdef, optimizer, task)
-    rate = schedule(c.sft.learning_rate, c.sft.warmup, steps)
-    validation = Validation(task, graphdef)
-    if steps == 0:
-        loss = validation(params, frozen)["loss"]
-        seconds = spent.since(saved)
-        checkpoints.save(Saved(step=0, done=True, seconds=seconds, best_loss=(loss,), state=state, result=params))
-        checkpoints.close()
-        return graphdef, params, frozen
-    key = jax.random.key(c.seed + 1)
-
-    def beside(number: int, given: tuple[int, Rows], batch: list[Rows], seconds: float) -> dict[str, Any]:
-        tokens = int((batch[0]["segment_RT"] > 0).sum())
-        return {"learning_rate": rate(number - 1), "epoch": given[0], "tokens_per_second": tokens / max(seconds, 1e-9)}
-
-    stage = Supervised(
-        stage="sft", label="supervised fine-tuning", task=task, writer=writer, checkpoints=checkpoints, steps=steps,
-        look=per_epoch, batch=lambda number, given: [with_wishes(given[1], wishes)],
-        step=lambda _, state, batch: step(state, frozen, shard_batch(batch, task.mesh), key),
-        validate=lambda params: validation(params, frozen),
-        kept=lambda state: state.extra.get("average", state.params), beside=beside,
-    )  # fmt: skip
-    given = batches(packer, task, "sft", c.sft.rows, c.sft.crop)
-    return graphdef, stage.run([state], best, given, first, lambda: spent.since(saved))[0], frozen
+    extra = {"average": copy_tree(params)} if task.config.sft.average > 0 else {}
+    state = resumed.state(fresh_state(copy_tree(params), stage.optimizer, task.mesh, extra))
+    kept = resumed.kept(loop.unmeasured([params]))
+    sft_rates(task.config).show("sft", params)
+    writer.drop_after("sft", resumed.first)
+    if stage.steps == 0:
+        kept = loop.Kept(params, (stage.scores(params)["loss"],))
+    return graphdef, loop.train(stage, resumed, state, kept).result, frozen

@@ -12,7 +12,7 @@ from crs_jax.pipeline import held_out
 from crs_jax.rl.reward import Normaliser, RewardModel
 from crs_jax.runtime.metrics import MetricsWriter
 from crs_jax.runtime.sharding import shard_batch
-from crs_jax.training import reward, seeker, sft
+from crs_jax.training import loop, reward, sft
 from crs_jax.training.act_head import head_validation
 from crs_jax.training.counterfactual import Counterfactuals
 from crs_jax.training.examples import fresh_instances
@@ -24,7 +24,6 @@ from crs_jax.training.replies import Wishes
 from crs_jax.training.reward import run_reward, split_holdout
 from crs_jax.training.seeker import run_seeker
 from crs_jax.training.sft import make_packer, packed_hidden
-from crs_jax.training.supervised import Supervised
 
 SIZES = {"evaluation__batch": 7, "sft__rows": 4}, {"evaluation__batch": 10, "sft__rows": 3}
 NORMALISER = Normaliser(np.zeros(3, np.float32), np.full(3, 0.7, np.float32), np.float32(1.3))
@@ -46,19 +45,18 @@ class Writer:
     histogram = text
 
 
-def looked(module, run, task, world, monkeypatch):
+def looked(run, task, world, monkeypatch):
     """Parameters near those that a supervised stage starts from, and what its validation says of them; nothing is
     trained.
     """
     found = []
 
-    class Looks(Supervised):
-        def run(self, states, best, *_):
-            params = moved(self.kept(states[0]))
-            found.append((params, self.validate(params)))
-            return best.params
+    def look(stage, resumed, state, kept):
+        params = moved(stage.candidate(state))
+        found.append((params, stage.scores(params)))
+        return kept
 
-    monkeypatch.setattr(module, "Supervised", Looks)
+    monkeypatch.setattr(loop, "train", look)
     with MetricsWriter(task.workdir, tensorboard=False) as writer:
         run(task, writer, world.sft)
     return found[0]
@@ -83,9 +81,9 @@ def of_evaluation(world, task):
 PARTS = {
     "sft": lambda world, task, _: sft.Validation(task, world.sft[0])(*world.sft[1:]),
     "act head": lambda world, task, _: head_validation(task, *world.sft),
-    "reward": lambda world, task, patch: looked(reward, run_reward, task, world, patch)[1],
+    "reward": lambda world, task, patch: looked(run_reward, task, world, patch)[1],
     "reward model": lambda world, task, _: held_out(task, world.reward)[0],
-    "seeker": lambda world, task, patch: looked(seeker, run_seeker, task, world, patch)[1],
+    "seeker": lambda world, task, patch: looked(run_seeker, task, world, patch)[1],
     "ppo": lambda world, task, _: of_ppo(world, task),
     "evaluation": lambda world, task, _: of_evaluation(world, task),
 }
@@ -124,7 +122,7 @@ def test_two_sizes_give_the_same_figures(world, tmp_path, monkeypatch, part):
 def test_the_held_out_loss_is_a_mean_over_labels(world, tmp_path, monkeypatch):
     """Against a loop over the held-out replies; copies against one batch of all. Four rows a batch, the last padded."""
     task = world.at(tmp_path, reward__holdout=0.5, reward__counterfactual=0.7)
-    params, found = looked(reward, run_reward, task, world, monkeypatch)
+    params, found = looked(run_reward, task, world, monkeypatch)
     graph, _, frozen = world.reward
     model: RewardModel = nnx.merge(graph, params, frozen)
     signal_DTS, wishes, held = label(task, "train").signal_DTS, Wishes(task, "train"), split_holdout(task)[1]

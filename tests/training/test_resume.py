@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+from crs_jax.runtime.checkpoint import Checkpoints
 from crs_jax.runtime.errors import InputError
 from crs_jax.runtime.metrics import MetricsWriter, read_json_lines
 from crs_jax.training import ppo_stage, sft
@@ -36,17 +37,17 @@ def kill_at(patch, module, name: str, call: int) -> None:
     patch.setattr(module, name, killing)
 
 
-def states_of(patch, module) -> list:
+def states_of(patch) -> list:
     """What the stage hands to its checkpoints, its arrays as host copies, without times."""
     saved = []
-    save = module.Checkpoints.save
+    save = Checkpoints.save
 
     def recording(self, given):
         copies = jax.tree.map(lambda a: np.array(a, copy=True), (given.state, given.result))
         saved.append(dataclasses.replace(given, state=copies[0], result=copies[1], seconds=0.0))
         save(self, given)
 
-    patch.setattr(module.Checkpoints, "save", recording)
+    patch.setattr(Checkpoints, "save", recording)
     return saved
 
 
@@ -85,14 +86,14 @@ def test_a_killed_stage_ends_as_if_it_had_not_been(world, faults, tmp_path, stag
     with pytest.MonkeyPatch.context() as patch:
         function = getattr(module, name)
         patch.setattr(module, name, lambda *arguments: calls.append(1) or function(*arguments))
-        whole = states_of(patch, module)
+        whole = states_of(patch)
         result = run(stage, world, tmp_path / "whole", **changes)
     with pytest.MonkeyPatch.context() as patch:
         kill_at(patch, module, name, len(calls) + call)
         with pytest.raises(Killed):
             run(stage, world, tmp_path / "killed", **changes)
     with pytest.MonkeyPatch.context() as patch:
-        rest = states_of(patch, module)
+        rest = states_of(patch)
         resumed = run(stage, world, tmp_path / "killed", **changes)
     assert 0 < len(rest) < len(whole)  # it did not start over
     for saved, wanted in zip(rest, whole[-len(rest) :], strict=True):
