@@ -36,7 +36,7 @@ from crs_jax.runtime.compilation import keep_programs
 from crs_jax.runtime.errors import InputError
 from crs_jax.runtime.memory import fitting
 from crs_jax.runtime.metrics import MetricsWriter, read_json, write_json, write_json_lines
-from crs_jax.runtime.processes import refuse_unless_shared, together
+from crs_jax.runtime.processes import process_guard, refuse_unless_shared
 from crs_jax.runtime.progress import duration, mute, print_summary, say
 from crs_jax.runtime.sharding import make_mesh, place
 from crs_jax.runtime.source_tree import commit
@@ -86,7 +86,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, report: Report, flags: Sequen
     except OSError as error:
         raise InputError(f"--workdir={workdir}: cannot be made ({error.strerror}); choose another folder") from None
     precision = jax.default_matmul_precision(config.model.matmul)  # a GPU's or TPU's own has fewer bits than float32
-    with together(), writing(workdir), claimed(workdir) if first else contextlib.nullcontext(), precision:
+    with process_guard(), writing(workdir), claimed(workdir) if first else contextlib.nullcontext(), precision:
         refuse_unless_shared(workdir)
         _run(config, workdir, report, sys.argv[1:] if flags is None else flags)
 

@@ -15,15 +15,15 @@ from ml_collections import ConfigDict
 from crs_jax.data.corpus import Corpus, load
 from crs_jax.data.dialogue import RECOMMENDER, Dialogue
 from crs_jax.data.tokenizer import DialogueTokenizer, training_texts
+from crs_jax.features.attributes import Attributes
+from crs_jax.features.cooccurrence import CoOccurrence
+from crs_jax.features.people import People
 from crs_jax.models.encoder import embed, embed_on_host, find_encoder
 from crs_jax.runtime.errors import InputError
 from crs_jax.runtime.kept import clean
 from crs_jax.runtime.metrics import read_json, write_json
 from crs_jax.runtime.progress import Progress, say
-from crs_jax.signals.facets import Facets
-from crs_jax.signals.people import People
 from crs_jax.signals.relevance import utterance_texts
-from crs_jax.signals.together import Together
 from crs_jax.training.task import SPLITS, Task
 from crs_jax.training.transfer import source_tokenizer
 
@@ -133,8 +133,8 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, mesh: Mesh) -> Task:
         tokenizer=tokenizer,
         encoded=encoded,
         content_NE=content_NE,
-        facets=Facets.of(corpus.catalogue),
-        together=Together(corpus.train, corpus.catalogue),
+        attributes=Attributes.of(corpus.catalogue),
+        cooccurrence=CoOccurrence(corpus.train, corpus.catalogue),
         people=People(corpus.catalogue),
         embed=with_cache,
         embed_on_host=functools.partial(embed_on_host, config=config.encoder),

@@ -19,6 +19,7 @@ LAYERS = (
     ("training", "evaluation"),
     ("rl", "config", "bounds", "flags", "stored_config"),
     ("models", "signals"),
+    ("features",),
     ("data",),
     ("runtime",),
 )

@@ -294,9 +294,9 @@ def test_parameters_of_gpt2_medium():
     config = redial_ppo.get_config()
     layout = ahead.layout_of(config, ahead.REDIAL_ITEMS)
     content = np.zeros((ahead.REDIAL_ITEMS, ahead.EMBEDDING), np.float32)
-    facets = np.zeros((ahead.REDIAL_ITEMS, ahead.FACETS), np.float32)
+    attributes = np.zeros((ahead.REDIAL_ITEMS, ahead.FACETS), np.float32)
     build = lambda: Policy(  # noqa: E731
-        model_config(config), layout, content, None, facets, ahead.GENRES, ahead.ASKED, rngs=nnx.Rngs(0)
+        model_config(config), layout, content, None, attributes, ahead.GENRES, ahead.ASKED, rngs=nnx.Rngs(0)
     )
     exact = count(ahead.abstract(build)[1])
     assert abs(preflight.parameters(config) / exact - 1) < 0.02

@@ -9,6 +9,7 @@ from __future__ import annotations
 import bisect
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from crs_jax.data.encoded import Encoded, ranges
 from crs_jax.data.tokenizer import DialogueTokenizer
 from crs_jax.data.turn_slots import TurnSlots
 
-Rows = dict[str, np.ndarray]
+Rows = dict[str, Any]
 
 
 def slots_of(row_tokens: int, act_items: int) -> tuple[int, int]:

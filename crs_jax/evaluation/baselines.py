@@ -80,7 +80,7 @@ class Cooccurrence:
     p(x | j) = (c(x, j) + s p(x)) / (sum_x c(x, j) + s), with c the number of training dialogues that name both, p(x)
     the popularity and s the smoothing; an instance's score is the mean over the items named so far, p(x) without any.
     Counts are symmetric: which was named first, and by whom, is ignored. (Counting only what recommenders named later
-    halves the evidence: .025/.117/.268 on ReDial's test set where this reaches .034/.152/.307.)
+    halves the features: .025/.117/.268 on ReDial's test set where this reaches .034/.152/.307.)
     """
 
     def __init__(self, train: Sequence[Dialogue], catalogue: Catalogue, smoothing: float = 10.0) -> None:

@@ -91,7 +91,7 @@ def reward_table(
       a catalogue too small to draw from.
     """
     number_P, row_P, liked_P = answers(instances, dialogues, task.corpus.catalogue)
-    named_CX, popular_N = np.asarray(contexts.named_CX), np.exp(log_popularity(task))
+    named_CX, popular_N = np.asarray(contexts.features.named), np.exp(log_popularity(task))
     if len(np.unique(liked_P)) < 2 or len(popular_N) - 1 - (named_CX[number_P] >= 0).sum(1).max() < RANDOM:
         return {}
     rng, bootstrap = np.random.default_rng([task.config.seed, 37]), task.config.evaluation.bootstrap

@@ -104,7 +104,7 @@ def _generator(graphdef: Any, mesh: Mesh, reply_tokens: int, greedy: bool):
             contexts.mask_CP,
             keys_of(key, number_B),
             group=1,
-            evidence=contexts.evidence,
+            features=contexts.features,
             reply_tokens=reply_tokens,
             temperature=temperature,
             greedy=greedy,
@@ -149,7 +149,7 @@ def reference_nll(task: Task, model: Model, contexts: Contexts, replies: tuple, 
     for index, real in batches(count, size, label):
         part = take(contexts, index)
         mask_BR = replies[1][index] & (np.arange(size) < real)[:, None]
-        arrays = shard_batch((part.prompt_CP, part.mask_CP, replies[0][index], mask_BR, *part.evidence), task.mesh)
+        arrays = shard_batch((part.prompt_CP, part.mask_CP, replies[0][index], mask_BR, part.features), task.mesh)
         for name, value in run(params, frozen, *arrays).items():
             totals[name] = totals.get(name, 0.0) + float(value)
     return totals

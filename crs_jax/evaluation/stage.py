@@ -26,10 +26,10 @@ from crs_jax.evaluation.ranking import (
 from crs_jax.evaluation.samples import sample_lines
 from crs_jax.evaluation.text import bits_per_byte, bleu_difference, text_metrics
 from crs_jax.evaluation.utility import true_utility
+from crs_jax.features.context import context_vectors
 from crs_jax.models.heads import REWARDS
 from crs_jax.runtime.errors import InputError
 from crs_jax.runtime.progress import say
-from crs_jax.signals.relevance import context_vectors
 from crs_jax.training.batches import take
 from crs_jax.training.contexts import contexts_at
 from crs_jax.training.judging import Aligned, Model
@@ -141,7 +141,7 @@ def baseline_scores(task: Task, instances: list, contexts: Any):
             task.config.data.window,
         )  # fmt: skip
     baselines = Baselines.fit(corpus.train, corpus.catalogue, (held, corpus.validation, vectors), task.contrast_NE)
-    test_vectors = {"text_BE": contexts.text_CE, "named_BE": contexts.named_CE}
+    test_vectors = {"text_BE": contexts.features.text, "named_BE": contexts.features.named_mean}
     yield from baselines.rows(instances, corpus.test, test_vectors)
 
 

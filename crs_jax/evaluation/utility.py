@@ -29,8 +29,8 @@ def true_utility(task: Task, models: dict[str, Model]) -> dict[str, float]:
     dialogue_B = np.array([d for d, _ in where])
     utility_BN = utility_DN[dialogue_B].astype(np.float64)
     contexts = contexts_at(task, "test", where)
-    row_BX, column_BX = np.nonzero(contexts.named_CX >= 0)
-    named = (row_BX, np.asarray(contexts.named_CX)[row_BX, column_BX])
+    row_BX, column_BX = np.nonzero(contexts.features.named >= 0)
+    named = (row_BX, np.asarray(contexts.features.named)[row_BX, column_BX])
     new_BN = np.ones(utility_BN.shape, bool)
     new_BN[named] = False
     out: dict[str, float] = {"n": len(where)}

@@ -10,7 +10,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from crs_jax.models.query import MOST_NAMED, Evidence
+from crs_jax.features.context import ContextFeatures
+from crs_jax.models.query import MOST_NAMED
 
 FITS = (
     "text",
@@ -25,7 +26,7 @@ FITS = (
 )
 
 
-def fits(evidence: Evidence, act_BM: jax.Array, content_NW: jax.Array, genres: int) -> jax.Array:
+def fits(features: ContextFeatures, act_BM: jax.Array, content_NW: jax.Array, genres: int) -> jax.Array:
     """`[B, len(FITS)]` float32, means over the items of each act; zeros for an act without any.
 
     By item: cosine with what the seeker said and dot product with the mean of the items named (contents centred);
@@ -33,17 +34,17 @@ def fits(evidence: Evidence, act_BM: jax.Array, content_NW: jax.Array, genres: i
     years; log popularity; how much others named it together with those; how many people named are in it; and 1.
 
     Args:
-      evidence: of each reply's context, leading axis B.
+      features: of each reply's context, leading axis B.
       act_BM: rows of the items that are proposed and were not named before, -1 where there is none.
-      content_NW: frozen contents, `[.., E + facets + 1]` (`models/items.py`).
-      genres: how many of the facets are genres.
+      content_NW: frozen contents, `[.., E + attributes + 1]` (`models/items.py`).
+      genres: how many of the attributes are genres.
     """
     there_BM = act_BM >= 0
-    named_BX = evidence.named[:, :MOST_NAMED]
+    named_BX = features.named[:, :MOST_NAMED]
     known_BX1 = (named_BX >= 0)[..., None]
     mean_BW = (content_NW[jnp.maximum(named_BX, 0)] * known_BX1).sum(1) / jnp.maximum(known_BX1.sum(1), 1)
     item_BMW = content_NW[jnp.maximum(act_BM, 0)].astype(jnp.float32)
-    E = evidence.text.shape[-1]
+    E = features.text.shape[-1]
     parts = (slice(0, E), slice(E, E + genres), slice(E + genres, -1))
 
     def match(part: slice, wish_BW: jax.Array) -> jax.Array:
@@ -55,14 +56,14 @@ def fits(evidence: Evidence, act_BM: jax.Array, content_NW: jax.Array, genres: i
 
     text, kinds, years = parts
     columns = (
-        match(text, evidence.text),
+        match(text, features.text),
         match(text, mean_BW[:, text]),
-        match(kinds, evidence.asked[:, :genres]),
+        match(kinds, features.asked[:, :genres]),
         match(kinds, mean_BW[:, kinds]),
         match(years, mean_BW[:, years]),
         item_BMW[..., -1],
-        beside(evidence.near, evidence.nearness),
-        beside(evidence.starring, evidence.stars),
+        beside(features.neighbours, features.nearness),
+        beside(features.with_people, features.people_matches),
         jnp.ones(act_BM.shape),
     )
     fit_BMF = jnp.stack([column.astype(jnp.float32) for column in columns], -1) * there_BM[..., None]

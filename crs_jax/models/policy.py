@@ -21,11 +21,12 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
+from crs_jax.features.context import ContextFeatures
 from crs_jax.models.decisions import BaseRates, Decisions, normalised
 from crs_jax.models.gpt2 import GPT2Config, Trunk, dropout
 from crs_jax.models.items import ItemTower, padded
 from crs_jax.models.products import float32_product
-from crs_jax.models.query import Evidence, Query, Wish
+from crs_jax.models.query import Query, Wish
 from crs_jax.runtime.sharding import by_batch, by_rows, whole
 
 MASKED = -1e9
@@ -126,9 +127,9 @@ class Policy(nnx.Module):
       layout: token ids.
       content_NE: frozen description embeddings of the catalogue.
       log_popularity_N: of the items, or None.
-      facets_NF: frozen facets of the items, genres first, or None.
-      genres: how many of the facets are genres.
-      asked: Z, width of what a context's facets ask for.
+      attributes_NF: frozen attributes of the items, genres first, or None.
+      genres: how many of the attributes are genres.
+      asked: Z, width of what a context's attributes ask for.
       rates: the corpus' rates of the kinds of tokens (`models/decisions.py`); None: even.
       scale: standard deviation of first word vectors.
       leave_out: kinds of evidence to do without (`models/query.py`).
@@ -141,7 +142,7 @@ class Policy(nnx.Module):
         layout: Layout,
         content_NE: np.ndarray,
         log_popularity_N: np.ndarray | None = None,
-        facets_NF: np.ndarray | None = None,
+        attributes_NF: np.ndarray | None = None,
         genres: int = 0,
         asked: int = 0,
         rates: BaseRates | None = None,
@@ -157,10 +158,10 @@ class Policy(nnx.Module):
         controls = layout.item_offset - layout.num_words
         self.controls = nnx.Param(scale * jax.random.normal(rngs.params(), (controls, config.width)))
         self.items = ItemTower(
-            content_NE, facets_NF, log_popularity_N, config.width, rngs=rngs, pad_to=pad_to, scale=scale
+            content_NE, attributes_NF, log_popularity_N, config.width, rngs=rngs, pad_to=pad_to, scale=scale
         )
-        facets = 0 if facets_NF is None else facets_NF.shape[1]
-        self.query = Query(content_NE.shape[1], facets, genres, asked, config.width, rngs=rngs, leave_out=leave_out)
+        attributes = 0 if attributes_NF is None else attributes_NF.shape[1]
+        self.query = Query(content_NE.shape[1], attributes, genres, asked, config.width, rngs=rngs, leave_out=leave_out)
         self.decisions = Decisions(config.width, self.query.state_width + config.width, layout.act_items, rates)
         self.trunk = Trunk(config, rngs=rngs)
 
@@ -200,9 +201,9 @@ class Policy(nnx.Module):
         mean = jnp.where(is_word, tables.mean_D, lax.stop_gradient(tables.mean_D))
         return jnp.where(is_word, word, new) + mean
 
-    def wish(self, evidence: Evidence, key: jax.Array | None = None, rate: float = 0.0) -> Wish:
+    def wish(self, features: ContextFeatures, key: jax.Array | None = None, rate: float = 0.0) -> Wish:
         """What contexts ask for (`Query`); a key for its dropout."""
-        return self.query(evidence, self.items.content[...], key, rate)
+        return self.query(features, self.items.content[...], key, rate)
 
     def acting(
         self, hidden: jax.Array, wish: Wish | None, key: jax.Array | None = None, rate: float = 0.0

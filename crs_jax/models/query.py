@@ -1,10 +1,9 @@
 """What the context asks for, beside its tokens: added where items are chosen.
 
-Half a million words teach a small language model little English and less about seven thousand films. A frozen sentence
-encoder, the facets of the catalogue and the items named so far know much, so at every slot of the act the hidden state
-is joined by a `Wish`: a vector in the space of the items' frozen contents, whose dot product with an item is a bilinear
-form and a weighted sum of plain matches (of text, genre, year) and its popularity, and numbers for single items. What
-it says of items is added to what the hidden state says. Words' logits do not see it.
+What is known of the context (`features/context.py`) joins the hidden state at every slot of the act as a `Wish`: a
+vector in the space of the items' frozen contents, whose dot product with an item is a bilinear form and a weighted sum
+of plain matches (of text, genre, year) and its popularity, and numbers for single items. What it says of items is added
+to what the hidden state says. Words' logits do not see it.
 """
 
 from __future__ import annotations
@@ -16,37 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from crs_jax.features.context import ContextFeatures
 from crs_jax.models.gpt2 import dropout
 
 PLACE = 3  # last entries of what is asked for: how far the dialogue is
 MOST_NAMED = 16  # the latest items named that are looked at
 KINDS = ("text", "asked", "named", "near", "people")
 """Kinds of evidence, each of which can be left out: to see what it is worth, or to do without it."""
-MATCHES = ("text", "named", "asked facets", "named facets", "popularity", "near", "people")
-
-
-class Evidence(NamedTuple):
-    """Of contexts, leading axes theirs.
-
-    Attributes:
-      text: `[..., E]` unit or zero, what the seeker said in the window (`signals/relevance.py`).
-      asked: `[..., Z]` (`signals/facets.py`).
-      named: `[..., X]` rows of items named so far, the latest first, -1 padded.
-      by_recommender: `[..., X]` 1 where the recommender named it first, 0 where the seeker did.
-      near: `[..., K]` rows of items that others named together with those, -1 padded (`signals/together.py`).
-      nearness: `[..., K]` how much, 0 where padded.
-      starring: `[..., S]` rows of items with people named so far, -1 padded (`signals/people.py`).
-      stars: `[..., S]` how many of those people, 0 where padded.
-    """
-
-    text: jax.Array
-    asked: jax.Array
-    named: jax.Array
-    by_recommender: jax.Array
-    near: jax.Array
-    nearness: jax.Array
-    starring: jax.Array
-    stars: jax.Array
+MATCHES = ("text", "named", "asked attributes", "named attributes", "popularity", "near", "people")
 
 
 class Wish(NamedTuple):
@@ -72,9 +48,9 @@ class Wish(NamedTuple):
 
 
 class Query(nnx.Module):
-    """Evidence to wish.
+    """Features to wish.
 
-    The vector is a projection of text and asked facets plus an attention-weighted mean of the vectors of the items
+    The vector is a projection of text and asked attributes plus an attention-weighted mean of the vectors of the items
     named (projections of their contents); weights depend on the item, on who named it and on how many were named since.
     The content part is that vector projected back, so that it matches contents by a bilinear form of rank D that no
     item's residual disturbs. `hidden_kernel` projects hidden states of act slots onto contents too; it starts at zero.
@@ -85,9 +61,9 @@ class Query(nnx.Module):
 
     Args:
       embedding: E.
-      facets: F.
-      genres: the first facets; the others are year bins in order.
-      asked: Z; its first entries are genres asked for, in the order of the facets.
+      attributes: F.
+      genres: the first attributes; the others are year bins in order.
+      asked: Z; its first entries are genres asked for, in the order of the attributes.
       width: D.
       leave_out: of `KINDS`, what is treated as if it were not known.
     """
@@ -95,7 +71,7 @@ class Query(nnx.Module):
     def __init__(
         self,
         embedding: int,
-        facets: int,
+        attributes: int,
         genres: int,
         asked: int,
         width: int,
@@ -106,21 +82,21 @@ class Query(nnx.Module):
         def normal(*shape: int) -> nnx.Param:
             return nnx.Param(0.02 * jax.random.normal(rngs.params(), shape))
 
-        self.facets, self.genres, self.leave_out = facets, genres, leave_out
+        self.attributes, self.genres, self.leave_out = attributes, genres, leave_out
         self.text_kernel, self.asked_kernel = normal(embedding, width), normal(asked, width)
-        self.match_kernel = nnx.Param(0.05 * jax.random.normal(rngs.params(), (width, embedding + facets + 1)))
+        self.match_kernel = nnx.Param(0.05 * jax.random.normal(rngs.params(), (width, embedding + attributes + 1)))
         self.named_kernel = nnx.Param(0.1 * jnp.eye(width) + 0.02 * jax.random.normal(rngs.params(), (width, width)))
         self.role_scale = nnx.Param(jnp.zeros((2, width)))
         self.attention_kernel = normal(width)
         self.attention_bias = nnx.Param(jnp.zeros(2))
         self.attention_age = nnx.Param(-0.1 * jnp.arange(MOST_NAMED, dtype=jnp.float32))
         self.named_gain = nnx.Param(jnp.zeros(()))
-        self.hidden_kernel = nnx.Param(jnp.zeros((width, embedding + facets + 1)))
+        self.hidden_kernel = nnx.Param(jnp.zeros((width, embedding + attributes + 1)))
         self.gain = nnx.Param(jnp.array([2.5, 2.5, 1.0, 1.0, 0.7, 1.0, 0.5]))  # as in MATCHES
         self.state_width = min(asked, PLACE) + 2
         self.gate = nnx.Param(jnp.zeros((PLACE + 2, len(MATCHES))))
-        years = np.arange(facets - genres)
-        by_asked, by_named = np.zeros((asked, facets)), np.zeros((facets, facets))
+        years = np.arange(attributes - genres)
+        by_asked, by_named = np.zeros((asked, attributes)), np.zeros((attributes, attributes))
         by_asked[np.arange(genres), np.arange(genres)] = 2.0
         by_named[np.arange(genres), np.arange(genres)] = 2.0
         by_named[genres:, genres:] = -0.1 * np.abs(years[:, None] - years[None])
@@ -129,7 +105,7 @@ class Query(nnx.Module):
 
     def __call__(
         self,
-        evidence: Evidence,
+        features: ContextFeatures,
         content_NE: jax.Array,
         key: jax.Array | None = None,
         rate: float = 0.0,
@@ -137,13 +113,13 @@ class Query(nnx.Module):
         """The wish, float32; popularity alone where nothing is known.
 
         Args:
-          evidence: of the contexts.
+          features: of the contexts.
           content_NE: frozen contents, `[padded N, E + F + 1]`.
           key: where given, the vector has dropout of the `rate`, text a third of it, and named items are left out with
             two thirds of it.
         """
-        text, asked = evidence.text.astype(jnp.float32), evidence.asked.astype(jnp.float32)
-        nearness, stars = evidence.nearness.astype(jnp.float32), evidence.stars.astype(jnp.float32)
+        text, asked = features.text.astype(jnp.float32), features.asked.astype(jnp.float32)
+        nearness, stars = features.nearness.astype(jnp.float32), features.people_matches.astype(jnp.float32)
         if "text" in self.leave_out:
             text = jnp.zeros_like(text)
         if "asked" in self.leave_out:  # how far the talk is stays
@@ -152,7 +128,7 @@ class Query(nnx.Module):
             nearness = jnp.zeros_like(nearness)
         if "people" in self.leave_out:
             stars = jnp.zeros_like(stars)
-        rows, role = evidence.named[..., :MOST_NAMED], evidence.by_recommender[..., :MOST_NAMED].astype(jnp.int32)
+        rows, role = features.named[..., :MOST_NAMED], features.by_recommender[..., :MOST_NAMED].astype(jnp.int32)
         there = (rows >= 0) & ("named" not in self.leave_out)
         if key is not None:
             text = dropout(text, rate / 3, jax.random.fold_in(key, 2))
@@ -175,24 +151,26 @@ class Query(nnx.Module):
         known = [jnp.any(part != 0, -1, keepdims=True) for part in (text, asked[..., : self.genres])]
         state = jnp.concatenate([asked[..., -PLACE:], *(k.astype(jnp.float32) for k in known)], -1)
         gain = self.gain[...] * jnp.exp(jnp.einsum("...S,SK->...K", state, self.gate[...][: state.shape[-1]]))
-        by_text, by_named, by_asked, by_facets, by_popularity, by_near, by_people = jnp.split(gain, len(MATCHES), -1)
-        facets = by_asked * (asked @ self.asked_match[...])
-        facets = facets + by_facets * (mean[..., E : E + self.facets] @ self.named_match[...])
-        content = jnp.concatenate([by_text * text + by_named * mean[..., :E], facets, by_popularity], -1)
+        by_text, by_named, by_asked, by_attributes, by_popularity, by_near, by_people = jnp.split(
+            gain, len(MATCHES), -1
+        )
+        attributes = by_asked * (asked @ self.asked_match[...])
+        attributes = attributes + by_attributes * (mean[..., E : E + self.attributes] @ self.named_match[...])
+        content = jnp.concatenate([by_text * text + by_named * mean[..., :E], attributes, by_popularity], -1)
         content = content + vector @ self.match_kernel[...]
-        again = jnp.broadcast_to(self.named_gain[...], evidence.named.shape)
+        again = jnp.broadcast_to(self.named_gain[...], features.named.shape)
         gains = jnp.concatenate([again, by_near * nearness, by_people * stars], -1)
-        rows = jnp.concatenate([evidence.named, evidence.near, evidence.starring], -1)
+        rows = jnp.concatenate([features.named, features.neighbours, features.with_people], -1)
         return Wish(vector, content, rows, gains, state)
 
 
 def deafened(params: dict[str, Any], leave_out: tuple[str, ...]) -> dict[str, Any]:
     """Parameters of a `Query` that leaves nothing out and says the same as one that leaves those kinds out.
 
-    What multiplies the evidence left out starts at zero, where it has a gradient; how far the talk is stays known.
+    What multiplies the features left out starts at zero, where it has a gradient; how far the talk is stays known.
     """
     out = dict(params)
-    silent = {"text": ("text",), "asked": (), "named": ("named", "named facets")}
+    silent = {"text": ("text",), "asked": (), "named": ("named", "named attributes")}
     silent |= {"near": ("near",), "people": ("people",)}
     for kind in leave_out:
         for match in silent[kind]:

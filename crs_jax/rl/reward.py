@@ -21,10 +21,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from crs_jax.features.context import ContextFeatures
 from crs_jax.models.fit import fits
 from crs_jax.models.heads import SIGNALS, SignalHeads
 from crs_jax.models.policy import Policy
-from crs_jax.models.query import Evidence
 from crs_jax.rl.scoring import Hidden, Parts, parts, tree_hidden
 from crs_jax.signals.relevance import new_items
 
@@ -36,10 +36,10 @@ class RewardModel(nnx.Module):
         self.policy = policy
         self.heads = SignalHeads(policy.trunk.config.width)
 
-    def fits(self, evidence: Evidence, act_BM: jax.Array) -> jax.Array:
+    def fits(self, features: ContextFeatures, act_BM: jax.Array) -> jax.Array:
         """How acts fit (`models/fit.py`), by the items' frozen contents; what was named before does not count."""
         policy = self.policy
-        return fits(evidence, new_items(act_BM, evidence.named), policy.items.content[...], policy.query.genres)
+        return fits(features, new_items(act_BM, features.named), policy.items.content[...], policy.query.genres)
 
 
 class Normaliser(NamedTuple):
@@ -64,13 +64,13 @@ class Scores(NamedTuple):
     spread_B: jax.Array
 
 
-def together(trees: Sequence[Any]) -> Any:
+def stack(trees: Sequence[Any]) -> Any:
     """Trees of an ensemble's members as one, by their numbers; of one alone the tree itself."""
     return trees[0] if len(trees) == 1 else {str(number): tree for number, tree in enumerate(trees)}
 
 
 def members(tree: Any) -> list[Any]:
-    """What `together` was given."""
+    """What `stack` was given."""
     if not (isinstance(tree, dict) and "0" in tree):
         return [tree]
     return [tree[str(number)] for number in range(len(tree))]
@@ -169,18 +169,18 @@ def predict(
     prompt_mask_CP: jax.Array,
     tokens_CGR: jax.Array,
     mask_CGR: jax.Array,
-    evidence: Evidence,
+    features: ContextFeatures,
 ) -> tuple[jax.Array, jax.Array, Parts]:
     """Predicted signals at `<|say|>` and at the end of each reply, `[C * G, 3]` each, and the replies' parts.
 
     Args:
       model: the reward model.
       prompt_CP, prompt_mask_CP, tokens_CGR, mask_CGR: contexts and replies, as for `tree_hidden`.
-      evidence: of the contexts, leading axis C.
+      features: of the contexts, leading axis C.
     """
     C, G, R = tokens_CGR.shape
     tables = model.policy.tables()
     hidden = tree_hidden(model.policy, tables, prompt_CP, prompt_mask_CP, tokens_CGR, mask_CGR)
     split = parts(tokens_CGR.reshape(C * G, R), mask_CGR.reshape(C * G, R), model.policy.layout)
-    features_BF = model.fits(jax.tree.map(lambda a: jnp.repeat(a, G, axis=0), evidence), split.items_BM)
+    features_BF = model.fits(jax.tree.map(lambda a: jnp.repeat(a, G, axis=0), features), split.items_BM)
     return *read_heads(model.heads, hidden, split, features_BF), split

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from crs_jax.features.context import ContextFeatures
 from crs_jax.models.gpt2 import KVCache
 from crs_jax.models.likelihood import log_normaliser
 from crs_jax.models.policy import Logits, Policy
-from crs_jax.models.query import Evidence
 from crs_jax.runtime.sharding import gathered
 
 BLOCK = 128  # tables are padded to a multiple of this
@@ -117,7 +117,7 @@ def sample(
     *,
     group: int,
     reply_tokens: int,
-    evidence: Evidence | None = None,
+    features: ContextFeatures | None = None,
     temperature: float | jax.Array = 1.0,
     block: int = 8,
     greedy: bool = False,
@@ -133,7 +133,7 @@ def sample(
         drawn does not depend on the batch that it is drawn in.
       group: G.
       reply_tokens: R, the longest reply; rows that reach it have no `<|end|>`.
-      evidence: of each context, what its acts are matched with besides.
+      features: of each context, what its acts are matched with besides.
       temperature: of all choices (`Policy.act_logits`, `word_logits`).
       block: decode steps between two checks whether all rows have ended.
       greedy: take the mode of each step; at an act's slot, first whether to propose at all, then what.
@@ -149,7 +149,7 @@ def sample(
         policy.embed(prompt_CP, tables), positions(prompt_mask_CP), causal(prompt_mask_CP)
     )
     length_B = jnp.repeat(prompt_mask_CP.sum(-1), group)
-    wish = None if evidence is None else policy.wish(evidence)
+    wish = None if features is None else policy.wish(features)
     wish = jax.tree.map(lambda a: jnp.repeat(a, group, axis=0), wish)
     beside = None if wish is None else wish.beside
 

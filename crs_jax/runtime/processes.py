@@ -71,7 +71,7 @@ def lost(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
+def process_guard() -> Iterator[None]:
     """Turns what the others of a dead process meet into one `LostProcessError`.
 
     A process that waits in Python for another is ended by jax.distributed itself, which misses its heartbeat after 100

@@ -1,6 +1,6 @@
-"""The act head by itself, before the supervised stage: what of the evidence says which items were recommended.
+"""The act head by itself, before the supervised stage: what of the features says which items were recommended.
 
-Most of what ranks items well is not in the tokens but in the evidence (`models/query.py`), and it is learnt in a minute
+Most of what ranks items well is not in the tokens but in the features (`models/query.py`), and it is learnt in a minute
 where a language model takes hours. So the query is fitted first, by the softmax over items that no one has named yet,
 with the hidden state left out; the supervised stage goes on from there, the query at a fraction of its rate.
 """
@@ -17,8 +17,8 @@ import optax
 from flax import nnx
 from ml_collections import ConfigDict
 
+from crs_jax.features.context import ContextFeatures
 from crs_jax.models.policy import MASKED, Policy, add_at
-from crs_jax.models.query import Evidence
 from crs_jax.runtime.compilation import Once
 from crs_jax.runtime.metrics import MetricsWriter
 from crs_jax.runtime.progress import Progress, say
@@ -31,17 +31,17 @@ from crs_jax.training.task import Task
 KS = (1, 10, 50)
 
 
-def head_logits(policy: Policy, evidence: Evidence, key: jax.Array | None, rate: float) -> jax.Array:
-    """Logits `[B, padded N]` from the evidence alone; what was named before is masked."""
-    wish = policy.wish(evidence, key, rate)
+def head_logits(policy: Policy, features: ContextFeatures, key: jax.Array | None, rate: float) -> jax.Array:
+    """Logits `[B, padded N]` from the features alone; what was named before is masked."""
+    wish = policy.wish(features, key, rate)
     nothing = jnp.zeros((wish.content.shape[0], policy.width), policy.dtype)
     logits_BN = policy.item_logits(policy.acting(nothing, wish), policy.tables(), wish.beside)
-    return add_at(logits_BN, evidence.named, jnp.full(evidence.named.shape, MASKED))
+    return add_at(logits_BN, features.named, jnp.full(features.named.shape, MASKED))
 
 
 def head_loss(policy: Policy, rows: Examples, key: jax.Array | None, rate: float) -> jax.Array:
     """Weighted mean cross-entropy over the targets, nats."""
-    logp_BN = jax.nn.log_softmax(head_logits(policy, rows.evidence, key, rate), -1)
+    logp_BN = jax.nn.log_softmax(head_logits(policy, rows.features, key, rate), -1)
     weight_BY = jnp.where(rows.target_BY >= 0, rows.weight_BY, 0.0)
     chosen_BY = jnp.take_along_axis(logp_BN, jnp.maximum(rows.target_BY, 0), -1)
     return -(weight_BY * chosen_BY).sum() / jnp.maximum(weight_BY.sum(), 1e-6)
@@ -134,7 +134,7 @@ def head_validation(task: Task, graphdef: Any, params: Any, frozen: Any) -> dict
 
     def ranks(params, frozen, batch: Examples):
         policy = nnx.merge(graphdef, params, frozen)
-        logits_BN = head_logits(policy, batch.evidence, None, 0.0)
+        logits_BN = head_logits(policy, batch.features, None, 0.0)
         target_BY1 = jnp.take_along_axis(logits_BN, jnp.maximum(batch.target_BY, 0), -1)[..., None]
         logp_BY = target_BY1[..., 0] - jax.nn.logsumexp(logits_BN, -1, keepdims=True)
         return (logits_BN[:, None] >= target_BY1).sum(-1), logp_BY

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from crs_jax.models.query import Evidence
+from crs_jax.features.context import ContextFeatures
 from crs_jax.rl import all_acts, ppo, rankwise
 from crs_jax.rl.algorithms import Algorithm
 from crs_jax.rl.all_acts import Acts, Known
@@ -48,14 +48,14 @@ class FirstItems(NamedTuple):
     """What updates learn first tokens from; leading axis C contexts.
 
     Attributes:
-      evidence: of the contexts.
+      features: of the contexts.
       hidden_CD: states that have read `<|rec|>`, as they were when the iteration began: the query, the items and the
         decisions learn from them, the trunk learns from replies.
       acts: the items and whether to propose, with what each earns beyond the policy's mean.
       beside: what the algorithm's loss reads besides: lists `place_CLK`, or the optimum's probabilities.
     """
 
-    evidence: Evidence
+    features: ContextFeatures
     hidden_CD: jax.Array
     acts: Acts
     beside: Any
@@ -258,7 +258,7 @@ def make_first_items(config: ConfigDict, algorithm: Algorithm) -> Callable:
             slates.row_CA, slates.weight_CA, slates.first, slates.reference, slates.score_CA, slates.empty_C, *kl[:2]
         )
         learned = beside(slates, acts, kl, key)
-        return FirstItems(rollout.contexts.evidence, slates.hidden_CD, acts, learned), known
+        return FirstItems(rollout.contexts.features, slates.hidden_CD, acts, learned), known
 
     return first_items if c.all_acts else lambda *_: (None, None)
 

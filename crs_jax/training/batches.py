@@ -7,6 +7,7 @@ many widths: the same numbers for less work, by one compiled program for each wi
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 
 from crs_jax.training.contexts import Contexts
@@ -59,6 +60,6 @@ class Batches:
 
 def take(contexts: Contexts, index: np.ndarray, width: int | None = None) -> Contexts:
     """Rows of the contexts, their prompts `width` tokens wide where it is given."""
-    rows = Contexts(*(a[index] for a in contexts))
+    rows: Contexts = jax.tree.map(lambda a: a[index], contexts)
     cut = slice(-width if width else None, None)
     return rows._replace(prompt_CP=rows.prompt_CP[:, cut], mask_CP=rows.mask_CP[:, cut])

@@ -65,7 +65,7 @@ def logit_scales(
 ) -> dict[str, Scale]:
     """Of the first act's logits and of those of words, where the last word of each context was read."""
     policy = nnx.merge(graph, params, frozen)
-    tables, wish = policy.tables(), policy.wish(contexts.evidence)
+    tables, wish = policy.tables(), policy.wish(contexts.features)
     prompts = policy.embed(contexts.prompt_CP, tables), positions(contexts.mask_CP), causal(contexts.mask_CP)
     hidden_CPD = policy.trunk(*prompts)
     none_CM = jnp.full((len(hidden_CPD), policy.layout.act_items), -1)

@@ -17,7 +17,8 @@ from crs_jax.data.packing import Rows
 from crs_jax.data.windows import make_windows
 from crs_jax.models.heads import SIGNALS
 from crs_jax.signals.engagement import EngagementModel
-from crs_jax.training.replies import Wishes, reply_arrays
+from crs_jax.training.replies import reply_arrays
+from crs_jax.training.split_features import SplitFeatures
 from crs_jax.training.task import Task, log_popularity
 
 
@@ -46,7 +47,7 @@ class Counterfactuals:
       label: of the copies.
     """
 
-    def __init__(self, task: Task, numbers: np.ndarray, signal_DTS: np.ndarray, wishes: Wishes, member: int = 0):
+    def __init__(self, task: Task, numbers: np.ndarray, signal_DTS: np.ndarray, wishes: SplitFeatures, member: int = 0):
         """`numbers` are the training dialogues whose replies are used; labels and `wishes` are of the whole split.
 
         Each `member` of an ensemble has draws of its own.
@@ -91,7 +92,7 @@ class Counterfactuals:
         own_RL = tokens_RL == offset + items_RG[:, :1]
         tokens_RGL = np.where(own_RL[:, None], offset + items_RG[..., None], tokens_RL[:, None])
         dialogue_B, turn_B = (np.repeat(a[index_R], G) for a in self._at)
-        features_BF = self._wishes.fits(dialogue_B, turn_B, items_RG.reshape(-1, 1))
+        features_BF = self._wishes.matches_of(dialogue_B, turn_B, items_RG.reshape(-1, 1))
         label_RG = np.full((count, G), self.label, np.float32)
         label_RG[:, 0] = self._real[index_R]
         return {

@@ -22,8 +22,8 @@ import numpy as np
 
 from crs_jax.data.packing import Packer, Rows
 from crs_jax.training.counterfactual import Counterfactuals
-from crs_jax.training.replies import Wishes
 from crs_jax.training.sft import batches, make_packer
+from crs_jax.training.split_features import SplitFeatures
 from crs_jax.training.task import Task
 
 
@@ -56,7 +56,7 @@ def drawn(seed: int, fitted: np.ndarray, number: int) -> np.ndarray:
     return np.sort(np.random.default_rng([seed, 43, number]).choice(fitted, len(fitted)))
 
 
-def member(task: Task, number: int, fitted: np.ndarray, signal_DTS: np.ndarray, wishes: Wishes) -> Member:
+def member(task: Task, number: int, fitted: np.ndarray, signal_DTS: np.ndarray, wishes: SplitFeatures) -> Member:
     """The member of that number; `fitted` are the dialogues that may be used."""
     seed, dialogues = task.config.seed, drawn(task.config.seed, fitted, number)
     others = Counterfactuals(task, dialogues, signal_DTS, wishes, number) if task.config.reward.counterfactual else None

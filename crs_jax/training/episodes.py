@@ -1,9 +1,8 @@
 """Episodes of several turns on the host: what was said so far, and the contexts that it makes.
 
-What a grown context holds beside its tokens (vectors of what was said, items named, facets asked for, ...) is read off
-words, so host functions rebuild it: the very ones that make contexts of logged dialogues, given the logged turns and
-the new ones. The sentence encoder runs there too, in NumPy. An act's items count as named, whether its words name them
-or not.
+The features of a grown context are read off words, so host functions rebuild them: the very ones that make contexts of
+logged dialogues, given the logged turns and the new ones. The sentence encoder runs there too, in NumPy. An act's items
+count as named, whether its words name them or not.
 """
 
 from __future__ import annotations

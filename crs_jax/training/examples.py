@@ -14,8 +14,8 @@ import numpy as np
 
 from crs_jax.data.dialogue import SEEKER
 from crs_jax.data.instances import Instance, ranking_instances
-from crs_jax.models.query import Evidence
-from crs_jax.training.replies import evidence_at
+from crs_jax.features.context import ContextFeatures
+from crs_jax.training.split_features import features_at
 from crs_jax.training.task import Task
 
 MOST_TARGETS = 16
@@ -26,12 +26,12 @@ class Examples(NamedTuple):
     """Contexts, leading axis B, and what was named in them.
 
     Attributes:
-      evidence: of the contexts.
+      features: of the contexts.
       target_BY: rows of items, -1 padded.
       weight_BY: of each in the loss.
     """
 
-    evidence: Evidence
+    features: ContextFeatures
     target_BY: Any
     weight_BY: Any
 
@@ -53,7 +53,7 @@ def examples(
     task: Task, split: str, instances: Sequence[Instance], weight: float = 1.0, later: float = 0.0
 ) -> Examples:
     """Host arrays of the instances: what is newly named counts `weight`, what is named later `weight * later`."""
-    evidence, _ = evidence_at(task, split, [(i.dialogue, i.turn) for i in instances])
+    features = features_at(task, split, [(i.dialogue, i.turn) for i in instances])
     target_BY = np.full((len(instances), MOST_TARGETS), -1, np.int32)
     weight_BY = np.zeros((len(instances), MOST_TARGETS), np.float32)
     for b, instance in enumerate(instances):
@@ -61,7 +61,7 @@ def examples(
         rows = [*instance.fresh, *also][:MOST_TARGETS]
         target_BY[b, : len(rows)] = rows
         weight_BY[b, : len(rows)] = [*[weight] * len(instance.fresh), *[weight * later] * len(also)][:MOST_TARGETS]
-    return Examples(evidence, target_BY, weight_BY)
+    return Examples(features, target_BY, weight_BY)
 
 
 def training_examples(task: Task) -> Examples:

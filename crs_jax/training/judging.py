@@ -87,12 +87,13 @@ def judge(
     tokens, mask = (a.reshape(C, -1, a.shape[-1]) for a in (replies.tokens_BR, replies.mask_BR))
     models = [nnx.merge(graphs.reward, params, judges.reward_frozen) for params in members(judges.reward)]
     prompts = contexts.prompt_CP, contexts.mask_CP
-    reads = [predict(model, *prompts, tokens, mask, contexts.evidence) for model in models]
+    reads = [predict(model, *prompts, tokens, mask, contexts.features) for model in models]
     say_JBS, end_JBS = jnp.stack([say_BS for say_BS, _, _ in reads]), jnp.stack([end_BS for _, end_BS, _ in reads])
     split = reads[0][2]
     G = replies.tokens_BR.shape[0] // C
-    wishes = (contexts.text_CE, contexts.named_CE, contexts.named_CX)
-    text_BE, named_BE, named_BX = (jnp.repeat(a, G, axis=0) for a in wishes)
+    features = contexts.features
+    asked = (features.text, features.named_mean, features.named)
+    text_BE, named_BE, named_BX = (jnp.repeat(a, G, axis=0) for a in asked)
     new_BM = new_items(split.items_BM, named_BX)
     if graphs.own is not None:
         own_B = graphs.own(contexts, replies, split)

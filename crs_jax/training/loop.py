@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from crs_jax.rl.reward import members, together
+from crs_jax.rl.reward import members, stack
 from crs_jax.runtime.checkpoint import Checkpoints, Saved
 from crs_jax.runtime.compilation import Once
 from crs_jax.runtime.interruption import Pace, leave_if_asked, saving
@@ -106,7 +106,7 @@ class Stage(abc.ABC):
 class FittedStage(Stage):
     """A supervised stage, of one model or of an ensemble's members side by side: the lowest validation loss is kept.
 
-    Its state, batches and result are `together` of the members'.
+    Its state, batches and result are `stack` of the members'.
     """
 
     def candidate(self, state: TrainState) -> Any:
@@ -127,12 +127,12 @@ class FittedStage(Stage):
         for m, own in enumerate(scores):
             if own["loss"] < losses[m]:
                 best[m], losses[m] = copy_tree(candidates[m]), own["loss"]
-        return Kept(together(best), tuple(losses))
+        return Kept(stack(best), tuple(losses))
 
 
 def unmeasured(params: list[Any]) -> Kept:
     """Before any validation: the first parameters of each member."""
-    return Kept(together(params), (math.inf,) * len(params))
+    return Kept(stack(params), (math.inf,) * len(params))
 
 
 @dataclasses.dataclass

@@ -61,7 +61,7 @@ def _pass(
 ) -> tuple[TokenLikelihood, FirstToken, jax.Array, Wish]:
     """Likelihoods, first tokens, hidden states and the wish of each reply's context."""
     G, R = tokens_CGR.shape[1:]
-    tables, wish = policy.tables(), policy.wish(contexts.evidence)
+    tables, wish = policy.tables(), policy.wish(contexts.features)
     hidden_BRD = _before(policy, tables, contexts, tokens_CGR, mask_CGR)
     first = first_token(policy, tables, hidden_BRD[::G, 0], wish, temperature)
     wish = jax.tree.map(lambda a: jnp.repeat(a, G, axis=0), wish)

@@ -39,7 +39,7 @@ def make_sampler(graphs: Graphs, config: ConfigDict, mesh: Mesh):
         policy = nnx.merge(graphs.policy, judges.reference, judges.frozen)
         replies = sample(
             policy, contexts.prompt_CP, contexts.mask_CP, key, group=c.group, reply_tokens=config.data.reply_tokens,
-            evidence=contexts.evidence, temperature=c.temperature, block=c.decode_block,
+            features=contexts.features, temperature=c.temperature, block=c.decode_block,
         )  # fmt: skip
         _, end_JBS, relevance_JB, _ = judge(graphs, judges, contexts, replies, config.reward.relevance == "exact")
         return mean_of(with_relevance(end_JBS, relevance_JB))

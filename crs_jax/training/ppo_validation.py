@@ -68,12 +68,12 @@ class Validation:
         def draw(params, judges: Judges, contexts: Contexts, key, **how):
             return sample(
                 nnx.merge(graphs.aligned, params, judges.frozen), contexts.prompt_CP, contexts.mask_CP, key, group=1,
-                reply_tokens=c.data.reply_tokens, evidence=contexts.evidence, block=p.decode_block, **how,
+                reply_tokens=c.data.reply_tokens, features=contexts.features, block=p.decode_block, **how,
             )  # fmt: skip
 
         def check(params, judges: Judges, normaliser: Normaliser, contexts: Contexts, target_CY, number_C, key):
             first_CN = first_of(graphs.aligned, params, judges.frozen, contexts, p.temperature).item_CN
-            first_CN = add_at(first_CN, contexts.named_CX, jnp.full(contexts.named_CX.shape, MASKED))
+            first_CN = add_at(first_CN, contexts.features.named, jnp.full(contexts.features.named.shape, MASKED))
             target_CY1 = jnp.take_along_axis(first_CN, jnp.maximum(target_CY, 0), 1)[..., None]
             rank_CY = lax.map(lambda x: (x[0] >= x[1]).sum(-1), (first_CN, target_CY1))
             replies = draw(params, judges, contexts, keys_of(key, number_C), temperature=p.temperature)

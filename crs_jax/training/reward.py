@@ -20,7 +20,7 @@ from flax import nnx
 from crs_jax.data.packing import Rows
 from crs_jax.data.windows import make_windows
 from crs_jax.models.heads import SIGNALS
-from crs_jax.rl.reward import RewardModel, mean_of, members, predict, together
+from crs_jax.rl.reward import RewardModel, mean_of, members, predict, stack
 from crs_jax.runtime.checkpoint import digest
 from crs_jax.runtime.compilation import Once
 from crs_jax.runtime.errors import InputError
@@ -31,9 +31,10 @@ from crs_jax.training.counterfactual import Counterfactuals
 from crs_jax.training.ensemble import Member, member
 from crs_jax.training.labels import label, log_fingerprint
 from crs_jax.training.optimizer import make_optimizer, reward_rates
-from crs_jax.training.replies import Wishes, reply_arrays
+from crs_jax.training.replies import reply_arrays
 from crs_jax.training.reward_loss import held_out_loss, label_counts, reward_loss
 from crs_jax.training.sft import DeviceRows, epoch_seed, make_packer
+from crs_jax.training.split_features import SplitFeatures, of_split
 from crs_jax.training.state import fresh_state
 from crs_jax.training.task import Task, copy_tree, split_model
 
@@ -55,7 +56,7 @@ def split_holdout(task: Task) -> tuple[np.ndarray, np.ndarray]:
 HELD = 1_000_000_000  # number of the draw of copies that is held out
 
 
-def slot_labels(task: Task, rows: Rows, numbers: np.ndarray, signal_DTS: np.ndarray, wishes: Wishes) -> Rows:
+def slot_labels(task: Task, rows: Rows, numbers: np.ndarray, signal_DTS: np.ndarray, wishes: SplitFeatures) -> Rows:
     """The rows with the labels and features of the slots whose target is `<|say|>` or `<|end|>`; labels NaN elsewhere.
 
     `numbers` are the dialogues the packer had.
@@ -69,7 +70,7 @@ def slot_labels(task: Task, rows: Rows, numbers: np.ndarray, signal_DTS: np.ndar
         turn = np.take_along_axis(rows["utterance_RT"], rows[at], 1)
         here = rows[mask] & (rows[target] == stop)
         out[labels] = np.where(here[..., None], signal_DTS[dialogue, turn], np.nan).astype(np.float32)
-        out[features] = wishes.features(dialogue, turn)
+        out[features] = wishes.matches(dialogue, turn)
     return out
 
 
@@ -77,7 +78,7 @@ RIDGE = 10.0  # of the least squares, in replies
 
 
 def least_squares(
-    task: Task, numbers: np.ndarray, signal_DTS: np.ndarray, wishes: Wishes
+    task: Task, numbers: np.ndarray, signal_DTS: np.ndarray, wishes: SplitFeatures
 ) -> tuple[np.ndarray, np.ndarray]:
     """Weights `[len(FITS), 3]` of how acts fit, and biases `[3]`, that explain the labels of the dialogues best.
 
@@ -86,7 +87,7 @@ def least_squares(
     """
     times = Counter(numbers.tolist())
     at = tuple(np.array([place for place in task.replies("train") for _ in range(times[place[0]])]).T)
-    fit_PF, label_PS = wishes.features(*at).astype(np.float64), signal_DTS[at].astype(np.float64)
+    fit_PF, label_PS = wishes.matches(*at).astype(np.float64), signal_DTS[at].astype(np.float64)
     kernel_FS, bias_S = np.zeros((fit_PF.shape[1], len(SIGNALS))), np.zeros(len(SIGNALS))
     for s in range(len(SIGNALS)):
         known = np.isfinite(label_PS[:, s])
@@ -107,7 +108,7 @@ def with_heads(params: Any, kernel_FS: np.ndarray, bias_S: np.ndarray) -> Any:
     return {**params, "heads": heads}
 
 
-def first_params(task: Task, params: Any, one: Member, signal_DTS: np.ndarray, wishes: Wishes) -> Any:
+def first_params(task: Task, params: Any, one: Member, signal_DTS: np.ndarray, wishes: SplitFeatures) -> Any:
     """A member's parameters before the first step: a copy of `params` with heads at least squares, on the mesh."""
     return place(with_heads(copy_tree(params), *least_squares(task, one.dialogues, signal_DTS, wishes)), task.mesh)
 
@@ -131,21 +132,21 @@ def predict_replies(
     contexts = make_windows(task.config, task.encoded[split], where, task.tokenizer)
     tokens_BR, mask_BR = reply_arrays(task, split, where)
 
-    def run(params, frozen, prompt, prompt_mask, tokens, mask, evidence):
+    def run(params, frozen, prompt, prompt_mask, tokens, mask, features):
         models = [nnx.merge(graphdef, own, frozen) for own in members(params)]
         reply = tokens[:, None], mask[:, None]
-        return mean_of(jnp.stack([predict(model, prompt, prompt_mask, *reply, evidence)[1] for model in models]))
+        return mean_of(jnp.stack([predict(model, prompt, prompt_mask, *reply, features)[1] for model in models]))
 
     if not where:
         return np.zeros((0, len(SIGNALS)), np.float32)
-    evidence = Wishes(task, split).at(*np.array(where).T)
+    features = of_split(task, split).at(*np.array(where).T)
     predicted = jax.jit(on_mesh(run, task.mesh), out_shardings=everywhere(task.mesh))
 
     size = task.config.evaluation.batch
     out = []
     for start in range(0, len(where), size):
         index = np.minimum(np.arange(start, start + size), len(where) - 1)
-        inputs = (contexts.tokens_BP, contexts.mask_BP, tokens_BR, mask_BR, evidence)
+        inputs = (contexts.tokens_BP, contexts.mask_BP, tokens_BR, mask_BR, features)
         batch = jax.tree.map(lambda a, index=index: a[index], inputs)
         out.append(np.asarray(predicted(params, frozen, *shard_batch(batch, task.mesh))))
     return np.concatenate(out)[: len(where)]
@@ -159,7 +160,7 @@ class RewardStage(loop.FittedStage):
     def __init__(self, task: Task, writer: MetricsWriter, graphdef: Any, frozen: Any):
         c = task.config
         self.task, self.writer, self.log_every, self._frozen = task, writer, c.log_every, frozen
-        self._signal_DTS, self._wishes = label(task, "train").signal_DTS, Wishes(task, "train")
+        self._signal_DTS, self._wishes = label(task, "train").signal_DTS, of_split(task, "train")
         fitted, held = split_holdout(task)
         labels = fitted, self._signal_DTS, self._wishes
         self.team = [member(task, number, *labels) for number in range(c.reward.ensemble)]
@@ -174,14 +175,14 @@ class RewardStage(loop.FittedStage):
     def start(self, params: Any) -> Any:
         """The members' states before the first step."""
         first = (first_params(self.task, params, one, self._signal_DTS, self._wishes) for one in self.team)
-        return together([fresh_state(own, self.optimizer, self.task.mesh) for own in first])
+        return stack([fresh_state(own, self.optimizer, self.task.mesh) for own in first])
 
     def batches(self, first: int) -> Iterator[Any]:
         """Of each member, packed rows with labels, and replies that nobody made beside them."""
         each = zip(*(one.batches(self.task) for one in self.team), strict=True)
         for number, given in enumerate(loop.after(each, first), first + 1):
             pairs = zip(given, self.team, strict=True)
-            yield together([self._labelled(rows, one.dialogues, one.others, number) for (_, rows), one in pairs])
+            yield stack([self._labelled(rows, one.dialogues, one.others, number) for (_, rows), one in pairs])
 
     def step(self, number: int, state: Any, batch: Any) -> tuple[Any, dict[str, Any]]:
         """One update of each member."""
@@ -190,7 +191,7 @@ class RewardStage(loop.FittedStage):
             for one, own, rows in zip(self.team, members(state), members(batch), strict=True)
         ]
         metrics = [own for _, own in stepped]
-        return together([own for own, _ in stepped]), {name: [own[name] for own in metrics] for name in metrics[0]}
+        return stack([own for own, _ in stepped]), {name: [own[name] for own in metrics] for name in metrics[0]}
 
     def scores(self, params: Any) -> dict[str, float]:
         """Of held-out dialogues."""
@@ -204,7 +205,7 @@ class RewardStage(loop.FittedStage):
 def run_reward(task: Task, writer: MetricsWriter, sft: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
     """Trains or loads the reward model; returns its graphdef, params (lowest held-out loss) and frozen arrays.
 
-    Of an ensemble the params are those of each member, `together`, and the graphdef is that of one.
+    Of an ensemble the params are those of each member, `stack`, and the graphdef is that of one.
     """
     c, inputs = task.config, {**task.made_from, "SFT model": digest(sft[1])}
     if c.signals.log:

@@ -55,7 +55,7 @@ def make_sample(graphs: Graphs, config: ConfigDict, mesh: Mesh, algorithm: Algor
         B = c.contexts * c.group
         replies = sample(
             policy, contexts.prompt_CP, contexts.mask_CP, key, group=B // len(contexts.prompt_CP),
-            reply_tokens=config.data.reply_tokens, evidence=contexts.evidence, temperature=c.temperature,
+            reply_tokens=config.data.reply_tokens, features=contexts.features, temperature=c.temperature,
             block=c.decode_block,
         )  # fmt: skip
         if alive_B is None:

@@ -21,7 +21,6 @@ from crs_jax.data.packing import Packer, Rows, slots_of
 from crs_jax.data.windows import make_windows
 from crs_jax.models.likelihood import act_likelihood, word_likelihood
 from crs_jax.models.policy import Policy, Tables
-from crs_jax.models.query import Evidence
 from crs_jax.rl.ppo import masked_mean
 from crs_jax.runtime.compilation import Once
 from crs_jax.runtime.errors import InputError
@@ -30,15 +29,12 @@ from crs_jax.runtime.sharding import on_mesh, place, shard_batch
 from crs_jax.training import loop
 from crs_jax.training.act_head import fit_head
 from crs_jax.training.optimizer import make_optimizer, schedule, sft_rates
-from crs_jax.training.replies import Wishes, reply_arrays, reply_nll
+from crs_jax.training.replies import reply_arrays, reply_nll
+from crs_jax.training.split_features import SplitFeatures, of_split
 from crs_jax.training.state import TrainState, fresh_state
 from crs_jax.training.task import Task, copy_tree, corpus_rates, new_policy, split_model
 
-DeviceRows = dict[str, jax.Array]  # packed rows and what goes with them, on the mesh
-EVIDENCE = (
-    "text_RAE", "asked_RAZ", "named_RAX", "by_recommender_RAX", "near_RAK", "nearness_RAK", "starring_RAS", "stars_RAS",
-)  # fmt: skip
-"""Of act slots, in the order of `Evidence`."""
+DeviceRows = dict[str, Any]  # packed rows and what goes with them, on the mesh
 
 
 def banded_mask(segment_RT: jax.Array, utterance_RT: jax.Array, window: int) -> jax.Array:
@@ -71,16 +67,15 @@ def sft_loss(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Mean loss of words plus `act_weight` times that of acts, nats a token, over the global batch.
 
-    `rows` are packed rows with the evidence of their act slots (`with_wishes`). Of a micro-batch,
+    `rows` are packed rows with the features of their act slots (`with_features`). Of a micro-batch,
     with the `counts` of acts and words in the whole batch: its share of the means. `act_dropout` is that of
     normalised hidden states at act slots, beside the trunk's own, where there is a key.
     """
     of_act, of_word = counts or (None, None)
     tables = policy.tables()
     hidden_RTD = packed_hidden(policy, tables, rows, window, key)
-    evidence = Evidence(*(rows[name] for name in EVIDENCE))
     wish_key = None if key is None else jax.random.fold_in(key, 1)
-    wish = policy.wish(evidence, wish_key, policy.trunk.config.dropout)
+    wish = policy.wish(rows["features"], wish_key, policy.trunk.config.dropout)
     act_key = None if key is None else jax.random.fold_in(key, 2)
     acting = policy.acting(at_slots(hidden_RTD, rows["act_at_RA"]), wish, act_key, act_dropout)
     act = act_likelihood(policy, tables, acting, rows["act_used_RAM"], rows["act_target_RA"], wish.beside)
@@ -93,12 +88,11 @@ def sft_loss(
     return loss, {"loss": loss, "act_loss": act_loss, "word_loss": word_loss}
 
 
-def with_wishes(rows: Rows, wishes: Wishes) -> Rows:
-    """The rows and the evidence of their act slots; the packer had the whole split."""
+def with_features(rows: Rows, wishes: SplitFeatures) -> Rows:
+    """The rows and the features of their act slots; the packer had the whole split."""
     dialogue_RA = np.take_along_axis(rows["dialogue_RT"], rows["act_at_RA"], 1)
     turn_RA = np.take_along_axis(rows["utterance_RT"], rows["act_at_RA"], 1)
-    evidence: Any = wishes.at(dialogue_RA, turn_RA)
-    return {**rows, **dict(zip(EVIDENCE, evidence, strict=True))}
+    return {**rows, "features": wishes.at(dialogue_RA, turn_RA)._replace(named_mean=None)}
 
 
 def make_packer(task: Task, split: str, numbers: Sequence[int] | np.ndarray | None = None) -> Packer:
@@ -159,9 +153,9 @@ class Validation:
         where = [where[i] for i in sorted(chosen)]
         contexts = make_windows(task.config, task.encoded["validation"], where, task.tokenizer)
         replies = reply_arrays(task, "validation", where)
-        wishes = Wishes(task, "validation").at(*np.array(where).T)
+        features = of_split(task, "validation").at(*np.array(where).T)
         self._size = task.config.evaluation.batch
-        self._arrays = (contexts.tokens_BP, contexts.mask_BP, *replies, *wishes)
+        self._arrays = (contexts.tokens_BP, contexts.mask_BP, *replies, features)
         self._mesh = task.mesh
         self._nll = jax.jit(on_mesh(functools.partial(reply_nll, graphdef), task.mesh))
 
@@ -171,7 +165,7 @@ class Validation:
         count = len(self._arrays[0])
         for start in range(0, count, self._size):
             index = np.arange(start, start + self._size)
-            batch = [a[np.minimum(index, count - 1)] for a in self._arrays]
+            batch = list(jax.tree.map(lambda a, index=index: a[np.minimum(index, count - 1)], self._arrays))
             batch[3] = batch[3] & (index < count)[:, None]
             for name, value in self._nll(params, frozen, *shard_batch(batch, self._mesh)).items():
                 totals[name] = totals.get(name, 0.0) + float(value)
@@ -198,14 +192,14 @@ class SftStage(loop.FittedStage):
         self.optimizer = make_optimizer(sft_rates(task.config), c.warmup, self.steps, c.clip_norm)
         self._frozen, self._packer, self._key = frozen, packer, jax.random.key(task.config.seed + 1)
         self._rate = schedule(c.learning_rate, c.warmup, self.steps)
-        self._wishes, self._validation = Wishes(task, "train"), Validation(task, graphdef)
+        self._wishes, self._validation = of_split(task, "train"), Validation(task, graphdef)
         self._step = make_step(graphdef, self.optimizer, task)
 
     def batches(self, first: int) -> Iterator[Rows]:
-        """Packed rows with the evidence of their act slots."""
+        """Packed rows with the features of their act slots."""
         c = self.task.config.sft
         for _, rows in loop.after(batches(self._packer, self.task, "sft", c.rows, c.crop), first):
-            yield with_wishes(rows, self._wishes)
+            yield with_features(rows, self._wishes)
 
     def step(self, number: int, state: TrainState, batch: Rows) -> tuple[TrainState, dict[str, Any]]:
         """One update."""

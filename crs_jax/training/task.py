@@ -18,15 +18,15 @@ from ml_collections import ConfigDict
 from crs_jax.data.corpus import Corpus
 from crs_jax.data.dialogue import RECOMMENDER
 from crs_jax.data.tokenizer import DialogueTokenizer
+from crs_jax.features.attributes import Attributes
+from crs_jax.features.cooccurrence import CoOccurrence
+from crs_jax.features.people import People
 from crs_jax.models.decisions import BaseRates, base_rates
 from crs_jax.models.gpt2 import GPT2Config
 from crs_jax.models.hf import fill, load_gpt2
 from crs_jax.models.items import Frozen, centred
 from crs_jax.models.policy import Layout, Policy
 from crs_jax.models.query import KINDS
-from crs_jax.signals.facets import Facets
-from crs_jax.signals.people import People
-from crs_jax.signals.together import Together
 
 SPLITS = ("train", "validation", "test")
 
@@ -43,12 +43,13 @@ class Task:
       tokenizer: words, controls and items.
       encoded: by split, dialogue, turn: token ids.
       content_NE: frozen description embeddings, `[N, E]` unit rows.
-      facets: genres and years of the items.
-      together: what is named together in training dialogues.
+      attributes: genres and years of the items.
+      cooccurrence: what is named together in training dialogues.
       people: who is in which item.
       embed: texts to unit embeddings `[n, E]`, cached on disk.
       embed_on_host: the same without the device, for host functions of compiled programs; None: `embed` uses none.
       cache: folder of prepared data.
+      computed: by split, the features of its contexts (`training/split_features.py`), once they were needed.
       made_from: name to fingerprint of what all models rest on: catalogue, vocabulary, encoder, dialogues.
     """
 
@@ -59,13 +60,14 @@ class Task:
     tokenizer: DialogueTokenizer
     encoded: dict[str, list[list[list[int]]]]
     content_NE: np.ndarray
-    facets: Facets
-    together: Together
+    attributes: Attributes
+    cooccurrence: CoOccurrence
     people: People
     embed: Callable[[Sequence[str]], np.ndarray]
     cache: pathlib.Path
     made_from: dict[str, str]
     embed_on_host: Callable[[Sequence[str]], np.ndarray] | None = None
+    computed: dict[str, Any] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
 
     @functools.cached_property
     def contrast_NE(self) -> np.ndarray:
@@ -152,9 +154,9 @@ def new_policy(task: Task, rates: BaseRates | None = None) -> Policy:
         task.layout,
         task.content_NE,
         log_popularity(task),
-        task.facets.item_NF,
-        len(task.facets.genres),
-        task.facets.asked_size,
+        task.attributes.item_NF,
+        len(task.attributes.genres),
+        task.attributes.asked_size,
         rates,
         rngs=nnx.Rngs(params=jax.random.key(config.seed)),
         pad_to=128 * config.mesh.tensor,
@@ -166,18 +168,20 @@ def new_policy(task: Task, rates: BaseRates | None = None) -> Policy:
     return policy
 
 
-def policy_shapes(config: ConfigDict, layout: Layout, embedding: int, facets: Facets) -> dict[str, dict[str, Any]]:
+def policy_shapes(
+    config: ConfigDict, layout: Layout, embedding: int, attributes: Attributes
+) -> dict[str, dict[str, Any]]:
     """`params` and `frozen` of `new_policy` as nested dicts of shapes, without its arrays.
 
     Args:
       config: the whole config.
       layout: token ids.
       embedding: E.
-      facets: of the items.
+      attributes: of the items.
     """
-    G, F = len(facets.genres), facets.item_NF.shape[1]
+    G, F = len(attributes.genres), attributes.item_NF.shape[1]
     leave_out = tuple(kind for kind in KINDS if kind in config.model.leave_out)
-    sizes = (embedding, F, G, facets.asked_size, 128 * config.mesh.tensor)
+    sizes = (embedding, F, G, attributes.asked_size, 128 * config.mesh.tensor)
     return _policy_shapes(model_config(config), layout, sizes, leave_out)
 
 

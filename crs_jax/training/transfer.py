@@ -20,12 +20,12 @@ from ml_collections import ConfigDict
 
 from crs_jax.data.corpus import load
 from crs_jax.data.tokenizer import DialogueTokenizer
+from crs_jax.features.attributes import ERAS, YEARS, Attributes
 from crs_jax.models.query import PLACE
 from crs_jax.runtime.checkpoint import load_result
 from crs_jax.runtime.errors import InputError
 from crs_jax.runtime.progress import say
 from crs_jax.runtime.sharding import path_name, place
-from crs_jax.signals.facets import ERAS, YEARS, Facets
 from crs_jax.stored_config import read_config
 from crs_jax.training.judging import Model
 from crs_jax.training.task import Task, new_policy, split_model
@@ -77,16 +77,16 @@ def transferred(task: Task) -> dict[str, Model]:
     if sft is None:
         raise InputError(f"{flag}: {folder / 'checkpoints'} holds no finished stage sft")
     try:
-        genres = Facets.of(load(source, folder, stored=True).catalogue).genres
+        genres = Attributes.of(load(source, folder, stored=True).catalogue).genres
     except InputError as error:
         raise InputError(f"{flag}: that run's corpus, which names its genres, cannot be read: {error}") from None
     models = {"sft": moved(task, sft, genres)}
     if ppo is not None:
         models["ppo"] = moved(task, ppo["policy"], genres, opened=source.ppo.get("evidence", "same") == "all")
-    shared = len(set(genres) & set(task.facets.genres))
+    shared = len(set(genres) & set(task.attributes.genres))
     say(
         f"transfer: {', '.join(models)} of {folder}, without what was learnt of its single items; {shared} of "
-        f"{len(task.facets.genres)} genres are known there; popularity and what is named together are counted in "
+        f"{len(task.attributes.genres)} genres are known there; popularity and what is named together are counted in "
         f"{task.corpus.name}'s training dialogues"
     )
     return models
@@ -98,7 +98,7 @@ def moved(task: Task, params: Any, genres: Sequence[str], opened: bool = False) 
     Args:
       task: the new corpus.
       params: of the policy, host arrays.
-      genres: in the order of the source's facets.
+      genres: in the order of the source's attributes.
       opened: the policy reads all kinds of evidence, whatever `config.model.leave_out` says (`ppo.evidence`).
 
     Raises:
@@ -110,7 +110,7 @@ def moved(task: Task, params: Any, genres: Sequence[str], opened: bool = False) 
         if opened:
             config.model.leave_out = ()
     graphdef, blank, frozen = split_model(new_policy(dataclasses.replace(task, config=config)))
-    params = carried(params, blank, genres, task.facets.genres)
+    params = carried(params, blank, genres, task.attributes.genres)
 
     def check(path: Any, found: np.ndarray, wanted: Any) -> np.ndarray:
         if found.shape != wanted.shape:
@@ -138,8 +138,8 @@ def carried(params: Any, blank: Any, known: Sequence[str], genres: Sequence[str]
     genre_G = [place_of.get(genre, -1) for genre in genres]
     years = [len(known) + n for n in range(len(YEARS) + 1)]
     facet_F = np.array([*genre_G, *years])
-    facets_W = np.where(facet_F < 0, -1, embedding + facet_F)
-    content_W = np.r_[:embedding, facets_W, embedding + len(known) + len(years)]
+    attributes_W = np.where(facet_F < 0, -1, embedding + facet_F)
+    content_W = np.r_[:embedding, attributes_W, embedding + len(known) + len(years)]
     last_G = [n if n < 0 else len(known) + n for n in genre_G]
     asked_Z = np.array([*genre_G, *last_G, *(2 * len(known) + n for n in range(len(ERAS) + PLACE))])
     items["projection"] = rows(items["projection"], content_W)

@@ -124,7 +124,7 @@ def make_first_loss(graphs: Graphs, config: ConfigDict, algorithm: Algorithm) ->
 
     def loss(params, fixed, items: FirstItems) -> jax.Array:
         policy = nnx.merge(graphs.actor, params, fixed[0]).policy
-        wish = policy.wish(items.evidence)
+        wish = policy.wish(items.features)
         first = first_token(policy, policy.tables(), items.hidden_CD, wish, c.temperature)
         first = all_acts.at(first, items.acts.row_CA)
         return algorithm.first_loss(first, items.acts, items.beside, c.clip).sum()

@@ -59,7 +59,7 @@ def test_a_fresh_target_stands_nowhere_in_the_input(task, instances):
         tokens = set(contexts.prompt_CP[n].tolist())
         for target in instance.fresh:
             assert offset + target not in tokens
-            assert target not in contexts.named_CX[n]
+            assert target not in contexts.features.named[n]
         named_again += sum(offset + target in tokens for target in set(instance.targets) - set(instance.fresh))
     assert named_again > 0  # the check can see a target that is there
 

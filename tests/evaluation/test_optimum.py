@@ -119,8 +119,9 @@ def test_rewards_of_acts_equal_the_reward_model_on_each_alone(setting):
             act = [] if row is None else [layout.item_offset + row]
             tokens = np.array([[[*act, layout.say]]])
             one = [np.asarray(part)[i : i + 1] for part in contexts[:2]]
-            beside = [np.asarray(part)[i : i + 1] for part in (contexts.text_CE, contexts.named_CE, contexts.named_CX)]
-            evidence = jax.tree.map(lambda a: np.asarray(a)[i : i + 1], contexts.evidence)  # noqa: B023
+            known = contexts.features
+            beside = [np.asarray(part)[i : i + 1] for part in (known.text, known.named_mean, known.named)]
+            evidence = jax.tree.map(lambda a: np.asarray(a)[i : i + 1], contexts.features)  # noqa: B023
             say_BS, _, _ = predict(model, *one, tokens, np.ones_like(tokens, bool), evidence)
             parts = [beside[n][0] for n in (0, 1) if beside[n].any()]
             new = act and row not in beside[2]
@@ -198,9 +199,9 @@ def test_rewards_of_liked_proposals_by_plain_counting(setting):
     for n, r, answer in zip(number, row, liked, strict=True):
         one = jax.tree.map(lambda a: np.asarray(a)[n : n + 1], contexts)  # noqa: B023
         for name, share in (("any", np.ones(len(counts))), ("known", counts)):
-            others = rivals(rng, np.asarray(contexts.named_CX[n]), int(r), share)
+            others = rivals(rng, np.asarray(contexts.features.named[n]), int(r), share)
             assert len(set(others)) == RANDOM
-            assert not {int(r), *contexts.named_CX[n].tolist()} & set(others.tolist())
+            assert not {int(r), *contexts.features.named[n].tolist()} & set(others.tolist())
             reward = rewards_of(task, aligned, one, [[r, *others]])[0]
             if answer == 1:
                 higher[name].append(np.mean((reward[0] > reward[1:]) + 0.5 * (reward[0] == reward[1:])))

@@ -20,7 +20,7 @@ def tower():
 
 
 def test_content_is_what_tells_items_apart(tower):
-    """Centred unit embeddings, facets, centred log popularity; a residual that knows nothing yet; rows padded."""
+    """Centred unit embeddings, attributes, centred log popularity; a residual that knows nothing yet; rows padded."""
     content_NE, tower = tower
     mean = [sum(column) / N for column in content_NE.T]
     popular = np.log([1.0, 8.0, 4.0, 2.0, 41.0])

@@ -47,9 +47,9 @@ def checkpoint(offset=0.0, norm=8.0, std=0.14, shape=SHAPE):
 def policy(found, dtype="float32"):
     """Filled from the checkpoint; what the evidence says of items is random, as if fitted."""
     rng = np.random.default_rng(1)
-    content_NE, facets_NF = (rng.normal(size=(40, n)).astype(np.float32) for n in (6, FACETS))
+    content_NE, attributes_NF = (rng.normal(size=(40, n)).astype(np.float32) for n in (6, FACETS))
     shape, spread = dataclasses.replace(found.config, dtype=dtype), float((found.words - found.words.mean(0)).std())
-    model = Policy(shape, LAYOUT, content_NE, None, facets_NF, GENRES, ASKED, rngs=nnx.Rngs(2), scale=spread)
+    model = Policy(shape, LAYOUT, content_NE, None, attributes_NF, GENRES, ASKED, rngs=nnx.Rngs(2), scale=spread)
     fill(model, found)
     model.items.bias[...] = jnp.asarray(np.pad(rng.normal(size=40), (0, 88)), jnp.float32)
     return model
@@ -59,10 +59,7 @@ def contexts():
     rng = np.random.default_rng(3)
     prompt, mask = random_prompts(rng, LAYOUT, rng.integers(6, PROMPT + 1, CONTEXTS), PROMPT)
     e = random_evidence(rng, LAYOUT, CONTEXTS)
-    blank = np.zeros_like(e.text)
-    return Contexts(
-        prompt, mask, e.text, blank, e.named, e.by_recommender, e.asked, e.near, e.nearness, e.starring, e.stars
-    )
+    return Contexts(prompt, mask, e._replace(named_mean=np.zeros_like(e.text)))
 
 
 REPLIES = {  # what `word_nll` speaks of: the chance of one kind of token, or a usual reply
@@ -84,7 +81,7 @@ def figures(model):
         tokens = np.full((CONTEXTS, REPLY), LAYOUT.pad, np.int32)
         tokens[:, : len(reply)] = reply
         mask = np.broadcast_to(np.arange(REPLY) < len(reply), tokens.shape)
-        found = run(params, frozen, given.prompt_CP, given.mask_CP, tokens, mask, *given.evidence)
+        found = run(params, frozen, given.prompt_CP, given.mask_CP, tokens, mask, *given.features)
         losses |= {f"{name}, {part}": float(found[f"{part}_nll"]) / CONTEXTS for part in ("act", "word")}
     return np.exp(np.asarray(first, np.float64)), losses
 
@@ -125,7 +122,7 @@ def test_items_start_as_the_evidence_has_them(width):
 
     @jax.jit
     def both(params, frozen):
-        head = head_logits(nnx.merge(graph, params, frozen), given.evidence, None, 0.0)
+        head = head_logits(nnx.merge(graph, params, frozen), given.features, None, 0.0)
         return first_of(graph, params, frozen, given, 1.0).joint[:, :40], head[:, :40]
 
     for norm, std in ((8.0, 0.02), (32.0, 0.14), (128.0, 0.14)):

@@ -7,8 +7,9 @@ import pytest
 from flax import nnx
 from tiny_policy import FACETS, make_layout, make_policy, next_token, plain_wishes, random_evidence, split
 
+from crs_jax.features.context import ContextFeatures
 from crs_jax.models.policy import add_at
-from crs_jax.models.query import KINDS, MATCHES, Evidence, Query, deafened
+from crs_jax.models.query import KINDS, MATCHES, Query, deafened
 
 LAYOUT = make_layout(words=11, items=9, act_items=2)
 
@@ -35,7 +36,7 @@ def test_wish_equals_a_loop(policy, evidence):
 
 def test_leading_axes_are_the_same_numbers(policy, evidence):
     flat = policy.wish(evidence)
-    folded = policy.wish(Evidence(*(np.reshape(a, (2, 3, -1)) for a in evidence)))
+    folded = policy.wish(jax.tree.map(lambda a: np.reshape(a, (2, 3, -1)), evidence))
     for a, b in zip(flat, folded, strict=True):
         np.testing.assert_allclose(np.reshape(b, a.shape), a, atol=1e-6)
 
@@ -98,7 +99,7 @@ def test_what_is_left_out_changes_nothing(policy, evidence, kind):
         "text": {"text": other.text},
         "asked": {"asked": np.concatenate([other.asked[:, :-3], evidence.asked[:, -3:]], 1)},
         "named": {"named": np.where(evidence.named >= 0, 1, -1)}, "near": {"nearness": other.nearness},
-        "people": {"stars": evidence.stars + 1},
+        "people": {"people_matches": evidence.people_matches + 1},
     }  # fmt: skip
     for name, change in changes.items():
         before, after = bare(evidence, content), bare(evidence._replace(**change), content)
@@ -110,7 +111,7 @@ def test_a_genre_asked_for_lifts_its_items_at_the_start():
     """First values: a genre asked for adds 2 to the match of an item of that genre alone."""
     query = Query(6, FACETS, 2, 4, 16, rngs=nnx.Rngs(0))
     none, zero = np.full((1, 3), -1), np.zeros((1, 3))
-    evidence = Evidence(np.zeros((1, 6)), np.array([[0, 1.0, 0, 0]]), none, zero, none, zero, none, zero)
+    evidence = ContextFeatures(np.zeros((1, 6)), np.array([[0, 1.0, 0, 0]]), none, zero, none, zero, none, zero)
     wish = query(evidence, jnp.zeros((9, 6 + FACETS + 1)))
     np.testing.assert_allclose(wish.content[0], [*[0] * 6, 0, 2.0, 0, 0, 0, 0.7], atol=0.03)
 

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from crs_jax.features.context import ContextFeatures
 from crs_jax.models.gpt2 import GPT2Config
 from crs_jax.models.items import Frozen, centred
 from crs_jax.models.policy import Layout, Policy
-from crs_jax.models.query import Evidence
 
 GENRES, FACETS, ASKED, NAMED, NEAR = 2, 5, 4, 3, 4
 HUGE = 100.0  # of what must never be sampled: a logit of such a row would win at once
@@ -28,21 +28,21 @@ def make_policy(seed=0, layout=None, *, width=16, layers=2, heads=2, positions=6
     """Random weights everywhere, and huge rows behind both tables."""
     layout = layout or make_layout()
     content_NE = np.random.default_rng([seed, 1]).normal(size=(layout.num_items, 6)).astype(np.float32)
-    facets_NF = np.random.default_rng([seed, 3]).normal(size=(layout.num_items, FACETS)).astype(np.float32)
+    attributes_NF = np.random.default_rng([seed, 3]).normal(size=(layout.num_items, FACETS)).astype(np.float32)
     shape = GPT2Config(layers, width, heads, positions, **config)
-    graph, params, frozen = empty_policy(shape, layout, content_NE, facets_NF)
+    graph, params, frozen = empty_policy(shape, layout, content_NE, attributes_NF)
     return nnx.merge(graph, random_params(params, layout, seed, noise), frozen)
 
 
-def empty_policy(config, layout, content_NE, facets_NF=None):
+def empty_policy(config, layout, content_NE, attributes_NF=None):
     """Graph, parameters as shapes, and the items' content: a policy without the compilation of its first values."""
-    facets = () if facets_NF is None else (None, facets_NF, GENRES, ASKED)
-    build = functools.partial(Policy, config, layout, content_NE, *facets)
+    attributes = () if attributes_NF is None else (None, attributes_NF, GENRES, ASKED)
+    build = functools.partial(Policy, config, layout, content_NE, *attributes)
     graph, params, frozen = split(nnx.eval_shape(lambda: build(rngs=nnx.Rngs(0))))
     rows = frozen["items"]["content"].shape[0] - layout.num_items
     popular_N1 = np.linspace(-1, 1, layout.num_items, dtype=np.float32)[:, None]
-    facets_NF = np.zeros((layout.num_items, 0), np.float32) if facets_NF is None else facets_NF
-    known_NE = np.concatenate([centred(content_NE), facets_NF, popular_N1], 1)
+    attributes_NF = np.zeros((layout.num_items, 0), np.float32) if attributes_NF is None else attributes_NF
+    known_NE = np.concatenate([centred(content_NE), attributes_NF, popular_N1], 1)
     frozen["items"]["content"] = jnp.asarray(np.pad(known_NE, ((0, rows), (0, 0))))
     return graph, params, frozen
 
@@ -167,7 +167,7 @@ def random_evidence(rng, layout, count):
     roles = rng.integers(0, 2, named.shape).astype(np.int32)
     starring = near[:, ::-1][:, :2]
     stars = np.where(starring >= 0, 0.1 + 0.1 * (starring % 2), 0.0).astype(np.float32)
-    return Evidence(random_vectors(rng, count), asked, named, roles, near, nearness, starring, stars)
+    return ContextFeatures(random_vectors(rng, count), asked, named, roles, near, nearness, starring, stars)
 
 
 def plain_wishes(policy, evidence):
@@ -183,7 +183,7 @@ def plain_wishes(policy, evidence):
     vectors = contents @ match.T
     E = contents.shape[1] - FACETS - 1
     out = []
-    for text, asked, rows, roles, *beside in zip(*(np.asarray(part) for part in evidence), strict=True):
+    for text, asked, rows, roles, *beside in zip(*(np.asarray(part) for part in evidence[:8]), strict=True):
         there = [(int(row), int(role), n) for n, (row, role) in enumerate(zip(rows, roles, strict=True)) if row >= 0]
         state = [*asked[-3:], float(text.any()), float(asked[:GENRES].any())]
         gain = [g * np.exp(sum(s * gate[n, k] for n, s in enumerate(state))) for k, g in enumerate(gains_K)]

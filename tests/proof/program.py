@@ -22,6 +22,7 @@ sys.path.insert(0, str(HERE.parent / "training"))
 
 from tiny_task import fresh_models, make_task, tiny_config  # noqa: E402
 
+from crs_jax.features.context import ContextFeatures  # noqa: E402
 from crs_jax.rl.reward import Normaliser  # noqa: E402
 from crs_jax.rl.scoring import reply_likelihood, tree_hidden  # noqa: E402
 from crs_jax.runtime.sharding import place, shard_batch  # noqa: E402
@@ -33,7 +34,8 @@ from crs_jax.training.labels import label  # noqa: E402
 from crs_jax.training.optimizer import Rates, make_optimizer  # noqa: E402
 from crs_jax.training.ppo import first_extra, make_iteration  # noqa: E402
 from crs_jax.training.ppo_stage import build  # noqa: E402
-from crs_jax.training.replies import Wishes, reply_arrays  # noqa: E402
+from crs_jax.training.replies import reply_arrays  # noqa: E402
+from crs_jax.training.split_features import of_split  # noqa: E402
 from crs_jax.training.state import fresh_state  # noqa: E402
 
 BASELINE = HERE / "baseline.npz"
@@ -101,7 +103,7 @@ def inputs(folder: pathlib.Path) -> dict[str, np.ndarray]:
 
     params, reward = moved(params), moved(reward)
     _, rows = next(sft_stage.batches(sft_stage.make_packer(task, "train"), task, "sft", 4, 0.5))
-    wishes = Wishes(task, "train")
+    wishes = of_split(task, "train")
     signal_DTS = label(task, "train").signal_DTS
     every = np.arange(len(task.corpus.train))
     labelled = reward_stage.slot_labels(task, rows, every, signal_DTS, wishes)
@@ -110,10 +112,33 @@ def inputs(folder: pathlib.Path) -> dict[str, np.ndarray]:
     replies = reply_arrays(task, "train", where[:8])
     return {
         **flat(params, "sft"), **flat(frozen, "frozen"), **flat(reward, "reward"),
-        **flat(reward_frozen, "reward_frozen"), **flat(sft_stage.with_wishes(rows, wishes), "sft_rows"),
+        **flat(reward_frozen, "reward_frozen"), **flat(sft_stage.with_features(rows, wishes), "sft_rows"),
         **flat(labelled, "reward_rows"), **flat(contexts._asdict(), "contexts"),
         "replies/tokens": replies[0], "replies/mask": replies[1],
     }  # fmt: skip
+
+
+FEATURES = {
+    "text": "text_CE", "asked": "asked_CZ", "named": "named_CX", "by_recommender": "by_recommender_CX",
+    "neighbours": "near_CK", "nearness": "nearness_CK", "with_people": "starring_CS", "people_matches": "stars_CS",
+    "named_mean": "named_CE",
+}  # fmt: skip
+"""Features of contexts by their names in the stored arrays; in rows these have `RA` for `C`."""
+
+
+def contexts_of(arrays: dict[str, np.ndarray]) -> Contexts:
+    """The stored contexts."""
+    old = stored(arrays, "contexts")
+    features = ContextFeatures(**{name: old[was] for name, was in FEATURES.items()})
+    return Contexts(old["prompt_CP"], old["mask_CP"], features)
+
+
+def rows_of(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, Any]:
+    """Stored rows."""
+    rows: dict[str, Any] = stored(arrays, prefix)
+    names = {name: was.replace("_C", "_RA") for name, was in FEATURES.items() if name != "named_mean"}
+    known = {name: rows.pop(was) for name, was in names.items() if was in rows}
+    return {**rows, "features": ContextFeatures(**known)} if known else rows
 
 
 def models(arrays: dict[str, np.ndarray], task: Any, policy: Any, reward: Any) -> tuple[Any, Any]:
@@ -127,13 +152,13 @@ def forward(arrays: dict[str, np.ndarray], folder: pathlib.Path) -> dict[str, np
     """Log-probabilities of stored replies, and item logits of fifty contexts."""
     task, *graphs = world(folder)
     (graph, params, frozen), _ = models(arrays, task, *graphs)
-    contexts = Contexts(**stored(arrays, "contexts"))
+    contexts = contexts_of(arrays)
     some, policy = take(contexts, np.arange(8)), nnx.merge(graph, params, frozen)
     tokens_BR, mask_BR = jnp.asarray(arrays["replies/tokens"]), jnp.asarray(arrays["replies/mask"])
     hidden = tree_hidden(
         policy, policy.tables(), some.prompt_CP, some.mask_CP, tokens_BR[:, None], mask_BR[:, None]
     ).before[:, 0]
-    wish = policy.wish(some.evidence)
+    wish = policy.wish(some.features)
     found = reply_likelihood(policy, policy.tables(), hidden, tokens_BR, mask_BR, wish=wish)
     last_CD, tables, wish = after_rec(policy, contexts)
     logits_CN = policy.item_logits(policy.acting(last_CD, wish), tables, wish.beside)[:, : task.layout.num_items]
@@ -154,7 +179,7 @@ def supervised(arrays: dict[str, np.ndarray], folder: pathlib.Path) -> dict[str,
     ):  # fmt: skip
         optimizer = make_optimizer(Rates(1e-3, 0.01), 0.1, 10, 1.0)
         state = fresh_state(params, optimizer, task.mesh)
-        batch = shard_batch(stored(arrays, rows), task.mesh)
+        batch = shard_batch(rows_of(arrays, rows), task.mesh)
         state, metrics = stage.make_step(graph, optimizer, task)(state, frozen, batch, jax.random.key(7))
         out |= flat(state.params, f"{name}_step/params") | flat(metrics, f"{name}_step/metrics")
     return out
@@ -171,7 +196,7 @@ def iteration(arrays: dict[str, np.ndarray], folder: pathlib.Path, variant: str)
     state = fresh_state(params, optimizer, task.mesh, first_extra(0.1, 0.15, 0.2))
     normaliser = Normaliser(jnp.array([0.1, 0.0, -0.1]), jnp.array([0.5, 0.2, 0.5]), jnp.float32(1.5))
     count = task.config.ppo.contexts * task.config.ppo.slate_batches
-    contexts = take(Contexts(**stored(arrays, "contexts")), np.arange(count))
+    contexts = take(contexts_of(arrays), np.arange(count))
     step = make_iteration(graphs, optimizer, task.config, task.mesh)
     state, metrics = step(state, judges, normaliser, shard_batch(contexts, task.mesh), jax.random.key(5))
     return flat({"params": state.params, "extra": state.extra, "metrics": metrics}, f"iteration/{variant}")

@@ -34,7 +34,7 @@ from tiny_policy import (
 from configs.common import get_config
 from crs_jax.models.actor_critic import ActorCritic
 from crs_jax.models.query import PLACE
-from crs_jax.rl.reward import Normaliser, RewardModel, together
+from crs_jax.rl.reward import Normaliser, RewardModel, stack
 from crs_jax.rl.rollout import Replies
 from crs_jax.runtime.sharding import make_mesh
 from crs_jax.training import ppo, rollout
@@ -110,11 +110,10 @@ def world():
         actor.head.kernel[...] = jnp.asarray(rng.normal(size=8))
         actor.head.bias[...] = jnp.asarray(0.2)
         prompt, prompt_mask = random_prompts(rng, LAYOUT, [6, 2, 4, 5], P)
-        text, asked, named, roles, *near = random_evidence(rng, LAYOUT, C)
+        known = random_evidence(rng, LAYOUT, C)
+        known = known._replace(text=known.text.astype(float), asked=known.asked.astype(float))
         named_E = random_vectors(rng, C, E)[::-1].astype(float)
-        contexts = Contexts(
-            prompt, prompt_mask, text.astype(float), named_E, named, roles, asked.astype(float), *near
-        )  # fmt: skip
+        contexts = Contexts(prompt, prompt_mask, known._replace(named_mean=named_E))
         tokens, mask = random_replies(rng, LAYOUT, B, R)
         items_NE = random_vectors(rng, LAYOUT.num_items, E).astype(float)
         weight, normaliser = (
@@ -122,7 +121,7 @@ def world():
             [np.array([0.1, 0.05, -0.2]), np.array([0.9, 0.3, 1.4]), np.float64(1.1)],
         )
         actor_graph, first, _ = split(actor)
-        (reward_graph, *_, reward_frozen), reward = split(models[0]), together([split(model)[1] for model in models])
+        (reward_graph, *_, reward_frozen), reward = split(models[0]), stack([split(model)[1] for model in models])
         first = jax.tree.map(np.asarray, first)  # of the host, so that no run's donation takes it away
         judges = Judges(params, reward, frozen, reward_frozen, jnp.asarray(items_NE), jnp.asarray(weight), SPREAD)
         keys = {"sample": [], "order": []}
@@ -172,7 +171,7 @@ def plain_pass(world, actor):
     own = [row for row in unpad(world.contexts.prompt_CP, world.contexts.mask_CP) for _ in range(G)]
     replies = unpad(world.tokens, world.mask)
     policy = getattr(actor, "policy", actor)
-    wishes = [wish for wish in plain_wishes(policy, world.contexts.evidence) for _ in range(G)]
+    wishes = [wish for wish in plain_wishes(policy, world.contexts.features) for _ in range(G)]
     likelihood = plain_likelihood(policy, own, replies, world.config.temperature, wishes)
     if policy is actor:
         return [pad(rows, R) for rows in likelihood]
@@ -203,9 +202,9 @@ def plain_totals(world, model):
     for b, reply in enumerate(replies):
         said = reply.index(LAYOUT.say)
         rows = [token - LAYOUT.item_offset for token in reply[:said]]
-        rows = [row for row in rows if row not in world.contexts.named_CX[b // G]]  # again is no proposal
-        text, named = world.contexts.text_CE[b // G], world.contexts.named_CE[b // G]
-        fit = plain_fits(model.policy, [part[b // G] for part in world.contexts.evidence], rows)
+        rows = [row for row in rows if row not in world.contexts.features.named[b // G]]  # again is no proposal
+        text, named = (a[b // G] for a in (world.contexts.features.text, world.contexts.features.named_mean))
+        fit = plain_fits(model.policy, [part[b // G] for part in world.contexts.features], rows)
         there = [part for part in (text, named) if part.any()]
         exact = sum(part @ world.items_NE[n] for part in there for n in rows) / max(len(there) * len(rows), 1)
         for at in (said, len(reply) - 1):

@@ -28,7 +28,7 @@ from crs_jax.rl.reward import (
     members,
     predict,
     score,
-    together,
+    stack,
     with_relevance,
 )
 from crs_jax.rl.scoring import parts
@@ -130,11 +130,11 @@ def test_exact_relevance_and_members_that_agree_have_no_spread():
 
 def test_members_keep_their_order():
     trees = [{"policy": n} for n in range(12)]
-    assert members(together(trees)) == trees
-    assert list(together(trees)) == [str(n) for n in range(12)]
-    rebuilt = jax.tree.map(lambda n: n, together(trees))  # keys come back sorted as text
+    assert members(stack(trees)) == trees
+    assert list(stack(trees)) == [str(n) for n in range(12)]
+    rebuilt = jax.tree.map(lambda n: n, stack(trees))  # keys come back sorted as text
     assert members(rebuilt) == trees
-    assert together(trees[3:4]) is trees[3]
+    assert stack(trees[3:4]) is trees[3]
     assert members(trees[3]) == [trees[3]]
 
 
@@ -226,7 +226,7 @@ def test_heads_are_read_at_say_and_at_the_last_token():
         at = len(own[b]) + (reply.index(LAYOUT.say) if LAYOUT.say in reply else len(reply) - 1)
         rows = [t - LAYOUT.item_offset for t in reply[: at - len(own[b])] or reply if t >= LAYOUT.item_offset]
         rows = [n for n in rows if n not in before[b // 3]]
-        one = [part[b // 3] for part in evidence]
+        one = [part[b // 3] for part in evidence[:8]]
         beside = plain_fits(model.policy, one, rows) @ feature_kernel + bias
         np.testing.assert_allclose(say[b], unit(hidden[b][at]) @ kernel + beside, atol=3e-5)
         np.testing.assert_allclose(end[b], unit(hidden[b][-1]) @ kernel + beside, atol=3e-5)

@@ -32,8 +32,8 @@ from tiny_policy import (
 )
 
 from crs_jax.bounds import BOUNDS
+from crs_jax.features.context import ContextFeatures
 from crs_jax.models.policy import MASKED, Logits
-from crs_jax.models.query import Evidence
 from crs_jax.rl.rollout import Replies, causal, keys_of, positions, sample, sample_logits
 
 LAYOUT = make_layout(words=11, items=5, act_items=2, unused=(4,))
@@ -45,7 +45,7 @@ LENGTHS, P = [9, 2, 5], 9
 def draw(graph, params, frozen, contexts, key, temperature, **static):
     policy = nnx.merge(graph, params, frozen)
     prompts, mask, *evidence = contexts
-    return sample(policy, prompts, mask, key, evidence=Evidence(*evidence), temperature=temperature, **static)
+    return sample(policy, prompts, mask, key, features=ContextFeatures(*evidence), temperature=temperature, **static)
 
 
 @pytest.fixture(scope="module")

@@ -52,7 +52,7 @@ def batch():
 
 @pytest.fixture(scope="module")
 def evidence():
-    """Evidence of each context."""
+    """Features of each context."""
     return random_evidence(np.random.default_rng(1), LAYOUT, C)
 
 
@@ -170,8 +170,7 @@ def test_padding_content_does_not_matter(policy, batch, evidence):
 def test_policy_and_reference_have_one_temperature(policy, batch, evidence, temperature):
     """Fault: reference log-probs at the sampling temperature and the policy's at 1, so that KL is not 0 at step 0."""
     actor = ActorCritic(policy, "shared")
-    text, asked, named, roles, *near = evidence
-    contexts = Contexts(*batch[:2], text, np.zeros_like(text), named, roles, asked, *near)
+    contexts = Contexts(*batch[:2], evidence._replace(named_mean=np.zeros_like(evidence.text)))
     learned, values, _ = jax.jit(actor_pass)(actor, contexts, *batch[2:], temperature)
     graph, params, frozen = split(policy)
     replies = Replies(*(jnp.asarray(a).reshape(C * G, R) for a in batch[2:]), jnp.zeros((C * G, R)))

@@ -7,6 +7,7 @@ import pytest
 
 from crs_jax.data.catalogue import Catalogue, Item
 from crs_jax.data.dialogue import MENTION, RECOMMENDER, SEEKER, Dialogue, Turn
+from crs_jax.features.context import DECAY, context_vectors, named_rows
 from crs_jax.runtime.errors import InputError
 from crs_jax.signals import relevance
 
@@ -40,7 +41,7 @@ DIALOGUE = Dialogue(
 
 
 def vectors(where, window=3):
-    return relevance.context_vectors([DIALOGUE], where, CATALOGUE, ITEMS_NE, embed, window)
+    return context_vectors([DIALOGUE], where, CATALOGUE, ITEMS_NE, embed, window)
 
 
 def unit(x):
@@ -50,7 +51,7 @@ def unit(x):
 def test_context_vectors_by_hand():
     got = vectors([(0, 0), (0, 1), (0, 2), (0, 5), (0, 7)])
     assert got["text_BE"].dtype == got["named_BE"].dtype == np.float32
-    g = relevance.DECAY
+    g = DECAY
     text = [
         [0, 0, 0, 0],  # nothing before
         [0, 0, 0, 1],  # hello
@@ -75,7 +76,7 @@ def test_the_window_counts_utterances_and_the_future_is_not_seen():
     np.testing.assert_allclose(narrow["named_BE"][0], [0, 1, 0, 0], atol=1e-6)
     assert wide["text_BE"][0, 3] > 0
     cut = Dialogue("d", DIALOGUE.turns[:4])
-    again = relevance.context_vectors([cut], [(0, 4)], CATALOGUE, ITEMS_NE, embed, 8)
+    again = context_vectors([cut], [(0, 4)], CATALOGUE, ITEMS_NE, embed, 8)
     for name in wide:
         np.testing.assert_array_equal(wide[name], again[name])
 
@@ -88,7 +89,7 @@ def test_the_encoder_is_asked_once_with_distinct_rendered_seeker_texts():
         return embed(texts)
 
     where = [(d, t) for d in range(2) for t in range(8)]
-    relevance.context_vectors([DIALOGUE, DIALOGUE], where, CATALOGUE, ITEMS_NE, recording, 8)
+    context_vectors([DIALOGUE, DIALOGUE], where, CATALOGUE, ITEMS_NE, recording, 8)
     (texts,) = asked
     assert sorted(texts) == ["hello", "like Alpha (1999)", "more like Beta", "thanks"]
     assert set(texts) <= set(relevance.utterance_texts([DIALOGUE], CATALOGUE)[0])
@@ -129,7 +130,7 @@ def test_turn_relevance_by_hand():
     turns = list(DIALOGUE.turns)
     turns[5] = Turn(RECOMMENDER, f"{MENTION} or {MENTION} then", ("a", "d"))
     (got,) = relevance.turn_relevance([Dialogue("e", tuple(turns))], more, items, embed, 3)
-    g = relevance.DECAY
+    g = DECAY
     # Of a and d only d is new: cosines with what turns 2 to 4 said and with the mean of a and b.
     want = (unit([g**2, g]) @ [0.8, 0.6] + unit([1, 1]) @ [0.8, 0.6]) / 2
     assert np.flatnonzero(~np.isnan(got)).tolist() == [1, 5]
@@ -138,14 +139,14 @@ def test_turn_relevance_by_hand():
 
 def test_named_rows_and_new_items_equal_a_loop():
     where = [(0, t) for t in range(len(DIALOGUE.turns) + 1)]
-    rows, by_recommender = relevance.named_rows([DIALOGUE], where, CATALOGUE, most=4)
+    rows, by_recommender = named_rows([DIALOGUE], where, CATALOGUE, most=4)
     for b, (_, t) in enumerate(where):
         said = {CATALOGUE.index[item] for turn in DIALOGUE.turns[:t] for item in turn.items}
         assert {row for row in rows[b].tolist() if row >= 0} == said
     # Latest first: a, b, c; the recommender was the first to name c and b, the seeker a.
     assert rows[-1].tolist() == [0, 1, 2, -1]
     assert by_recommender[-1].tolist() == [0, 1, 1, 0]
-    latest, _ = relevance.named_rows([DIALOGUE], [(0, 4)], CATALOGUE, most=2)
+    latest, _ = named_rows([DIALOGUE], [(0, 4)], CATALOGUE, most=2)
     assert latest.tolist() == [[1, 0]]  # b in turn 3, a in turn 2; c of turn 1 no longer fits
     acts = np.array([[0, 2, -1]] * len(where), np.int32)
     got = np.asarray(relevance.new_items(jnp.asarray(acts), jnp.asarray(rows)))
@@ -159,4 +160,4 @@ def test_no_proposals_and_unknown_items():
     assert np.isnan(got).all()
     stranger = Dialogue("s", (Turn(SEEKER, "hello"), Turn(RECOMMENDER, MENTION, ("z",)), Turn(SEEKER, "hello")))
     with pytest.raises(InputError, match="'z' is not in the catalogue"):
-        relevance.context_vectors([stranger], [(0, 2)], CATALOGUE, ITEMS_NE, embed, 3)
+        context_vectors([stranger], [(0, 2)], CATALOGUE, ITEMS_NE, embed, 3)

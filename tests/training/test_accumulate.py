@@ -19,7 +19,7 @@ from crs_jax.training.counterfactual import Counterfactuals
 from crs_jax.training.labels import label
 from crs_jax.training.ppo import first_extra, make_iteration
 from crs_jax.training.ppo_stage import build
-from crs_jax.training.replies import Wishes
+from crs_jax.training.split_features import of_split
 from crs_jax.training.state import TrainState
 from crs_jax.training.task import copy_tree
 
@@ -44,7 +44,7 @@ def sft_step(world, config):
     rows = sft.make_packer(task, "train").epoch(rows=8, crop=0.0, rng=np.random.default_rng(0))[0]
     counts = rows["word_mask_RW"].reshape(4, -1).sum(1)
     assert len(set(counts.tolist())) > 1  # a mean of means would be another number
-    batch = shard_batch(sft.with_wishes(rows, Wishes(task, "train")), task.mesh)
+    batch = shard_batch(sft.with_features(rows, of_split(task, "train")), task.mesh)
     params = lively(params)
     state, metrics = sft.make_step(graph, optimizer, task)(start(params, optimizer), frozen, batch, jax.random.key(0))
     return params, state.params, metrics
@@ -57,7 +57,7 @@ def reward_step(world, config):
     rows = sft.make_packer(task, "train").epoch(rows=8, crop=0.0, rng=np.random.default_rng(0))[0]
     numbers = np.arange(len(task.corpus.train))
     signals_DTS = label(task, "train").signal_DTS
-    wishes = Wishes(task, "train")
+    wishes = of_split(task, "train")
     rows = reward.slot_labels(task, rows, numbers, signals_DTS, wishes)
     rows |= Counterfactuals(task, numbers, signals_DTS, wishes).draw(8, 1)
     batch = shard_batch(rows, task.mesh)

@@ -37,7 +37,7 @@ def test_examples_are_fresh_targets(world, rows):
         named = {task.corpus.catalogue.index[i] for turn in before for i in turn.items}
         assert rows.target_BY[b][rows.weight_BY[b] == 1].tolist() == list(instance.fresh)
         assert not named & set(rows.target_BY[b].tolist())
-        assert named == {row for row in rows.evidence.named[b].tolist() if row >= 0}
+        assert named == {row for row in rows.features.named[b].tolist() if row >= 0}
 
 
 def test_seekers_and_later_mentions_are_examples_too(world, tmp_path):
@@ -73,11 +73,11 @@ def test_loss_equals_a_loop(world, rows):
     params = jax.tree.map(lambda a: a + jnp.asarray(rng.normal(0, 0.2, a.shape), a.dtype), params)
     policy = nnx.merge(graph, params, frozen)
     some = jax.tree.map(lambda a: a[:12], rows)
-    logits_BN = np.asarray(head_logits(policy, some.evidence, None, 0.0), np.float64)
+    logits_BN = np.asarray(head_logits(policy, some.features, None, 0.0), np.float64)
     N = world.task.layout.num_items
     total, count = 0.0, 0
     for b in range(12):
-        named = {row for row in some.evidence.named[b].tolist() if row >= 0}
+        named = {row for row in some.features.named[b].tolist() if row >= 0}
         open_N = [n for n in range(N) if n not in named]
         assert (logits_BN[b, list(named)] < -1e8).all()
         mass = np.log(np.exp(logits_BN[b, open_N]).sum())

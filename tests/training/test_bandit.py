@@ -15,6 +15,7 @@ import pytest
 from flax import nnx
 
 from configs.common import get_config
+from crs_jax.features.context import ContextFeatures
 from crs_jax.models.actor_critic import ActorCritic
 from crs_jax.models.decisions import BaseRates
 from crs_jax.models.gpt2 import GPT2Config
@@ -118,14 +119,16 @@ class Bandit:
         self.mesh = mesh = make_mesh(c)
         text_KE = np.eye(EMBEDDING, dtype=np.float32)[:2]
         rows = Contexts(
-            PROMPT_KP, MASK_KP, text_KE, np.zeros_like(text_KE), NAMED_KX, np.zeros_like(NAMED_KX), np.zeros((2, 0)),
-            np.full((2, 1), -1), np.zeros((2, 1)), np.full((2, 1), -1), np.zeros((2, 1)),
+            PROMPT_KP, MASK_KP, ContextFeatures(
+                text_KE, np.zeros((2, 0)), NAMED_KX, np.zeros_like(NAMED_KX), np.full((2, 1), -1), np.zeros((2, 1)),
+                np.full((2, 1), -1), np.zeros((2, 1)), np.zeros_like(text_KE),
+            ),
         )  # fmt: skip
-        self.contexts = shard_batch(Contexts(*(np.repeat(a, c.ppo.contexts // 2, 0) for a in rows)), mesh)
+        self.contexts = shard_batch(jax.tree.map(lambda a: np.repeat(a, c.ppo.contexts // 2, 0), rows), mesh)
         self.optimizer = make_optimizer(Rates(c.ppo.learning_rate), 0.05, ITERATIONS, 1.0)
         self.graphs, self.config = Graphs(actor_graph, policy_graph, reward_graph), c
         self.iteration = make_iteration(self.graphs, self.optimizer, c, mesh)
-        listed = Contexts(*(jnp.asarray(a) for a in rows))
+        listed = jax.tree.map(jnp.asarray, rows)
         replies = Replies(*(jnp.tile(a, (2, 1)) for a in (TOKENS_YR, REAL_YR)), jnp.zeros(2))
 
         @jax.jit

@@ -20,10 +20,10 @@ from crs_jax.training.labels import label
 from crs_jax.training.ppo_samples import Samples
 from crs_jax.training.ppo_stage import Aligned, build
 from crs_jax.training.ppo_validation import Validation
-from crs_jax.training.replies import Wishes
 from crs_jax.training.reward import run_reward, split_holdout
 from crs_jax.training.seeker import run_seeker
 from crs_jax.training.sft import make_packer, packed_hidden
+from crs_jax.training.split_features import of_split
 
 SIZES = {"evaluation__batch": 7, "sft__rows": 4}, {"evaluation__batch": 10, "sft__rows": 3}
 NORMALISER = Normaliser(np.zeros(3, np.float32), np.full(3, 0.7, np.float32), np.float32(1.3))
@@ -125,7 +125,7 @@ def test_the_held_out_loss_is_a_mean_over_labels(world, tmp_path, monkeypatch):
     params, found = looked(run_reward, task, world, monkeypatch)
     graph, _, frozen = world.reward
     model: RewardModel = nnx.merge(graph, params, frozen)
-    signal_DTS, wishes, held = label(task, "train").signal_DTS, Wishes(task, "train"), split_holdout(task)[1]
+    signal_DTS, wishes, held = label(task, "train").signal_DTS, of_split(task, "train"), split_holdout(task)[1]
     rows, t = make_packer(task, "train", held).pack(), task.tokenizer
     assert len(rows["tokens_RT"]) % task.config.sft.rows
     window = task.config.data.window
@@ -136,7 +136,7 @@ def test_the_held_out_loss_is_a_mean_over_labels(world, tmp_path, monkeypatch):
             here_RT = (rows["dialogue_RT"] == number) & (rows["utterance_RT"] == turn) & (rows["segment_RT"] > 0)
             for place in (t.say, t.end):
                 ((r, at),) = np.argwhere(here_RT & (rows["tokens_RT"] == place))
-                read_S = np.asarray(model.heads(hidden_RTD[r, at], wishes.features(d, turn)))
+                read_S = np.asarray(model.heads(hidden_RTD[r, at], wishes.matches(d, turn)))
                 for s in np.flatnonzero(np.isfinite(signal_DTS[d, turn])):
                     errors[place, s].append((read_S[s] - signal_DTS[d, turn, s]) ** 2)
     counts = [len(values) for values in errors.values()]

@@ -82,7 +82,7 @@ def test_take_cuts_padding_alone(world, tmp_path):
     assert cut.prompt_CP.shape == cut.mask_CP.shape == (4, width)
     assert cut.mask_CP.sum() == whole.mask_CP.sum()
     np.testing.assert_array_equal(cut.prompt_CP[cut.mask_CP], whole.prompt_CP[whole.mask_CP])
-    np.testing.assert_array_equal(cut.text_CE, whole.text_CE)
+    np.testing.assert_array_equal(cut.features.text, whole.features.text)
 
 
 def test_narrow_prompts_give_the_same_draws_and_likelihoods(world, tmp_path):
@@ -95,7 +95,7 @@ def test_narrow_prompts_give_the_same_draws_and_likelihoods(world, tmp_path):
     def drawn(contexts):
         policy = nnx.merge(graph, params, frozen)
         given = contexts.prompt_CP, contexts.mask_CP, jax.random.key(1)
-        replies = sample(policy, *given, group=3, reply_tokens=12, evidence=contexts.evidence)
+        replies = sample(policy, *given, group=3, reply_tokens=12, features=contexts.features)
         return replies, policy_pass(graph, params, frozen, contexts, replies, 1.0)
 
     found, wanted = (drawn(take(contexts, index, w)) for w in (width, None))

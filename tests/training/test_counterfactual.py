@@ -14,9 +14,9 @@ from crs_jax.signals.engagement import EngagementModel
 from crs_jax.training.counterfactual import Counterfactuals, known_by_then, not_taken_up
 from crs_jax.training.labels import label
 from crs_jax.training.ppo_stage import contexts_of
-from crs_jax.training.replies import Wishes
 from crs_jax.training.reward import reward_loss, slot_labels, split_holdout
 from crs_jax.training.sft import make_packer
+from crs_jax.training.split_features import of_split
 from crs_jax.training.task import log_popularity
 
 
@@ -27,7 +27,7 @@ def labels(world):
 
 @pytest.fixture(scope="module")
 def others(world, labels):
-    return Counterfactuals(world.task, split_holdout(world.task)[0], labels, Wishes(world.task, "train"))
+    return Counterfactuals(world.task, split_holdout(world.task)[0], labels, of_split(world.task, "train"))
 
 
 def test_label_is_the_mean_of_what_was_not_taken_up(world, labels):
@@ -89,9 +89,9 @@ def test_loss_adds_the_squared_error_of_each_reply_read_alone(world, others, lab
     heads = jax.tree.map(lambda a: a + np.asarray(rng.normal(0, 0.3, a.shape), np.float32), params["heads"])
     model: RewardModel = nnx.merge(graph, {**params, "heads": heads}, frozen)
     numbers = np.array([1, 3, 4, 8])
-    rows = slot_labels(task, make_packer(task, "train", numbers).pack(), numbers, labels, Wishes(task, "train"))
+    rows = slot_labels(task, make_packer(task, "train", numbers).pack(), numbers, labels, of_split(task, "train"))
     drawn = others.draw(len(rows["tokens_RT"]), 5)
-    window, wishes = task.config.data.window, Wishes(task, "train")
+    window, wishes = task.config.data.window, of_split(task, "train")
     bare, _ = reward_loss(model, shard_batch(rows, task.mesh), window, None)
     both, metrics = reward_loss(model, shard_batch({**rows, **drawn}, task.mesh), window, None, None, 0.7)
     prompts = make_windows(task.config, task.encoded["train"], others.where, task.tokenizer).tokens_BP

@@ -11,7 +11,7 @@ from jax.sharding import AbstractMesh
 
 from crs_jax.evaluation.optimum import item_rewards
 from crs_jax.evaluation.policies import judge_replies
-from crs_jax.rl.reward import Normaliser, members, together
+from crs_jax.rl.reward import Normaliser, members, stack
 from crs_jax.runtime.metrics import MetricsWriter
 from crs_jax.runtime.sharding import AXES, shardings
 from crs_jax.training import ensemble
@@ -22,8 +22,9 @@ from crs_jax.training.ensemble import drawn
 from crs_jax.training.labels import label
 from crs_jax.training.ppo_stage import Aligned, build
 from crs_jax.training.ppo_validation import Validation
-from crs_jax.training.replies import Wishes, reply_arrays
+from crs_jax.training.replies import reply_arrays
 from crs_jax.training.reward import least_squares, predict_replies, run_reward, split_holdout
+from crs_jax.training.split_features import of_split
 
 PLAIN = Normaliser(np.zeros(3, np.float32), np.ones(3, np.float32), np.float32(1))
 
@@ -64,8 +65,8 @@ def test_members_lie_on_the_mesh_as_one_alone(world):
     params = world.reward[1]
     laid = jax.tree.map(lambda sharding: sharding.spec, shardings(params, mesh))
     assert any(any(spec) for spec in jax.tree.leaves(laid))
-    found = shardings(together([params] * 3), mesh)
-    assert jax.tree.map(lambda sharding: sharding.spec, found) == together([laid] * 3)
+    found = shardings(stack([params] * 3), mesh)
+    assert jax.tree.map(lambda sharding: sharding.spec, found) == stack([laid] * 3)
 
 
 def test_dialogues_are_drawn_with_repetition():
@@ -86,13 +87,13 @@ def test_a_dialogue_counts_as_often_as_it_was_drawn(world):
     """Least squares against scikit-learn's with the number of draws as weights; copies of a reply as often."""
     from sklearn.linear_model import Ridge
 
-    task, wishes = world.task, Wishes(world.task, "train")
+    task, wishes = world.task, of_split(world.task, "train")
     signal_DTS, numbers = label(task, "train").signal_DTS, drawn(0, split_holdout(world.task)[0], 1)
     times = Counter(numbers.tolist())
     assert max(times.values()) > 1
     kernel_FS, bias_S = least_squares(task, numbers, signal_DTS, wishes)
     at = [(d, t) for d, t in task.replies("train") if times[d] and np.isfinite(signal_DTS[d, t, 0])]
-    fit_PF, weight_P = np.array([wishes.features(d, t) for d, t in at], float), np.array([times[d] for d, _ in at])
+    fit_PF, weight_P = np.array([wishes.matches(d, t) for d, t in at], float), np.array([times[d] for d, _ in at])
     mean_F = np.average(fit_PF, axis=0, weights=weight_P)
     std_F = np.sqrt(np.average((fit_PF - mean_F) ** 2, axis=0, weights=weight_P))
     scale_F = np.where(std_F > 1e-6, std_F, 1.0)

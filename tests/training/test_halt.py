@@ -116,7 +116,11 @@ def poison(monkeypatch, module, name: str, array: str, call: int) -> None:
         batch = made(*arguments)
         met.append(1)
         if len(met) == call:
-            batch[array] = np.full_like(batch[array], np.nan)
+            if "/" in array:
+                name, field = array.split("/")
+                batch[name] = batch[name]._replace(**{field: np.full_like(getattr(batch[name], field), np.nan)})
+            else:
+                batch[array] = np.full_like(batch[array], np.nan)
         return batch
 
     monkeypatch.setattr(module, name, poisoned)
@@ -142,7 +146,7 @@ def record(monkeypatch, module) -> list:
 
 @pytest.mark.parametrize(
     ("stage", "module", "maker", "array", "before"),
-    [("sft", sft, "with_wishes", "text_RAE", 0), ("reward", reward, "slot_labels", "end_features_RWF", 1)],
+    [("sft", sft, "with_features", "features/text", 0), ("reward", reward, "slot_labels", "end_features_RWF", 1)],
 )
 def test_a_bad_batch_stops_sft_and_reward(world, tmp_path, monkeypatch, stage, module, maker, array, before):
     """The third; `before` batches are made first, of held-out rows."""

@@ -34,9 +34,9 @@ def test_it_starts_as_the_reference_and_learns_to_read(deaf):
     assert first["step"] == 0
     assert abs(first["validation/kl"]) < 1e-3
     gain = np.asarray(aligned.policy[1]["query"]["gain"])
-    assert all(gain[MATCHES.index(match)] != 0 for match in ("text", "named", "named facets", "near"))
-    # The policy that evaluation gets reads the evidence: another text, another ranking.
-    silent = contexts._replace(text_CE=np.zeros_like(contexts.text_CE))
+    assert all(gain[MATCHES.index(match)] != 0 for match in ("text", "named", "named attributes", "near"))
+    # The policy that evaluation gets reads the features: another text, another ranking.
+    silent = contexts._replace(features=contexts.features._replace(text=np.zeros_like(contexts.features.text)))
     assert (
         np.abs(
             ranking_scores(task, aligned.policy, silent, "x") - ranking_scores(task, aligned.policy, contexts, "x")

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from crs_jax.rl.reward import Normaliser, score, together
+from crs_jax.rl.reward import Normaliser, score, stack
 from crs_jax.rl.rollout import Replies
 from crs_jax.runtime.errors import InputError
 from crs_jax.runtime.metrics import MetricsWriter, read_json_lines
@@ -108,7 +108,7 @@ def test_a_traced_one_runs_inside_the_program(world, tmp_path):
     )  # fmt: skip
     graphs, _, judges = build(task, world.sft, world.reward)
     _, contexts, replies = human(task, 6)
-    two = judges._replace(reward=together([judges.reward, judges.reward]))
+    two = judges._replace(reward=stack([judges.reward, judges.reward]))
     end = jax.jit(lambda j, c, r: judge(graphs, j, c, r, True)[1])(two, contexts, replies)
     np.testing.assert_array_equal(end[..., 3], [replies.mask_BR.sum(-1)] * 2)  # the same for all reward models
 

@@ -94,7 +94,7 @@ def test_sentiment_is_correlated_with_the_reward(world, checked):
     task, validation, graphs, judges, found, _, contexts = checked
     assert validation.count % task.config.evaluation.batch  # the last batch is not full
     draw = jax.jit(lambda batch, keys: sample(
-        nnx.merge(*world.sft), batch.prompt_CP, batch.mask_CP, keys, group=1, evidence=batch.evidence,
+        nnx.merge(*world.sft), batch.prompt_CP, batch.mask_CP, keys, group=1, features=batch.features,
         reply_tokens=task.config.data.reply_tokens, block=task.config.ppo.decode_block,
     ))  # fmt: skip
     key = jax.random.key(task.config.seed + 31)

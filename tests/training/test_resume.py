@@ -74,7 +74,7 @@ def run(stage: str, world, workdir, **changes):
 @pytest.mark.parametrize(
     ("stage", "module", "name", "call", "changes"),
     [
-        ("sft", sft, "with_wishes", -3, {}),
+        ("sft", sft, "with_features", -3, {}),
         ("reward", reward_stage, "slot_labels", -2, {}),
         pytest.param("reward", reward_stage, "slot_labels", -4, {"reward__ensemble": 2}, marks=pytest.mark.slow),
         ("ppo", ppo_stage, "take", -1, {}),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from crs_jax.features.context import ContextFeatures
 from crs_jax.models import gpt2
 from crs_jax.models.gpt2 import GPT2Config, Trunk
 from crs_jax.models.policy import Layout, Policy
@@ -32,9 +33,11 @@ def contexts() -> Contexts:
     mask_CP = np.arange(P) >= np.array([0, 7, 4, 10])[:, None]
     none, nothing = np.full((C, 1), -1, np.int32), np.zeros((C, 1))
     vectors_CE = rng.normal(size=(C, 8)) / 8**0.5
-    rest = none, none, np.zeros((C, 0)), none, nothing, none, nothing
-    arrays = np.where(mask_CP, prompt_CP, LAYOUT.pad), mask_CP, vectors_CE, vectors_CE, *rest
-    return Contexts(*(jnp.asarray(a, jnp.float32 if a.dtype == float else a.dtype) for a in arrays))
+    features = ContextFeatures(
+        vectors_CE, np.zeros((C, 0)), none, none, none, nothing, none, nothing, named_mean=vectors_CE
+    )
+    made = Contexts(np.where(mask_CP, prompt_CP, LAYOUT.pad), mask_CP, features)
+    return jax.tree.map(lambda a: jnp.asarray(a, jnp.float32 if a.dtype == float else a.dtype), made)
 
 
 class Model:
@@ -66,7 +69,7 @@ class Model:
             policy, given = nnx.merge(self.graph, params, self.frozen), self.contexts
             return sample(
                 policy, given.prompt_CP, given.mask_CP, jax.random.key(1), group=G, reply_tokens=R,
-                evidence=given.evidence, temperature=temperature, block=7,
+                features=given.features, temperature=temperature, block=7,
             )  # fmt: skip
 
     def _score(self, params, replies, temperature, rate):

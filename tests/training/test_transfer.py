@@ -11,10 +11,10 @@ from flax import nnx
 from tiny_task import change, make_task
 
 from crs_jax.evaluation.policies import ranking_scores, reference_nll
+from crs_jax.features.attributes import ERAS, YEARS
 from crs_jax.runtime.checkpoint import Checkpoints, Saved, load_result
 from crs_jax.runtime.errors import InputError
 from crs_jax.runtime.metrics import write_json
-from crs_jax.signals.facets import ERAS, YEARS
 from crs_jax.training.contexts import contexts_at
 from crs_jax.training.replies import reply_arrays
 from crs_jax.training.task import copy_tree
@@ -88,7 +88,7 @@ def test_on_another_catalogue_every_size_is_its_own(world, source, corpus_cache,
     # An item is read as its contents through the source's projection, row by row, genres found by their names.
     content = np.asarray(policy.items.content[...])[:150]
     projection = np.asarray(policies["sft"]["items"]["projection"])
-    E, there, here = task.content_NE.shape[1], world.task.facets.genres, task.facets.genres
+    E, there, here = task.content_NE.shape[1], world.task.attributes.genres, task.attributes.genres
     for row in (0, 77, 149):
         vector = content[row, :E] @ projection[:E] + content[row, -1] * projection[-1]
         for n, genre in enumerate(here):
@@ -126,9 +126,9 @@ def test_what_is_asked_for_meets_items_by_name():
 
     there, here = (asked_names(known), facet_names(known)), (asked_names(genres), facet_names(genres))
     for i, asked in enumerate(here[0]):
-        for j, facet in enumerate(here[1]):
-            missing = "cooking" in asked or facet == "cooking"
-            expected = 0.0 if missing else query["asked_match"][there[0].index(asked), there[1].index(facet)]
+        for j, attribute in enumerate(here[1]):
+            missing = "cooking" in asked or attribute == "cooking"
+            expected = 0.0 if missing else query["asked_match"][there[0].index(asked), there[1].index(attribute)]
             assert found["query"]["asked_match"][i, j] == expected
         expected = np.zeros(D) if "cooking" in asked else query["asked_kernel"][there[0].index(asked)]
         np.testing.assert_allclose(found["query"]["asked_kernel"][i], expected, rtol=1e-6)

@@ -16,6 +16,7 @@ from tiny_task import change, embed
 from crs_jax.config import validate
 from crs_jax.data import simulated_words as words
 from crs_jax.data.dialogue import MENTION, RECOMMENDER, SEEKER, Turn
+from crs_jax.features.context import ContextFeatures
 from crs_jax.models.likelihood import FirstToken
 from crs_jax.rl.reward import Scores
 from crs_jax.rl.rollout import Replies, sample
@@ -79,20 +80,18 @@ def said_of(task, where, count, width=120):
 
 @pytest.mark.parametrize("turns", [2, 3])
 def test_an_episode_that_repeats_the_log_has_the_logs_contexts(world, episodes, turns):
-    """Tokens, windows, vectors, items, facets and people: as the data pipeline makes them of the logged dialogue."""
+    """Tokens, windows, vectors, items, attributes, people: as the data pipeline makes them of the logged dialogue."""
     task, count = world.task, 2 * (turns - 1)
     where = logged(task, count + 1)
     assert len(where) > 10
     found = episodes.contexts(np.array(where), said_of(task, where, count))
     wanted = contexts_at(task, "train", [(d, t + count) for d, t in where])
-    for name, a, b in zip(Contexts._fields, found, wanted, strict=True):
-        np.testing.assert_array_equal(a, b, err_msg=name)
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
     assert (wanted.mask_CP.all(1)).any()  # some were trimmed from the old end
-    assert (wanted.named_CX >= 0).any()
+    assert (wanted.features.named >= 0).any()
     # Another turn may be open as well: what was not said yet is padding.
     padded = np.concatenate([said_of(task, where, count), np.full((len(where), 2, 120), task.tokenizer.pad)], 1)
-    for a, b in zip(episodes.contexts(np.array(where), padded), wanted, strict=True):
-        np.testing.assert_array_equal(a, b)
+    jax.tree.map(np.testing.assert_array_equal, episodes.contexts(np.array(where), padded), wanted)
 
 
 def test_contexts_need_no_device_and_their_encoder_is_loaded_before(world):
@@ -178,7 +177,7 @@ def test_the_second_turn_is_sampled_and_scored_in_the_context_built_by_hand(worl
         """Replies, and the contexts after the seeker's answers to them."""
         replies = sample(
             nnx.merge(graph, params, frozen), contexts.prompt_CP, contexts.mask_CP, key, group=1, reply_tokens=R,
-            evidence=contexts.evidence, block=4,
+            features=contexts.features, block=4,
         )  # fmt: skip
         answer = talk.seeker(None, None, where, replies.tokens_BR[:, None], 1, key)
         return replies, talk.grown(contexts, where, jnp.stack([replies.tokens_BR, answer.tokens_BR], 1))
@@ -205,11 +204,10 @@ def test_the_second_turn_is_sampled_and_scored_in_the_context_built_by_hand(worl
     corpus = dataclasses.replace(task.corpus, train=tuple(dialogues))
     by_hand = dataclasses.replace(task, corpus=corpus, encoded={"train": encoded})
     wanted = contexts_at(by_hand, "train", [(b, len(d.turns)) for b, d in enumerate(dialogues)])
-    for name, a, b in zip(Contexts._fields, grown, wanted, strict=True):
-        np.testing.assert_array_equal(a, b, err_msg=name)
+    jax.tree.map(np.testing.assert_array_equal, grown, wanted)
     proposed = np.asarray(replies.tokens_BR[:, 0]) >= t.item_offset
     assert proposed.any()
-    assert (grown.named_CX[proposed, 0] >= 0).all()
+    assert (grown.features.named[proposed, 0] >= 0).all()
     score = quick(jax.jit(lambda params, *given: policy_likelihood(graph, params, frozen, *given, 1.0)))
     scored = score(params, jax.tree.map(jnp.asarray, wanted), more)
     assert np.abs(scored.logp_BR).max() > 1
@@ -466,7 +464,7 @@ def test_rows_of_later_turns_stand_turn_by_turn_and_advantages_follow_episodes()
 
     class Said(Talk):
         def grown(self, like, where_C2, said_BUR):  # tokens so far and whose they are, to look at afterwards
-            return Contexts(said_BUR.reshape(B, -1), jnp.arange(B)[:, None], *like[2:])
+            return Contexts(said_BUR.reshape(B, -1), jnp.arange(B)[:, None], like.features)
 
     lengths = jnp.array([2, 1, 2, 1])
 
@@ -483,7 +481,7 @@ def test_rows_of_later_turns_stand_turn_by_turn_and_advantages_follow_episodes()
             blank, jnp.ones(B, bool), reward,
         )  # fmt: skip
 
-    like = Contexts(*(jnp.zeros((C, 1)) for _ in Contexts._fields))
+    like = Contexts(*(jnp.zeros((C, 1)) for _ in Contexts._fields[:2]), ContextFeatures(*[jnp.zeros((C, 1))] * 9))
     talk = Said(Now(), answering)
     first = reply(like, None)
     later, answers = jax.jit(lambda: go_on(talk, reply, ({}, None), first, turns, jax.random.key(0), None))()

@@ -13,12 +13,12 @@ from ml_collections import ConfigDict
 
 from configs.common import get_config
 from crs_jax.data.corpus import load
+from crs_jax.features.attributes import Attributes
+from crs_jax.features.cooccurrence import CoOccurrence
+from crs_jax.features.people import People
 from crs_jax.prepare import make_tokenizer
 from crs_jax.rl.reward import RewardModel
 from crs_jax.runtime.sharding import AXES, place
-from crs_jax.signals.facets import Facets
-from crs_jax.signals.people import People
-from crs_jax.signals.together import Together
 from crs_jax.training.task import SPLITS, Task, copy_tree, corpus_rates, new_policy, split_model
 
 EMBEDDING = 16
@@ -76,8 +76,9 @@ def make_task(workdir: pathlib.Path, config: ConfigDict, mesh: Mesh | None = Non
     }
     return Task(
         config=config, workdir=workdir, mesh=mesh or one_device(), corpus=corpus, tokenizer=tokenizer, encoded=encoded,
-        content_NE=embed([item.describe() for item in corpus.catalogue.items]), facets=Facets.of(corpus.catalogue),
-        together=Together(corpus.train, corpus.catalogue), people=People(corpus.catalogue), embed=embed,
+        content_NE=embed([item.describe() for item in corpus.catalogue.items]),
+        attributes=Attributes.of(corpus.catalogue),
+        cooccurrence=CoOccurrence(corpus.train, corpus.catalogue), people=People(corpus.catalogue), embed=embed,
         cache=workdir / "cache", made_from={"set of dialogues": "tiny"},
     )  # fmt: skip
 

@@ -24,6 +24,9 @@ from crs_jax.data.simulated import holds
 from crs_jax.data.titles import Titles
 from crs_jax.data.tokenizer import DialogueTokenizer
 from crs_jax.data.unlinked import UnlinkedTitles
+from crs_jax.features.attributes import Attributes
+from crs_jax.features.cooccurrence import CoOccurrence
+from crs_jax.features.people import People
 from crs_jax.models.encoder import embed, embed_on_host
 from crs_jax.prepare import made_from
 from crs_jax.rl.reward import Normaliser, RewardModel
@@ -32,9 +35,6 @@ from crs_jax.runtime.compilation import keep_programs
 from crs_jax.runtime.errors import InputError
 from crs_jax.runtime.sharding import AXES, place
 from crs_jax.runtime.storage import is_file, is_folder, leads_out
-from crs_jax.signals.facets import Facets
-from crs_jax.signals.people import People
-from crs_jax.signals.together import Together
 from crs_jax.stored_config import read_config
 from crs_jax.training.ppo_stage import Aligned, Model, build
 from crs_jax.training.replies import reply_arrays
@@ -198,8 +198,8 @@ def _task(config: ConfigDict, workdir: pathlib.Path) -> Task:
             None if outside else cache,
             also=[*known, cache] if outside else known,
         ),
-        facets=Facets.of(corpus.catalogue),
-        together=Together(corpus.train, corpus.catalogue),
+        attributes=Attributes.of(corpus.catalogue),
+        cooccurrence=CoOccurrence(corpus.train, corpus.catalogue),
         people=People(corpus.catalogue),
         embed=on_host,
         embed_on_host=on_host,

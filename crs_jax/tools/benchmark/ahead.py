@@ -44,6 +44,7 @@ from crs_jax import flags as command_line
 from crs_jax.config import derive, slate_contexts
 from crs_jax.data.byte_bpe import GPT2_WORDS
 from crs_jax.data.tokenizer import CONTROLS
+from crs_jax.features.context import ContextFeatures
 from crs_jax.models.actor_critic import ActorCritic
 from crs_jax.models.policy import Layout, Policy
 from crs_jax.rl.all_acts import Acts
@@ -124,8 +125,8 @@ class Shapes:
         c, whole = config.ppo, PartitionSpec()
 
         def policy() -> Policy:
-            content_NE, facets_NF = np.zeros((items, EMBEDDING), np.float32), np.zeros((items, FACETS), np.float32)
-            known: Any = (content_NE, None, facets_NF, GENRES, ASKED)
+            content_NE, attributes_NF = np.zeros((items, EMBEDDING), np.float32), np.zeros((items, FACETS), np.float32)
+            known: Any = (content_NE, None, attributes_NF, GENRES, ASKED)
             rngs = nnx.Rngs(params=jax.random.key(0))
             return Policy(model_config(config), self.layout, *known, rngs=rngs, pad_to=128 * mesh.shape["tensor"])
 
@@ -157,9 +158,12 @@ class Shapes:
 
         length = self.config.data.context_tokens
         made = Contexts(
-            rows(length, dtype=jnp.int32), rows(length, dtype=bool), rows(EMBEDDING), rows(EMBEDDING),
-            rows(NAMED, dtype=jnp.int32), rows(NAMED, dtype=jnp.int32), rows(ASKED), rows(NEAR, dtype=jnp.int32),
-            rows(NEAR), rows(STARRING, dtype=jnp.int32), rows(STARRING),
+            rows(length, dtype=jnp.int32), rows(length, dtype=bool),
+            ContextFeatures(
+                rows(EMBEDDING), rows(ASKED), rows(NAMED, dtype=jnp.int32), rows(NAMED, dtype=jnp.int32),
+                rows(NEAR, dtype=jnp.int32), rows(NEAR), rows(STARRING, dtype=jnp.int32), rows(STARRING),
+                rows(EMBEDDING),
+            ),
         )  # fmt: skip
         return laid(made, self.mesh, BATCH)
 
@@ -182,7 +186,7 @@ class Shapes:
         rows: Any = jax.ShapeDtypeStruct((count, A), jnp.int32)
         acts = Acts(rows, floats(count, A), floats(count, A), floats(count, 2), floats(count, A), floats(count, 2))
         hidden, acts = laid((hidden, acts), self.mesh, BATCH)
-        return FirstItems(self.contexts(count).evidence, hidden, acts, None)
+        return FirstItems(self.contexts(count).features, hidden, acts, None)
 
 
 def floats(*axes: int) -> Any:

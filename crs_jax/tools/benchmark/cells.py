@@ -51,7 +51,7 @@ def rollout(world: World, patience: Patience) -> Found:
     def replies(params, frozen, contexts, key):
         return sample(
             nnx.merge(graph, params, frozen), contexts.prompt_CP, contexts.mask_CP, key, group=c.group,
-            reply_tokens=batch.reply_tokens, evidence=contexts.evidence, temperature=c.temperature,
+            reply_tokens=batch.reply_tokens, features=contexts.features, temperature=c.temperature,
             block=c.decode_block,
         )  # fmt: skip
 

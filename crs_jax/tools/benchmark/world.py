@@ -19,25 +19,24 @@ from crs_jax.data.catalogue import Catalogue, Item
 from crs_jax.data.corpus import Corpus
 from crs_jax.data.packing import slots_of
 from crs_jax.data.tokenizer import CONTROLS
+from crs_jax.features.attributes import Attributes
+from crs_jax.features.context import ContextFeatures
+from crs_jax.features.cooccurrence import CoOccurrence
+from crs_jax.features.people import People
 from crs_jax.models.attention import refuse_where_missing
 from crs_jax.models.decisions import BaseRates
-from crs_jax.models.query import Evidence
 from crs_jax.rl.all_acts import Acts
 from crs_jax.rl.reward import Normaliser, RewardModel
 from crs_jax.runtime.sharding import AXES, place
-from crs_jax.signals.facets import Facets
-from crs_jax.signals.people import People
-from crs_jax.signals.together import Together
 from crs_jax.tools.benchmark.counts import Batch, Model
 from crs_jax.training.advantages import Experience, FirstItems
 from crs_jax.training.contexts import Contexts
 from crs_jax.training.judging import Graphs, Judges
 from crs_jax.training.ppo_stage import build
-from crs_jax.training.sft import EVIDENCE
 from crs_jax.training.task import Task, copy_tree, new_policy, split_model
 
 EMBEDDING, GENRES = 384, 27
-NAMED, NEAR, STARRING = 32, 512, 48  # most rows of a context's evidence, as the signals give them
+NAMED, NEAR, STARRING = 32, 512, 48  # most rows of a context's features, as the signals give them
 
 
 class Numbering:
@@ -70,9 +69,9 @@ def make_task(config: ConfigDict) -> Task:
     nowhere = pathlib.Path()
     return Task(
         config=config, workdir=nowhere, mesh=mesh, corpus=Corpus("random", catalogue, (), (), ()), tokenizer=tokenizer,
-        encoded={}, content_NE=unit_rows(rng, N, EMBEDDING), facets=Facets.of(catalogue),
-        together=Together((), catalogue), people=People(catalogue), embed=lambda texts: unit_rows(rng, len(texts), 1),
-        cache=nowhere, made_from={"set of dialogues": "random"},
+        encoded={}, content_NE=unit_rows(rng, N, EMBEDDING), attributes=Attributes.of(catalogue),
+        cooccurrence=CoOccurrence((), catalogue), people=People(catalogue),
+        embed=lambda texts: unit_rows(rng, len(texts), 1), cache=nowhere, made_from={"set of dialogues": "random"},
     )  # fmt: skip
 
 
@@ -134,25 +133,26 @@ def batch_of(config: ConfigDict, part: str) -> Batch:
     return Batch(contexts, c.group, d.context_tokens, d.reply_tokens)
 
 
-def random_evidence(task: Task, rng: np.random.Generator, *lead: int) -> tuple[Evidence, np.ndarray]:
-    """Evidence with leading axes `lead`, everything known, and embeddings of the items named `[..., E]`."""
+def random_features(task: Task, rng: np.random.Generator, *lead: int) -> ContextFeatures:
+    """With leading axes `lead`, everything known."""
     N = task.layout.num_items
     near, starring = min(NEAR, N), min(STARRING, N)
     arrays: Any = (
         unit_rows(rng, *lead, EMBEDDING),
-        rng.random((*lead, task.facets.asked_size), np.float32),
+        rng.random((*lead, task.attributes.asked_size), np.float32),
         rng.integers(0, N, (*lead, NAMED), np.int32),
         rng.integers(0, 2, (*lead, NAMED), np.int32),
         rng.permuted(np.broadcast_to(np.arange(N, dtype=np.int32), (*lead, N)), axis=-1)[..., :near],
         rng.random((*lead, near), np.float32),
         rng.permuted(np.broadcast_to(np.arange(N, dtype=np.int32), (*lead, N)), axis=-1)[..., :starring],
         rng.random((*lead, starring), np.float32),
+        unit_rows(rng, *lead, EMBEDDING),
     )
-    return Evidence(*arrays), unit_rows(rng, *lead, EMBEDDING)
+    return ContextFeatures(*arrays)
 
 
 def random_contexts(task: Task, batch: Batch, count: int = 0) -> Contexts:
-    """Full prompts of random words, ending in `<|recommender|> <|rec|>`, with evidence; host arrays.
+    """Full prompts of random words, ending in `<|recommender|> <|rec|>`, with features; host arrays.
 
     `count` of them, or as many as the batch has.
     """
@@ -160,9 +160,7 @@ def random_contexts(task: Task, batch: Batch, count: int = 0) -> Contexts:
     count = count or batch.contexts
     prompt_CP = rng.integers(0, layout.num_words, (count, batch.context_tokens), np.int32)
     prompt_CP[:, -2:] = layout.recommender, layout.rec
-    e, named_CE = random_evidence(task, rng, count)
-    first: Any = (prompt_CP, np.ones(prompt_CP.shape, bool), e.text, named_CE, e.named, e.by_recommender)
-    fields: Any = (*first, e.asked, e.near, e.nearness, e.starring, e.stars)
+    fields: Any = prompt_CP, np.ones(prompt_CP.shape, bool), random_features(task, rng, count)
     return Contexts(*fields)
 
 
@@ -202,7 +200,7 @@ def random_first_items(task: Task) -> FirstItems | None:
     if not config.ppo.all_acts:
         return None
     count = slate_contexts(config) // config.ppo.minibatches
-    evidence, _ = random_evidence(task, rng, count)
+    features = random_features(task, rng, count)
     A = min(config.ppo.all_acts, layout.num_items)
 
     def noise(*axes: int) -> np.ndarray:
@@ -212,16 +210,16 @@ def random_first_items(task: Task) -> FirstItems | None:
     row_CA: Any = np.tile(np.arange(A, dtype=np.int32), (count, 1))
     acts: Any = row_CA, np.exp(flat_CA), flat_CA, even_C2.astype(np.float32), noise(A), noise(2)
     hidden: Any = noise(config.model.width).astype(config.model.dtype)
-    return FirstItems(evidence, hidden, Acts(*acts), None)
+    return FirstItems(features, hidden, Acts(*acts), None)
 
 
-def random_rows(task: Task) -> dict[str, np.ndarray]:
+def random_rows(task: Task) -> dict[str, Any]:
     """Packed rows `[R, T]`, each one dialogue within the window, every place of loss used."""
     rng, layout, config = np.random.default_rng(task.config.seed + 5), task.layout, task.config
     R, T, M = config.sft.rows, config.sft.row_tokens, layout.act_items
     A, W = slots_of(T, config.data.act_items)
     order_T = np.broadcast_to(np.arange(T, dtype=np.int32), (R, T))
-    evidence, _ = random_evidence(task, rng, R, A)
+    features = random_features(task, rng, R, A)._replace(named_mean=None)
 
     def slots(count: int) -> np.ndarray:
         return np.sort(rng.permuted(order_T, axis=1)[:, :count], axis=1)
@@ -239,5 +237,5 @@ def random_rows(task: Task) -> dict[str, np.ndarray]:
         "word_items_RWM": rng.integers(0, layout.num_items, (R, W, M), np.int32),
         "word_target_RW": rng.integers(0, layout.num_words, (R, W), np.int32),
         "word_mask_RW": np.ones((R, W), bool),
-        **dict(zip(EVIDENCE, evidence, strict=True)),
+        "features": features,
     }

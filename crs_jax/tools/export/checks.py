@@ -21,13 +21,13 @@ from ml_collections import ConfigDict
 from crs_jax.data.catalogue import Catalogue, Item
 from crs_jax.data.records import is_plain
 from crs_jax.data.tokenizer import DialogueTokenizer
+from crs_jax.features.attributes import Attributes
 from crs_jax.models.encoder import FILES
 from crs_jax.models.hf import SINGLE, exported_settings, exported_shapes
 from crs_jax.models.items import padded
 from crs_jax.runtime.errors import InputError
 from crs_jax.runtime.metrics import MOST_JSON, numbered_json_lines, plain, read_json
 from crs_jax.runtime.storage import sha256
-from crs_jax.signals.facets import Facets
 from crs_jax.stored_config import stored_config
 from crs_jax.tools.export import ABOUT, shared_model
 from crs_jax.tools.export.tensors import Shape, read_arrays, read_shapes, refuse_other
@@ -200,7 +200,7 @@ def _read_rest(
         raise InputError(
             f"{path}: frozen/items/content is {frozen}, which {N} items and --config.mesh.tensor do not give"
         )
-    shapes = policy_shapes(config, token_layout(tokenizer, config), content[1], Facets.of(catalogue))
+    shapes = policy_shapes(config, token_layout(tokenizer, config), content[1], Attributes.of(catalogue))
     shapes["policy"] = {name: tree for name, tree in shapes["policy"].items() if name not in GPT2}
     expected: dict[str, Shape] = dict(flat(shapes))
     expected |= {"evidence/content": content, "evidence/probe": content[1:], "evidence/count": (N,)}

@@ -31,6 +31,9 @@ from safetensors.numpy import save_file
 from crs_jax.data.catalogue import Item
 from crs_jax.data.corpus import Corpus
 from crs_jax.data.titles import Titles
+from crs_jax.features.attributes import Attributes
+from crs_jax.features.cooccurrence import CoOccurrence
+from crs_jax.features.people import People
 from crs_jax.models.encoder import FILES, embed_on_host, find_encoder
 from crs_jax.models.hf import SINGLE, export_gpt2, load_gpt2
 from crs_jax.runtime.compilation import keep_programs
@@ -38,9 +41,6 @@ from crs_jax.runtime.errors import InputError
 from crs_jax.runtime.metrics import write_json
 from crs_jax.runtime.sharding import place
 from crs_jax.runtime.storage import sha256
-from crs_jax.signals.facets import Facets
-from crs_jax.signals.people import People
-from crs_jax.signals.together import Together
 from crs_jax.stored_config import read_config
 from crs_jax.tools.api.loading import Loaded, adapted, one_device
 from crs_jax.tools.export import ABOUT, shared_model
@@ -176,8 +176,8 @@ def _task(config: ConfigDict, folder: pathlib.Path, found: Checked) -> Task:
         tokenizer=found.tokenizer,
         encoded={},
         content_NE=found.arrays["evidence/content"],
-        facets=Facets.of(catalogue),
-        together=Together.of_counts(found.arrays["evidence/count"], found.together_NN, catalogue),
+        attributes=Attributes.of(catalogue),
+        cooccurrence=CoOccurrence.of_counts(found.arrays["evidence/count"], found.together_NN, catalogue),
         people=People(catalogue),
         embed=on_host,
         embed_on_host=on_host,
@@ -188,7 +188,7 @@ def _task(config: ConfigDict, folder: pathlib.Path, found: Checked) -> Task:
 
 def _arrays(task: Task, params: Any, frozen: Any) -> dict[str, np.ndarray]:
     """All that transformers' GPT-2 has no place for, by name."""
-    count_N, together_NN = task.together.counts
+    count_N, together_NN = task.cooccurrence.counts
     rest = {name: tree for name, tree in params.items() if name not in GPT2}
     evidence = {
         "content": task.content_NE,

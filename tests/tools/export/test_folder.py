@@ -69,7 +69,7 @@ def test_evidence_of_items_named_together_comes_along(run, shared):
     dialogues = theirs.corpus.train[:8]
     new = [type(d)("", d.turns) for d in dialogues]
     where = [(d, len(dialogue.turns)) for d, dialogue in enumerate(new)]
-    expected, found = theirs.together.near(new, where), ours.together.near(new, where)
+    expected, found = theirs.cooccurrence.neighbours(new, where), ours.cooccurrence.neighbours(new, where)
     assert (expected[0] >= 0).any()
     assert [a.tobytes() for a in found] == [a.tobytes() for a in expected]
 

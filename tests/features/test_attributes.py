@@ -1,10 +1,10 @@
-"""Facets by hand: genres and years of items, and what a seeker's words ask for."""
+"""Attributes by hand: genres and years of items, and what a seeker's words ask for."""
 
 import numpy as np
 
 from crs_jax.data.catalogue import Catalogue, Item
 from crs_jax.data.dialogue import MENTION, RECOMMENDER, SEEKER, Dialogue, Turn
-from crs_jax.signals.facets import FADE, MOST_GENRES, YEARS, Facets
+from crs_jax.features.attributes import FADE, MOST_GENRES, YEARS, Attributes
 
 CATALOGUE = Catalogue(
     (
@@ -26,20 +26,20 @@ DIALOGUE = Dialogue(
 
 
 def test_items():
-    facets = Facets.of(CATALOGUE)
-    assert facets.genres == ("comedy", "horror")  # by count, then by name
+    attributes = Attributes.of(CATALOGUE)
+    assert attributes.genres == ("comedy", "horror")  # by count, then by name
     half = 0.5**0.5
-    np.testing.assert_allclose(facets.item_NF[:, :2], [[half, half], [1, 0], [0, 0]], atol=1e-6)
-    assert facets.item_NF.shape == (3, 2 + len(YEARS) + 1)
-    bins = facets.item_NF[:, 2:].argmax(1).tolist()
+    np.testing.assert_allclose(attributes.item_NF[:, :2], [[half, half], [1, 0], [0, 0]], atol=1e-6)
+    assert attributes.item_NF.shape == (3, 2 + len(YEARS) + 1)
+    bins = attributes.item_NF[:, 2:].argmax(1).tolist()
     assert bins == [sum(start <= (year or 0) for start in YEARS) for year in (1985, 2017, None)]
-    assert (facets.item_NF[:, 2:].sum(1) == 1).all()
+    assert (attributes.item_NF[:, 2:].sum(1) == 1).all()
 
 
 def test_asked_by_hand():
-    facets = Facets.of(CATALOGUE)
-    asked = facets.asked([DIALOGUE], [(0, 0), (0, 1), (0, 2), (0, 3), (0, 5)])
-    assert asked.shape == (5, facets.asked_size)
+    attributes = Attributes.of(CATALOGUE)
+    asked = attributes.asked([DIALOGUE], [(0, 0), (0, 1), (0, 2), (0, 3), (0, 5)])
+    assert asked.shape == (5, attributes.asked_size)
     genres, last, eras, talk = asked[:, :2], asked[:, 2:4], asked[:, 4:9], asked[:, 9:]
     np.testing.assert_array_equal(asked[0, :9], 0.0)
     np.testing.assert_array_equal(genres[1], [0, 1])  # scary
@@ -52,8 +52,8 @@ def test_asked_by_hand():
 
 
 def test_a_catalogue_without_facets_and_one_with_many():
-    bare = Facets.of(Catalogue((Item("a", "Alpha"),)))
+    bare = Attributes.of(Catalogue((Item("a", "Alpha"),)))
     assert bare.genres == ()
     assert bare.asked([DIALOGUE], [(0, 2)]).shape == (1, bare.asked_size)
-    many = Facets.of(Catalogue((Item("a", "Alpha", None, tuple(f"g{n:03}" for n in range(60))),)))
+    many = Attributes.of(Catalogue((Item("a", "Alpha", None, tuple(f"g{n:03}" for n in range(60))),)))
     assert len(many.genres) == MOST_GENRES

@@ -1,6 +1,6 @@
-"""Facets of items (genres, years) and what of them a context asks for, as small vectors that a model can match.
+"""Attributes of items (genres, years) and what of them a context asks for, as small vectors that a model can match.
 
-A sentence encoder blurs "no horror, something from the eighties"; counted facets do not. All of it is read off the
+A sentence encoder blurs "no horror, something from the eighties"; counted attributes do not. All of it is read off the
 catalogue and the seeker's words so far: nothing is fitted, and nothing of the questionnaires is seen.
 """
 
@@ -52,8 +52,8 @@ ERAS: tuple[tuple[str, ...], ...] = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Facets:
-    """Facets of a catalogue.
+class Attributes:
+    """Attributes of a catalogue.
 
     Attributes:
       genres: the commonest `MOST_GENRES`, by falling count, then by name.
@@ -64,7 +64,7 @@ class Facets:
     item_NF: np.ndarray
 
     @classmethod
-    def of(cls, catalogue: Catalogue) -> Facets:
+    def of(cls, catalogue: Catalogue) -> Attributes:
         """Reads genres and years off the catalogue."""
         count = collections.Counter(genre for item in catalogue.items for genre in item.genres)
         genres = tuple(sorted(count, key=lambda genre: (-count[genre], genre))[:MOST_GENRES])

@@ -47,7 +47,7 @@ class People:
                 found.update(" ".join(words[at : at + size]) for at in range(len(words) - size + 1))
         return {name for name in found if name in self._rows}
 
-    def starring(
+    def matches(
         self, dialogues: Sequence[Dialogue], where: Sequence[tuple[int, int]], most: int = 48
     ) -> tuple[np.ndarray, np.ndarray]:
         """Items with people whom either speaker named before each of the turns, those with more of them first.

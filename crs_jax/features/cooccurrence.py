@@ -1,6 +1,6 @@
 """What is named together: cosine similarity of items over the training dialogues that name them.
 
-A dialogue that is trained on must not be its own evidence: what it names together would point at its own targets, and a
+A dialogue that is trained on must not be its own features: what it names together would point at its own targets, and a
 model would come to trust a hint that is not there on new dialogues. So for a training dialogue the counts leave out all
 dialogues of its seeker and of its recommender.
 """
@@ -19,7 +19,7 @@ DAMPING = 3.0  # added to the count of an item: what was named once or twice pro
 SHARPNESS = 20.0
 
 
-class Together:
+class CoOccurrence:
     """Counts of the training dialogues.
 
     cosine(x, j) = c(x, j) / sqrt((c(x) + d)(c(j) + d)), with c the number of dialogues that name an item, or both, and
@@ -44,7 +44,7 @@ class Together:
                 self._of.setdefault(person, []).append(n)
 
     @classmethod
-    def of_counts(cls, count_N: np.ndarray, together_NN: scipy.sparse.csr_matrix, catalogue: Catalogue) -> Together:
+    def of_counts(cls, count_N: np.ndarray, together_NN: scipy.sparse.csr_matrix, catalogue: Catalogue) -> CoOccurrence:
         """From another one's `counts`, without its dialogues: for dialogues that are none of them."""
         found = cls((), catalogue)
         found._count_N, found._together_NN = count_N, together_NN
@@ -73,7 +73,7 @@ class Together:
         same = {n for person in self._persons(dialogue) for n in self._of[person]}
         return sorted(same | {self._place[dialogue.dialogue_id]})
 
-    def near(
+    def neighbours(
         self, dialogues: Sequence[Dialogue], where: Sequence[tuple[int, int]], most: int = 512
     ) -> tuple[np.ndarray, np.ndarray]:
         """Items named together with those named before each of the turns, the `most` highest.

@@ -4,7 +4,7 @@ import numpy as np
 
 from crs_jax.data.catalogue import Catalogue, Item
 from crs_jax.data.dialogue import MENTION, RECOMMENDER, SEEKER, Dialogue, Turn
-from crs_jax.signals.people import People
+from crs_jax.features.people import People
 
 CATALOGUE = Catalogue(
     (
@@ -20,7 +20,7 @@ def at(people, *texts, turn=None, most=48):
     roles = (SEEKER, RECOMMENDER)
     turns = tuple(Turn(roles[n % 2], text, ("d",) * text.count(MENTION)) for n, text in enumerate(texts))
     where = [(0, len(texts) if turn is None else turn)]
-    rows_BS, stars_BS = people.starring([Dialogue("1", turns, {})], where, most)
+    rows_BS, stars_BS = people.matches([Dialogue("1", turns, {})], where, most)
     pairs = zip(rows_BS[0].tolist(), stars_BS[0].tolist(), strict=True)
     return {"abcd"[row]: stars for row, stars in pairs if row >= 0}
 
@@ -44,11 +44,11 @@ def test_what_is_no_name():
 def test_most_stars_first_and_shapes():
     people = People(CATALOGUE)
     dialogue = Dialogue("1", (Turn(SEEKER, "Tom Hanks, Penélope Cruz", ()),), {})
-    rows_BS, stars_BS = people.starring([dialogue], [(0, 0), (0, 1)], most=1)
+    rows_BS, stars_BS = people.matches([dialogue], [(0, 0), (0, 1)], most=1)
     np.testing.assert_array_equal(rows_BS, [[-1], [0]])
     np.testing.assert_array_equal(stars_BS, [[0], [2]])
     assert rows_BS.dtype == np.int32
     assert stars_BS.dtype == np.float32
-    assert people.starring([dialogue], [(0, 1)])[0].shape == (1, 4)  # no more than there are items
-    nobody = People(Catalogue((Item("x", "X"),))).starring([dialogue], [(0, 1)])
+    assert people.matches([dialogue], [(0, 1)])[0].shape == (1, 4)  # no more than there are items
+    nobody = People(Catalogue((Item("x", "X"),))).matches([dialogue], [(0, 1)])
     np.testing.assert_array_equal(nobody[0], [[-1]])

@@ -7,7 +7,7 @@ import pytest
 
 from crs_jax.data.catalogue import Catalogue, Item
 from crs_jax.data.dialogue import MENTION, RECOMMENDER, SEEKER, Dialogue, Turn
-from crs_jax.signals.together import DAMPING, SHARPNESS, Together
+from crs_jax.features.cooccurrence import DAMPING, SHARPNESS, CoOccurrence
 
 N = 12
 CATALOGUE = Catalogue(tuple(Item(f"i{n}", f"Title {n}") for n in range(N)))
@@ -54,9 +54,9 @@ def values(rows_K, value_K):
 
 
 def test_a_training_dialogue_is_no_evidence_for_itself(train):
-    together = Together(train, CATALOGUE)
+    together = CoOccurrence(train, CATALOGUE)
     where = [(d, t) for d in range(12) for t in range(len(train[d].turns) + 1)]
-    rows_BK, value_BK = together.near(train, where)
+    rows_BK, value_BK = together.neighbours(train, where)
     assert rows_BK.shape == value_BK.shape == (len(where), N)
     seen = 0
     for (d, t), rows, value in zip(where, rows_BK, value_BK, strict=True):
@@ -70,9 +70,9 @@ def test_a_training_dialogue_is_no_evidence_for_itself(train):
 def test_a_dialogue_of_another_split_has_all_the_evidence(train):
     rng = np.random.default_rng(1)
     other = [dialogue(rng, 100 + n, "s1", "r1") for n in range(4)]  # persons of train, but not a dialogue of it
-    together = Together(train, CATALOGUE)
+    together = CoOccurrence(train, CATALOGUE)
     where = [(d, len(other[d].turns)) for d in range(4)]
-    for (d, t), rows, value in zip(where, *together.near(other, where), strict=True):
+    for (d, t), rows, value in zip(where, *together.neighbours(other, where), strict=True):
         expected = {i: v for i, v in plain(train, other[d], t).items() if v > 0}
         assert values(rows, value) == pytest.approx(expected, abs=1e-5)
     assert together.left_out(other[0]) == []
@@ -80,10 +80,10 @@ def test_a_dialogue_of_another_split_has_all_the_evidence(train):
 
 
 def test_the_most_and_nothing(train):
-    together = Together(train, CATALOGUE)
+    together = CoOccurrence(train, CATALOGUE)
     where = [(0, 0), (0, len(train[0].turns)), (1, len(train[1].turns))]
-    rows_BK, value_BK = together.near(train, where, most=3)
-    whole_BK, all_BK = together.near(train, where)
+    rows_BK, value_BK = together.neighbours(train, where, most=3)
+    whole_BK, all_BK = together.neighbours(train, where)
     assert rows_BK.shape == (3, 3)
     np.testing.assert_array_equal(rows_BK[0], -1)
     np.testing.assert_array_equal(value_BK, all_BK[:, :3])
