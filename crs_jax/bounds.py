@@ -6,10 +6,11 @@ import math
 import numbers
 from typing import Any
 
+from crs_jax.rl.algorithms import ALGORITHMS
 from crs_jax.runtime.arguments import MOST_SEED
 
 CHOICES: dict[str, tuple[str, ...]] = {
-    "algorithm": ("ppo", "rankwise", "rloo", "grpo", "raft", "tilt"),
+    "algorithm": tuple(ALGORITHMS),
     "data.dataset": ("simulated", "redial", "opendialkg", "inspired"),
     "data.domain": ("movies", "books"),
     "data.pipeline": ("numpy", "tftext"),

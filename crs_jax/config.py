@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from crs_jax.bounds import BOUNDS, CHOICES, LEAST_TEMPERATURE, broken_bound
 from crs_jax.data.records import clipped
+from crs_jax.rl.algorithms import ALGORITHMS
 from crs_jax.runtime.errors import InputError
 from crs_jax.runtime.storage import is_file, is_folder
 from crs_jax.runtime.user_function import load
@@ -135,20 +136,23 @@ def derive(config: ConfigDict, devices: int) -> dict[str, Any]:
     for path in ("model.heads", "model.width"):
         if _get(config, path) % mesh["tensor"]:
             raise _error(path, _get(config, path), f"must be a multiple of --config.mesh.tensor={mesh['tensor']}")
-    if config.algorithm in ("rloo", "grpo", "raft") and config.ppo.group < 2:
+    algorithm = ALGORITHMS[config.algorithm]
+    if algorithm.relative is not None and config.ppo.group < 2:
         raise _error("ppo.group", config.ppo.group, f"must be at least 2 for --config.algorithm={config.algorithm}")
-    if config.algorithm in ("ppo", "rankwise") and config.ppo.group_baseline and config.ppo.group < 2:
+    if algorithm.whitens and config.ppo.group_baseline and config.ppo.group < 2:
         rule = "must be at least 2 for --config.ppo.group_baseline=true; without it a value function is the baseline"
         raise _error("ppo.group", config.ppo.group, rule)
-    if config.algorithm in ("grpo", "raft") and config.ppo.all_acts:
+    if config.ppo.all_acts and not algorithm.sums:
         rule = f"must be 0 for --config.algorithm={config.algorithm}, which compares sampled replies alone"
         raise _error("ppo.all_acts", config.ppo.all_acts, rule)
-    if config.algorithm == "tilt" and not (config.ppo.all_acts and config.ppo.act_kl and config.ppo.decision_kl):
+    if algorithm.optimum and not (config.ppo.all_acts and config.ppo.act_kl and config.ppo.decision_kl):
         for path in ("ppo.all_acts", "ppo.act_kl", "ppo.decision_kl"):
             if not _get(config, path):
-                rule = "must be above 0 for --config.algorithm=tilt, which learns the optimum of these acts"
+                rule = (
+                    f"must be above 0 for --config.algorithm={config.algorithm}, which learns the optimum of these acts"
+                )
                 raise _error(path, _get(config, path), rule)
-    if config.algorithm == "rankwise" and config.ppo.all_acts < config.ppo.list_items:
+    if algorithm.lists and config.ppo.all_acts < config.ppo.list_items:
         rule = f"must be at least --config.ppo.list_items={config.ppo.list_items}: lists are drawn from these acts"
         raise _error("ppo.all_acts", config.ppo.all_acts, rule)
     replies = config.ppo.contexts * config.ppo.group
@@ -264,7 +268,8 @@ def _validate_model(config: ConfigDict) -> None:
 
 
 def _validate_ppo(config: ConfigDict) -> None:
-    ppo = config.ppo
+    ppo, algorithm = config.ppo, ALGORITHMS[config.algorithm]
+    looks_ahead = algorithm.whitens and not algorithm.lists
     if ppo.contexts % ppo.minibatches:
         rule = f"must divide --config.ppo.contexts={ppo.contexts}: a context's replies stay in one minibatch"
         raise _error("ppo.minibatches", ppo.minibatches, rule)
@@ -275,13 +280,13 @@ def _validate_ppo(config: ConfigDict) -> None:
     if ppo.hr_floor > 0 and not (ppo.validation_contexts and config.data.validation_dialogues):
         rule = "needs --config.ppo.validation_contexts and --config.data.validation_dialogues above 0 to look at"
         raise _error("ppo.hr_floor", ppo.hr_floor, rule)
-    if ppo.value_warmup and (config.algorithm != "ppo" or ppo.group_baseline):
+    if ppo.value_warmup and (not looks_ahead or ppo.group_baseline):
         rule = "must be 0 without a value function: --config.algorithm=ppo --config.ppo.group_baseline=false has one"
         raise _error("ppo.value_warmup", ppo.value_warmup, rule)
     if ppo.value_warmup >= ppo.iterations > 0:
         rule = f"must be below --config.ppo.iterations={ppo.iterations}, or the policy never learns"
         raise _error("ppo.value_warmup", ppo.value_warmup, rule)
-    if ppo.turns > 1 and config.algorithm != "ppo":
+    if ppo.turns > 1 and not looks_ahead:
         rule = f"must be 1 for --config.algorithm={config.algorithm}, which has no value function to look ahead with"
         raise _error("ppo.turns", ppo.turns, rule)
     if ppo.turns > 1 and ppo.group_baseline:
