@@ -208,28 +208,7 @@ def reply_rows(task: Task, models: dict[str, Model], aligned: Aligned | None) ->
         }
         if aligned is not None:
             judged[row] = judge_replies(task, aligned, model, contexts, *sampled, f"rewards, {row}")
-            j = judged[row]
-            kl_B = (j.act_kl_B + j.word_kl_B).astype(np.float64)
-            rewards[row] = {
-                "reward": mean_with_interval(j.reward_B, group_B, e.bootstrap),
-                **{
-                    name: mean_with_interval(column_B, group_B, e.bootstrap)
-                    for name, column_B in zip(REWARDS, j.signal_BS.T, strict=False)
-                },
-                **(
-                    {"spread": mean_with_interval(j.spread_B, group_B, e.bootstrap)}
-                    if task.config.reward.ensemble > 1
-                    else {}
-                ),
-                "kl": mean_with_interval(kl_B, group_B, e.bootstrap),
-                "kl-act": float(j.act_kl_B.mean()),
-                "kl-word": float(j.word_kl_B.mean()),
-                "entropy-act": float(j.act_entropy_B.sum() / max(j.act_tokens_B.sum(), 1)),
-                "entropy-word": float(j.word_entropy_B.sum() / max(j.word_tokens_B.sum(), 1)),
-                "entropy": float((j.act_entropy_B + j.word_entropy_B).sum() / max(j.mask_BR.sum(), 1)),
-                "length": float(j.mask_BR.sum(-1).mean()),
-                "ended": float(j.ended_B.mean()),
-            }
+            rewards[row] = _rewards_of(judged[row], group_B, e.bootstrap, task.config.reward.ensemble > 1)
     shown = np.random.default_rng([seed, 17]).permutation(len(where))[: e.samples]
     shown = np.sort(shown)
     lines = sample_lines(
@@ -241,6 +220,22 @@ def reply_rows(task: Task, models: dict[str, Model], aligned: Aligned | None) ->
         {row: _rows(j, shown) for row, j in judged.items()},
     )
     return text, rewards, _paired(said, proposing, judged, references, group_B, e.bootstrap), lines
+
+
+def _rewards_of(j: Judged, group_B: np.ndarray, bootstrap: int, ensemble: bool) -> Tree:
+    """Mean rewards of sampled replies, KL in nats a reply, entropies in nats a token, lengths and shares."""
+    columns = dict(zip(REWARDS, j.signal_BS.T, strict=False)) | ({"spread": j.spread_B} if ensemble else {})
+    columns = {"reward": j.reward_B, **columns, "kl": (j.act_kl_B + j.word_kl_B).astype(np.float64)}
+    return {
+        **{name: mean_with_interval(column_B, group_B, bootstrap) for name, column_B in columns.items()},
+        "kl-act": float(j.act_kl_B.mean()),
+        "kl-word": float(j.word_kl_B.mean()),
+        "entropy-act": float(j.act_entropy_B.sum() / max(j.act_tokens_B.sum(), 1)),
+        "entropy-word": float(j.word_entropy_B.sum() / max(j.word_tokens_B.sum(), 1)),
+        "entropy": float((j.act_entropy_B + j.word_entropy_B).sum() / max(j.mask_BR.sum(), 1)),
+        "length": float(j.mask_BR.sum(-1).mean()),
+        "ended": float(j.ended_B.mean()),
+    }
 
 
 def _paired(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -11,7 +12,8 @@ from jax import lax
 from crs_jax.features.context import ContextFeatures
 from crs_jax.models.gpt2 import KVCache
 from crs_jax.models.likelihood import log_normaliser
-from crs_jax.models.policy import Logits, Policy
+from crs_jax.models.policy import Logits, Policy, Tables
+from crs_jax.models.query import Wish
 from crs_jax.runtime.sharding import gathered
 
 BLOCK = 128  # tables are padded to a multiple of this
@@ -142,27 +144,67 @@ def sample(
     """
     tables = policy.tables()
     policy = gathered(policy, policy.dtype)
-    layout = policy.layout
-    C, R = prompt_CP.shape[0], reply_tokens
-    B, M = C * group, layout.act_items
+    B, R, M = prompt_CP.shape[0] * group, reply_tokens, policy.layout.act_items
     hidden_CPD, prompt = policy.trunk.prefill(
         policy.embed(prompt_CP, tables), positions(prompt_mask_CP), causal(prompt_mask_CP)
     )
     length_B = jnp.repeat(prompt_mask_CP.sum(-1), group)
     wish = None if features is None else policy.wish(features)
     wish = jax.tree.map(lambda a: jnp.repeat(a, group, axis=0), wish)
-    beside = None if wish is None else wish.beside
+    draw = _next_token(policy, tables, wish, temperature, key, greedy)
 
     def step(state: _State, _):
-        r = state.slot
-        key_r = folded(key, r)
+        r, live_B = state.slot, ~state.done_B
+        token_B, logp_B = draw(state)
+        said_B = live_B & state.in_act_B & (token_B == policy.layout.say)
+        proposed_B = live_B & state.in_act_B & ~said_B
+        here_BM = (jnp.arange(M) == (state.act_BM >= 0).sum(-1)[:, None]) & proposed_B[:, None]
+        act_BM = jnp.where(here_BM, (token_B - policy.layout.item_offset)[:, None], state.act_BM)
+
+        hidden_BD, cache = policy.trunk.decode(
+            policy.embed(token_B, tables), length_B + r, prompt, prompt_mask_CP, state.cache, r
+        )
+        replies = Replies(
+            state.replies.tokens_BR.at[:, r].set(token_B),
+            state.replies.mask_BR.at[:, r].set(live_B),
+            state.replies.logp_BR.at[:, r].set(logp_B),
+        )
+        done_B = state.done_B | (token_B == policy.layout.end)
+        return _State(r + 1, cache, hidden_BD, state.in_act_B & ~said_B, done_B, act_BM, replies), None
+
+    steps = -(-R // block) * block  # slots beyond R are cut off below
+    blank_BR = jnp.zeros((B, steps))
+    start = _State(
+        jnp.int32(0),
+        policy.trunk.empty_cache(B, steps),
+        jnp.repeat(hidden_CPD[:, -1], group, axis=0),
+        jnp.full(B, proposed is None),
+        jnp.zeros(B, bool),
+        jnp.full((B, M), -1, jnp.int32) if proposed is None else proposed.astype(jnp.int32),
+        Replies(jnp.full((B, steps), policy.layout.pad, jnp.int32), blank_BR.astype(bool), blank_BR),
+    )
+    end = lax.while_loop(
+        lambda s: (s.slot < steps) & ~s.done_B.all(), lambda s: lax.scan(step, s, None, length=block)[0], start
+    )
+    return Replies(*(a[:, :R] for a in end.replies))
+
+
+def _next_token(
+    policy: Policy, tables: Tables, wish: Wish | None, temperature: float | jax.Array, key: jax.Array, greedy: bool
+) -> Callable[[_State], tuple[jax.Array, jax.Array]]:
+    """State -> each row's next token and its log-probability, padding and 0 where the row has ended; inside jit.
+
+    The logits of acts are computed while some row is in its act, those of words while some row is past it.
+    """
+    layout, beside = policy.layout, None if wish is None else wish.beside
+
+    def draw(state: _State) -> tuple[jax.Array, jax.Array]:
+        B, M = state.act_BM.shape
+        key_r = folded(key, state.slot)
 
         def act(hidden_BD):
             logits = policy.act_logits(policy.acting(hidden_BD, wish), tables, state.act_BM, beside, temperature)
-            if greedy:
-                index_B, logp_B = act_mode(logits)
-            else:
-                index_B, logp_B = sample_logits(logits, folded(key_r, 0))
+            index_B, logp_B = act_mode(logits) if greedy else sample_logits(logits, folded(key_r, 0))
             item = index_B < logits.main.shape[-1]
             return jnp.where(item, layout.item_offset + index_B, layout.say), logp_B
 
@@ -182,36 +224,6 @@ def sample(
         act_token, act_logp = lax.cond(acting_B.any(), act, nothing, state.hidden_BD)
         word_token, word_logp = lax.cond(talking_B.any(), words, nothing, state.hidden_BD)
         token_B = jnp.where(acting_B, act_token, jnp.where(talking_B, word_token, layout.pad)).astype(jnp.int32)
-        logp_B = jnp.where(acting_B, act_logp, jnp.where(talking_B, word_logp, 0.0))
+        return token_B, jnp.where(acting_B, act_logp, jnp.where(talking_B, word_logp, 0.0))
 
-        said_B = acting_B & (token_B == layout.say)
-        proposed_B = acting_B & ~said_B
-        count_B = (state.act_BM >= 0).sum(-1)
-        here_BM = (jnp.arange(M) == count_B[:, None]) & proposed_B[:, None]
-        act_BM = jnp.where(here_BM, (token_B - layout.item_offset)[:, None], state.act_BM)
-
-        hidden_BD, cache = policy.trunk.decode(
-            policy.embed(token_B, tables), length_B + r, prompt, prompt_mask_CP, state.cache, r
-        )
-        replies = Replies(
-            state.replies.tokens_BR.at[:, r].set(token_B),
-            state.replies.mask_BR.at[:, r].set(live_B),
-            state.replies.logp_BR.at[:, r].set(logp_B),
-        )
-        done_B = state.done_B | (token_B == layout.end)
-        return _State(r + 1, cache, hidden_BD, state.in_act_B & ~said_B, done_B, act_BM, replies), None
-
-    steps = -(-R // block) * block  # slots beyond R are cut off below
-    start = _State(
-        jnp.int32(0),
-        policy.trunk.empty_cache(B, steps),
-        jnp.repeat(hidden_CPD[:, -1], group, axis=0),
-        jnp.full(B, proposed is None),
-        jnp.zeros(B, bool),
-        jnp.full((B, M), -1, jnp.int32) if proposed is None else proposed.astype(jnp.int32),
-        Replies(jnp.full((B, steps), layout.pad, jnp.int32), jnp.zeros((B, steps), bool), jnp.zeros((B, steps))),
-    )
-    end = lax.while_loop(
-        lambda s: (s.slot < steps) & ~s.done_B.all(), lambda s: lax.scan(step, s, None, length=block)[0], start
-    )
-    return Replies(*(a[:, :R] for a in end.replies))
+    return draw

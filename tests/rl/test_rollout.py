@@ -57,7 +57,7 @@ def policy():
 def contexts():
     """Prompts, their mask, and the evidence of each."""
     rng = np.random.default_rng(3)
-    return *random_prompts(rng, LAYOUT, LENGTHS, P), *random_evidence(rng, LAYOUT, len(LENGTHS))
+    return *random_prompts(rng, LAYOUT, LENGTHS, P), *random_evidence(rng, LAYOUT, len(LENGTHS))[:8]
 
 
 def draw_from(policy, contexts, seed=0, temperature=1.0, group=4, reply_tokens=R, block=5, greedy=False) -> Replies:
@@ -125,7 +125,7 @@ def test_greedy_takes_the_mode(policy, contexts):
     """Of the words, the likeliest; of an act's slot, the best item if all items together are likelier than say."""
     rng = np.random.default_rng(5)
     many = 4 * LENGTHS
-    contexts = *random_prompts(rng, LAYOUT, many, P), *random_evidence(rng, LAYOUT, len(many))
+    contexts = *random_prompts(rng, LAYOUT, many, P), *random_evidence(rng, LAYOUT, len(many))[:8]
     replies = draw_from(policy, contexts, group=1, block=R, greedy=True)
     wishes = plain_wishes(policy, contexts[2:])
     split_choices = 0
