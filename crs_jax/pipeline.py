@@ -27,6 +27,8 @@ from crs_jax.evaluation.console import headline, print_held_out
 from crs_jax.evaluation.observed import by_place, signal_table
 from crs_jax.evaluation.signals import auc, calibration, correlation
 from crs_jax.evaluation.stage import run_evaluate
+from crs_jax.inputs.labels import known_log, label
+from crs_jax.inputs.task import SPLITS, Task, corpus_rates, count, new_policy, split_model
 from crs_jax.models import attention
 from crs_jax.models.heads import REWARDS, SIGNALS
 from crs_jax.prepare import made_from, prepare
@@ -42,12 +44,10 @@ from crs_jax.runtime.sharding import make_mesh, place
 from crs_jax.runtime.source_tree import commit
 from crs_jax.runtime.storage import claimed, writing
 from crs_jax.training.health import monitors, warnings
-from crs_jax.training.labels import known_log, label
 from crs_jax.training.own_reward import own_reward
 from crs_jax.training.ppo_stage import Aligned, Model, logged, run_ppo
 from crs_jax.training.reward import predict_replies, run_reward
 from crs_jax.training.sft import run_sft
-from crs_jax.training.task import SPLITS, Task, corpus_rates, count, new_policy, split_model
 from crs_jax.training.transfer import source_of, transferred
 
 # Sections of metrics.json that an evaluation owns: they go when a model they speak of is trained anew.

@@ -19,11 +19,11 @@ from configs import quickstart, redial_ppo
 from configs.variants import ROBERTA
 from crs_jax import pipeline, preflight
 from crs_jax.data import byte_bpe, records
+from crs_jax.inputs.task import count, model_config
 from crs_jax.models import encoder, hf
 from crs_jax.models.policy import Policy
 from crs_jax.runtime.errors import InputError
 from crs_jax.tools.benchmark import ahead
-from crs_jax.training.task import count, model_config
 
 STAGES = ("sft", "reward", "ppo", "evaluate")
 COMMIT = "0" * 39 + "1"

@@ -17,10 +17,10 @@ import numpy as np
 
 from crs_jax.data.simulated import retest
 from crs_jax.evaluation.signals import correlation
+from crs_jax.inputs.labels import carried, engagement_model
+from crs_jax.inputs.task import Task
 from crs_jax.models.heads import SIGNALS
 from crs_jax.signals.sentiment import sentiment_shift
-from crs_jax.training.labels import carried, engagement_model
-from crs_jax.training.task import Task
 
 DRAWS = 4  # other reactions to each message
 KNOWN = "exact: a function of context and reply"

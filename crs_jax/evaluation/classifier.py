@@ -15,10 +15,10 @@ from crs_jax.data.simulated import Truth, retest
 from crs_jax.evaluation.bootstrap import interval, resample
 from crs_jax.evaluation.observed import answered
 from crs_jax.evaluation.signals import auc, correlation
+from crs_jax.inputs.task import Task
 from crs_jax.runtime.progress import say
 from crs_jax.signals.reactions import plain_text, reactions
 from crs_jax.signals.sentiment import sentiment
-from crs_jax.training.task import Task
 
 NO_ANSWERS = "none: no answers about items in this split, or all the same"
 

@@ -20,9 +20,9 @@ from crs_jax.data.instances import Instance
 from crs_jax.evaluation.bootstrap import interval, resample
 from crs_jax.evaluation.optimum import item_rewards
 from crs_jax.evaluation.signals import auc
-from crs_jax.training.contexts import Contexts
-from crs_jax.training.judging import Aligned
-from crs_jax.training.task import Task, log_popularity
+from crs_jax.inputs.task import Task, log_popularity
+from crs_jax.rl.contexts import Contexts
+from crs_jax.rl.judging import Aligned
 
 RANDOM = 8  # items that a proposal's reward is held against
 

@@ -14,13 +14,13 @@ import numpy as np
 
 from crs_jax.data.dialogue import Dialogue
 from crs_jax.evaluation.signals import auc, correlation
+from crs_jax.inputs.labels import engagement_model, label
+from crs_jax.inputs.task import Task
 from crs_jax.models.heads import SIGNALS
 from crs_jax.rl.reward import combine
 from crs_jax.signals.engagement import PARTS, timing
 from crs_jax.signals.reactions import Reaction, plain_text, reactions
 from crs_jax.signals.sentiment import sentiment
-from crs_jax.training.labels import engagement_model, label
-from crs_jax.training.task import Task
 
 OUTCOMES = ("liked", "seen", "continuation")
 HOLDS_STAYING = ("continuation", "engagement", "reward")  # signals that it is a part of

@@ -20,13 +20,13 @@ from jax.sharding import Mesh
 from crs_jax.evaluation.bootstrap import interval, resample
 from crs_jax.evaluation.policies import run_batched
 from crs_jax.evaluation.tilting import Tilted, expected, slope_of, tilt
+from crs_jax.inputs.task import Task
 from crs_jax.models.policy import Layout
+from crs_jax.rl.contexts import Contexts
+from crs_jax.rl.forward import first_of
+from crs_jax.rl.judging import Aligned, Graphs, Judges, Model, act_scores
 from crs_jax.rl.reward import Normaliser
 from crs_jax.runtime.sharding import everywhere, on_mesh
-from crs_jax.training.contexts import Contexts
-from crs_jax.training.judging import Aligned, Graphs, Judges, Model, act_scores
-from crs_jax.training.passes import first_of
-from crs_jax.training.task import Task
 
 
 @functools.cache

@@ -12,17 +12,16 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from crs_jax.inputs.replies import reply_nll
+from crs_jax.inputs.task import Task
 from crs_jax.rl import ppo
+from crs_jax.rl.contexts import Contexts, after_rec, take
+from crs_jax.rl.forward import policy_likelihood
+from crs_jax.rl.judging import Aligned, Graphs, Model, judge
 from crs_jax.rl.reward import score
 from crs_jax.rl.rollout import Replies, keys_of, sample
 from crs_jax.runtime.progress import Progress
 from crs_jax.runtime.sharding import everywhere, on_mesh, shard_batch
-from crs_jax.training.batches import take
-from crs_jax.training.contexts import Contexts, after_rec
-from crs_jax.training.judging import Aligned, Graphs, Model, judge
-from crs_jax.training.passes import policy_likelihood
-from crs_jax.training.replies import reply_nll
-from crs_jax.training.task import Task
 
 
 class Judged(NamedTuple):

@@ -8,10 +8,10 @@ import numpy as np
 from scipy.special import softmax
 
 from crs_jax.evaluation.policies import Judged, ranking_scores
+from crs_jax.inputs.task import Task
 from crs_jax.models.heads import REWARDS
-from crs_jax.training.contexts import Contexts
-from crs_jax.training.judging import Model
-from crs_jax.training.task import Task
+from crs_jax.rl.contexts import Contexts
+from crs_jax.rl.judging import Model
 
 
 def sample_lines(

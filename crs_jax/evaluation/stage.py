@@ -27,14 +27,14 @@ from crs_jax.evaluation.samples import sample_lines
 from crs_jax.evaluation.text import bits_per_byte, bleu_difference, text_metrics
 from crs_jax.evaluation.utility import true_utility
 from crs_jax.features.context import context_vectors
+from crs_jax.inputs.contexts import contexts_at
+from crs_jax.inputs.replies import whole_replies
+from crs_jax.inputs.task import Task
 from crs_jax.models.heads import REWARDS
+from crs_jax.rl.contexts import take
+from crs_jax.rl.judging import Aligned, Model
 from crs_jax.runtime.errors import InputError
 from crs_jax.runtime.progress import say
-from crs_jax.training.batches import take
-from crs_jax.training.contexts import contexts_at
-from crs_jax.training.judging import Aligned, Model
-from crs_jax.training.replies import whole_replies
-from crs_jax.training.task import Task
 
 Tree = dict[str, Any]
 

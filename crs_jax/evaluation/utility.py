@@ -8,9 +8,9 @@ import scipy.special
 from crs_jax.data.simulated import Truth
 from crs_jax.evaluation.bootstrap import interval, resample
 from crs_jax.evaluation.policies import generate, ranking_scores
-from crs_jax.training.contexts import contexts_at
-from crs_jax.training.judging import Model
-from crs_jax.training.task import Task
+from crs_jax.inputs.contexts import contexts_at
+from crs_jax.inputs.task import Task
+from crs_jax.rl.judging import Model
 
 
 def true_utility(task: Task, models: dict[str, Model]) -> dict[str, float]:

@@ -13,15 +13,12 @@ import os
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from crs_jax.runtime.errors import InputError
 from crs_jax.runtime.tensorboard import Board
-
-if TYPE_CHECKING:
-    from crs_jax.runtime.weights_and_biases import WandbRun
 
 METRICS_LINES = "metrics.jsonl"
 MOST_JSON = 2**26  # bytes of one object
@@ -146,6 +143,24 @@ def read_json_lines(path: pathlib.Path) -> list[dict[str, Any]]:
     return [record for _, record in numbered_json_lines(path)]
 
 
+class Follower(Protocol):
+    """What else is told all that is logged (`runtime/weights_and_biases.py`)."""
+
+    def open(self) -> None: ...
+
+    def write(self, stage: str, step: int, values: Mapping[str, float | None]) -> None: ...
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None: ...
+
+    def histogram(self, name: str, values: np.ndarray) -> None: ...
+
+    def summary(self, figures: Mapping[str, Any]) -> None: ...
+
+    def before_drop(self, records: Sequence[Mapping[str, Any]]) -> None: ...
+
+    def close(self, failed: bool = False) -> None: ...
+
+
 class MetricsWriter:
     """Appends a run's figures to `metrics.jsonl` and to TensorBoard, a TensorBoard run for each stage; to W&B if asked.
 
@@ -157,7 +172,7 @@ class MetricsWriter:
     """
 
     def __init__(
-        self, workdir: pathlib.Path, enabled: bool = True, tensorboard: bool = True, wandb: WandbRun | None = None
+        self, workdir: pathlib.Path, enabled: bool = True, tensorboard: bool = True, wandb: Follower | None = None
     ):
         self.workdir = pathlib.Path(workdir)
         self.path = self.workdir / METRICS_LINES

@@ -18,6 +18,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from crs_jax.features.context import ContextFeatures
+from crs_jax.inputs.task import Task
 from crs_jax.models.policy import MASKED, Policy, add_at
 from crs_jax.runtime.compilation import Once
 from crs_jax.runtime.metrics import MetricsWriter
@@ -26,7 +27,6 @@ from crs_jax.runtime.sharding import everywhere, on_mesh, place, shard_batch
 from crs_jax.training.examples import Examples, examples, fresh_instances, training_examples
 from crs_jax.training.optimizer import by_name, head_rates
 from crs_jax.training.state import fresh_optimizer_state, keep_layout
-from crs_jax.training.task import Task
 
 KS = (1, 10, 50)
 

@@ -17,11 +17,11 @@ from crs_jax.features.context import ContextFeatures
 from crs_jax.rl import all_acts, ppo, rankwise
 from crs_jax.rl.algorithms import Algorithm
 from crs_jax.rl.all_acts import Acts, Known
+from crs_jax.rl.contexts import Contexts
 from crs_jax.rl.groups import group_advantages
 from crs_jax.rl.reward import Scores
 from crs_jax.rl.scoring import Parts
 from crs_jax.training.batch import Rollout, RolloutBatch, Slates
-from crs_jax.training.contexts import Contexts
 from crs_jax.training.rollout import replied_to
 from crs_jax.training.turns import advantages as over_turns
 from crs_jax.training.turns import as_rows, by_episode, joined

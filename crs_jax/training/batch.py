@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import jax
 
 from crs_jax.models.likelihood import FirstToken
+from crs_jax.rl.contexts import Contexts
 from crs_jax.rl.reward import Scores
 from crs_jax.rl.rollout import Replies
 from crs_jax.rl.scoring import Parts, TokenLikelihood
-from crs_jax.training.contexts import Contexts
 from crs_jax.training.episodes import Answer
 
 

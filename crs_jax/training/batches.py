@@ -7,10 +7,7 @@ many widths: the same numbers for less work, by one compiled program for each wi
 
 from __future__ import annotations
 
-import jax
 import numpy as np
-
-from crs_jax.training.contexts import Contexts
 
 
 def chosen(seed: int, iteration: int, total: int, count: int) -> np.ndarray:
@@ -56,10 +53,3 @@ class Batches:
             order = order[np.argsort(self._bucket_C[order], kind="stable")].reshape(each, self._count)
             index = order[rng.permutation(each)[iteration % each]]
         return index, self.widths[int(self._bucket_C[index].max())]
-
-
-def take(contexts: Contexts, index: np.ndarray, width: int | None = None) -> Contexts:
-    """Rows of the contexts, their prompts `width` tokens wide where it is given."""
-    rows: Contexts = jax.tree.map(lambda a: a[index], contexts)
-    cut = slice(-width if width else None, None)
-    return rows._replace(prompt_CP=rows.prompt_CP[:, cut], mask_CP=rows.mask_CP[:, cut])

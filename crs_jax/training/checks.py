@@ -30,10 +30,10 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from crs_jax.models.policy import MASKED, Logits
+from crs_jax.rl.contexts import Contexts
 from crs_jax.rl.ppo import masked_mean
 from crs_jax.rl.rollout import causal, positions
 from crs_jax.rl.scoring import Parts
-from crs_jax.training.contexts import Contexts
 
 UNIT = {"float32": 2.0**-24, "tensorfloat32": 2.0**-11, "bfloat16": 2.0**-8}
 """Largest relative error of rounding to a type."""

@@ -15,11 +15,11 @@ import numpy as np
 from crs_jax.data.dialogue import RECOMMENDER, Dialogue
 from crs_jax.data.packing import Rows
 from crs_jax.data.windows import make_windows
+from crs_jax.inputs.features import SplitFeatures
+from crs_jax.inputs.replies import reply_arrays
+from crs_jax.inputs.task import Task, log_popularity
 from crs_jax.models.heads import SIGNALS
 from crs_jax.signals.engagement import EngagementModel
-from crs_jax.training.replies import reply_arrays
-from crs_jax.training.split_features import SplitFeatures
-from crs_jax.training.task import Task, log_popularity
 
 
 def not_taken_up(task: Task, signal_DTS: np.ndarray) -> float:

@@ -21,10 +21,10 @@ import jax
 import numpy as np
 
 from crs_jax.data.packing import Packer, Rows
+from crs_jax.inputs.features import SplitFeatures
+from crs_jax.inputs.task import Task
 from crs_jax.training.counterfactual import Counterfactuals
 from crs_jax.training.sft import batches, make_packer
-from crs_jax.training.split_features import SplitFeatures
-from crs_jax.training.task import Task
 
 
 class Member(NamedTuple):

@@ -16,9 +16,10 @@ import numpy as np
 
 from crs_jax.data.dialogue import SEEKER, Dialogue
 from crs_jax.data.windows import context_windows
+from crs_jax.inputs.contexts import contexts_at
+from crs_jax.inputs.task import Task
+from crs_jax.rl.contexts import Contexts
 from crs_jax.runtime.errors import InputError
-from crs_jax.training.contexts import Contexts, contexts_at
-from crs_jax.training.task import Task
 
 
 class Answer(NamedTuple):

@@ -15,8 +15,8 @@ import numpy as np
 from crs_jax.data.dialogue import SEEKER
 from crs_jax.data.instances import Instance, ranking_instances
 from crs_jax.features.context import ContextFeatures
-from crs_jax.training.split_features import features_at
-from crs_jax.training.task import Task
+from crs_jax.inputs.features import features_at
+from crs_jax.inputs.task import Task
 
 MOST_TARGETS = 16
 SOON = 8  # utterances after the reply in which an item counts as named later

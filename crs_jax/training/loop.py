@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from crs_jax.inputs.task import Task, copy_tree
 from crs_jax.rl.reward import members, stack
 from crs_jax.runtime.checkpoint import Checkpoints, Saved
 from crs_jax.runtime.compilation import Once
@@ -35,7 +36,6 @@ from crs_jax.training.state import (
     keep_layout,
     select,
 )
-from crs_jax.training.task import Task, copy_tree
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,12 +27,12 @@ import numpy as np
 
 from crs_jax.data.catalogue import Catalogue
 from crs_jax.data.tokenizer import DialogueTokenizer
+from crs_jax.inputs.task import Task
+from crs_jax.rl.contexts import Contexts
 from crs_jax.rl.rollout import Replies
 from crs_jax.rl.scoring import Parts
 from crs_jax.runtime.errors import InputError
 from crs_jax.runtime.user_function import FLAG, load
-from crs_jax.training.contexts import Contexts
-from crs_jax.training.task import Task
 
 LARGEST = 1e6  # beyond it float32 sums lose what the other signals say
 

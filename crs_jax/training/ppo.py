@@ -16,14 +16,14 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from crs_jax.rl.algorithms import ALGORITHMS
+from crs_jax.rl.contexts import Contexts
+from crs_jax.rl.judging import Graphs, Judges, judge
 from crs_jax.rl.reward import Normaliser, mean_of, with_relevance
 from crs_jax.rl.rollout import sample
 from crs_jax.runtime.compilation import Once
 from crs_jax.runtime.sharding import on_mesh
 from crs_jax.training.advantages import Coefficients, make_advantages
-from crs_jax.training.contexts import Contexts
 from crs_jax.training.episodes import Talk
-from crs_jax.training.judging import Graphs, Judges, judge
 from crs_jax.training.ppo_metrics import measured
 from crs_jax.training.rollout import actor_of, make_sample
 from crs_jax.training.score import make_score

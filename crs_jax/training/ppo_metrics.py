@@ -12,11 +12,11 @@ from crs_jax.models.actor_critic import ActorCritic
 from crs_jax.models.heads import REWARDS
 from crs_jax.rl import ppo, rankwise
 from crs_jax.rl.algorithms import Algorithm
+from crs_jax.rl.judging import Judges
 from crs_jax.rl.reward import members
 from crs_jax.training.advantages import Advantages, has_critic
 from crs_jax.training.checks import gaps
 from crs_jax.training.health import measures
-from crs_jax.training.judging import Judges
 from crs_jax.training.turns import Answer, by_turn
 
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from crs_jax.inputs.task import Task
 from crs_jax.models.heads import REWARDS
 from crs_jax.rl.reward import Normaliser
 from crs_jax.runtime.metrics import MetricsWriter
 from crs_jax.runtime.tensorboard import markdown_table
 from crs_jax.training.ppo_validation import Validated, Validation
-from crs_jax.training.task import Task
 
 SHOWN = 4  # contexts
 PLACES = ("dialogue", "message", "context", "person")

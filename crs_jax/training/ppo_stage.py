@@ -14,8 +14,12 @@ import numpy as np
 from flax import nnx
 
 from crs_jax.config import slate_contexts
+from crs_jax.inputs.contexts import contexts_at
+from crs_jax.inputs.task import Task, copy_tree, new_policy, split_model
 from crs_jax.models.actor_critic import ActorCritic
 from crs_jax.models.query import deafened
+from crs_jax.rl.contexts import Contexts, take
+from crs_jax.rl.judging import Aligned, Graphs, Judges, Model
 from crs_jax.rl.reward import Normaliser, fit_normaliser
 from crs_jax.runtime.checkpoint import digest
 from crs_jax.runtime.errors import InputError
@@ -23,12 +27,10 @@ from crs_jax.runtime.metrics import MetricsWriter, read_json_lines
 from crs_jax.runtime.progress import say
 from crs_jax.runtime.sharding import on_mesh, place, shard_batch
 from crs_jax.training import loop
-from crs_jax.training.batches import Batches, chosen, take
+from crs_jax.training.batches import Batches, chosen
 from crs_jax.training.checks import check_draws, check_first, check_noise, logit_scales, noise_of
-from crs_jax.training.contexts import Contexts, contexts_at
 from crs_jax.training.examples import fresh_instances
 from crs_jax.training.health import warnings
-from crs_jax.training.judging import Aligned, Graphs, Judges, Model
 from crs_jax.training.optimizer import make_optimizer, ppo_rates, schedule
 from crs_jax.training.own_reward import own_reward
 from crs_jax.training.ppo import first_extra, make_iteration, make_sampler
@@ -37,7 +39,6 @@ from crs_jax.training.ppo_validation import Validation
 from crs_jax.training.reward import split_holdout
 from crs_jax.training.seeker import find_seeker
 from crs_jax.training.state import TrainState, fresh_state
-from crs_jax.training.task import Task, copy_tree, new_policy, split_model
 
 REFERENCE_BATCHES = 8
 

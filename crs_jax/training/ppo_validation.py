@@ -13,16 +13,17 @@ from jax import lax
 
 from crs_jax.evaluation.optimum import first_item, item_rewards, way_of
 from crs_jax.evaluation.text import bleu_4, repetition
+from crs_jax.inputs.contexts import contexts_at
+from crs_jax.inputs.task import Task
 from crs_jax.models.heads import SIGNALS
 from crs_jax.models.policy import MASKED, add_at
+from crs_jax.rl.contexts import Contexts
+from crs_jax.rl.forward import first_of, policy_likelihood
+from crs_jax.rl.judging import Graphs, Judges, Model, judge
 from crs_jax.rl.reward import Normaliser, score
 from crs_jax.rl.rollout import keys_of, sample
 from crs_jax.runtime.sharding import everywhere, on_mesh, shard_batch
-from crs_jax.training.contexts import Contexts, contexts_at
 from crs_jax.training.examples import fresh_instances
-from crs_jax.training.judging import Graphs, Judges, Model, judge
-from crs_jax.training.passes import first_of, policy_likelihood
-from crs_jax.training.task import Task
 
 MOST_TARGETS = 8
 

@@ -19,6 +19,10 @@ from flax import nnx
 
 from crs_jax.data.packing import Rows
 from crs_jax.data.windows import make_windows
+from crs_jax.inputs.features import SplitFeatures, of_split
+from crs_jax.inputs.labels import label, log_fingerprint
+from crs_jax.inputs.replies import reply_arrays
+from crs_jax.inputs.task import Task, copy_tree, split_model
 from crs_jax.models.heads import SIGNALS
 from crs_jax.rl.reward import RewardModel, mean_of, members, predict, stack
 from crs_jax.runtime.checkpoint import digest
@@ -29,14 +33,10 @@ from crs_jax.runtime.sharding import everywhere, on_mesh, place, shard_batch
 from crs_jax.training import loop
 from crs_jax.training.counterfactual import Counterfactuals
 from crs_jax.training.ensemble import Member, member
-from crs_jax.training.labels import label, log_fingerprint
 from crs_jax.training.optimizer import make_optimizer, reward_rates
-from crs_jax.training.replies import reply_arrays
 from crs_jax.training.reward_loss import held_out_loss, label_counts, reward_loss
 from crs_jax.training.sft import DeviceRows, epoch_seed, make_packer
-from crs_jax.training.split_features import SplitFeatures, of_split
 from crs_jax.training.state import fresh_state
-from crs_jax.training.task import Task, copy_tree, split_model
 
 
 def split_holdout(task: Task) -> tuple[np.ndarray, np.ndarray]:

@@ -11,13 +11,13 @@ import numpy as np
 from flax import nnx
 
 from crs_jax.data.packing import Rows
+from crs_jax.inputs.task import Task
 from crs_jax.models.heads import SIGNALS
 from crs_jax.rl.ppo import masked_mean
 from crs_jax.rl.reward import RewardModel, read_heads
 from crs_jax.rl.scoring import parts, tree_hidden
 from crs_jax.runtime.sharding import on_mesh, shard_batch
 from crs_jax.training.sft import DeviceRows, at_slots, packed_hidden
-from crs_jax.training.task import Task
 
 READ_AT = (
     ("act_at_RA", "say_label_RAS", "say_features_RAF"),

@@ -21,12 +21,12 @@ from crs_jax.models.likelihood import first_token
 from crs_jax.models.policy import Policy
 from crs_jax.rl import all_acts
 from crs_jax.rl.algorithms import Algorithm
+from crs_jax.rl.contexts import Contexts, after_rec
+from crs_jax.rl.judging import Graphs, Judges
 from crs_jax.rl.rollout import sample
 from crs_jax.runtime.sharding import after, in_parts
 from crs_jax.training.batch import Rollout, RolloutBatch, Slates
-from crs_jax.training.contexts import Contexts, after_rec
 from crs_jax.training.episodes import Talk
-from crs_jax.training.judging import Graphs, Judges
 from crs_jax.training.state import TrainState
 from crs_jax.training.turns import go_on, silenced
 

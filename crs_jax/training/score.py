@@ -15,12 +15,12 @@ from crs_jax.models.actor_critic import ActorCritic
 from crs_jax.models.heads import SIGNALS
 from crs_jax.models.policy import Layout
 from crs_jax.rl import all_acts, ppo
+from crs_jax.rl.forward import actor_pass, first_of, policy_pass
+from crs_jax.rl.judging import Graphs, Judges, act_scores, judge
 from crs_jax.rl.reward import Normaliser, Scores, score
 from crs_jax.rl.turns import permutation
 from crs_jax.runtime.sharding import after, in_parts
 from crs_jax.training.batch import Rollout, RolloutBatch, Slates
-from crs_jax.training.judging import Graphs, Judges, act_scores, judge
-from crs_jax.training.passes import actor_pass, first_of, policy_pass
 from crs_jax.training.rollout import actor_of, later_key
 from crs_jax.training.state import TrainState
 from crs_jax.training.turns import turn_keys

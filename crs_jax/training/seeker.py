@@ -22,6 +22,7 @@ from flax import nnx
 from crs_jax.data.dialogue import RECOMMENDER, SEEKER
 from crs_jax.data.packing import Packer, Rows
 from crs_jax.data.simulated_seeker import SimulatedSeekers
+from crs_jax.inputs.task import Task, copy_tree
 from crs_jax.models.likelihood import word_likelihood
 from crs_jax.models.policy import Policy
 from crs_jax.rl.ppo import masked_mean
@@ -38,7 +39,6 @@ from crs_jax.training.optimizer import make_optimizer, seeker_rates
 from crs_jax.training.reward import split_holdout
 from crs_jax.training.sft import DeviceRows, at_slots, batches, epoch_seed, packed_hidden
 from crs_jax.training.state import TrainState, fresh_state
-from crs_jax.training.task import Task, copy_tree
 
 Model = tuple[Any, Any, Any]  # graphdef, params, frozen
 

@@ -19,6 +19,9 @@ from flax import nnx
 
 from crs_jax.data.packing import Packer, Rows, slots_of
 from crs_jax.data.windows import make_windows
+from crs_jax.inputs.features import SplitFeatures, of_split
+from crs_jax.inputs.replies import reply_arrays, reply_nll
+from crs_jax.inputs.task import Task, copy_tree, corpus_rates, new_policy, split_model
 from crs_jax.models.likelihood import act_likelihood, word_likelihood
 from crs_jax.models.policy import Policy, Tables
 from crs_jax.rl.ppo import masked_mean
@@ -29,10 +32,7 @@ from crs_jax.runtime.sharding import on_mesh, place, shard_batch
 from crs_jax.training import loop
 from crs_jax.training.act_head import fit_head
 from crs_jax.training.optimizer import make_optimizer, schedule, sft_rates
-from crs_jax.training.replies import reply_arrays, reply_nll
-from crs_jax.training.split_features import SplitFeatures, of_split
 from crs_jax.training.state import TrainState, fresh_state
-from crs_jax.training.task import Task, copy_tree, corpus_rates, new_policy, split_model
 
 DeviceRows = dict[str, Any]  # packed rows and what goes with them, on the mesh
 

@@ -21,14 +21,14 @@ from ml_collections import ConfigDict
 from crs_jax.data.corpus import load
 from crs_jax.data.tokenizer import DialogueTokenizer
 from crs_jax.features.attributes import ERAS, YEARS, Attributes
+from crs_jax.inputs.task import Task, new_policy, split_model
 from crs_jax.models.query import PLACE
+from crs_jax.rl.judging import Model
 from crs_jax.runtime.checkpoint import load_result
 from crs_jax.runtime.errors import InputError
 from crs_jax.runtime.progress import say
 from crs_jax.runtime.sharding import path_name, place
 from crs_jax.stored_config import read_config
-from crs_jax.training.judging import Model
-from crs_jax.training.task import Task, new_policy, split_model
 
 SAME = (
     "data.act_items",

@@ -16,10 +16,10 @@ from jax import lax
 from ml_collections import ConfigDict
 
 from crs_jax.rl import ppo
+from crs_jax.rl.contexts import Contexts
 from crs_jax.rl.rollout import Replies
 from crs_jax.rl.turns import gae_over_turns
 from crs_jax.training.batch import RolloutBatch
-from crs_jax.training.contexts import Contexts
 from crs_jax.training.episodes import Answer, Talk
 
 

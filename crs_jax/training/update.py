@@ -20,12 +20,12 @@ from crs_jax.models.actor_critic import ActorCritic
 from crs_jax.models.likelihood import first_token
 from crs_jax.rl import all_acts, ppo
 from crs_jax.rl.algorithms import Algorithm
+from crs_jax.rl.forward import actor_pass
+from crs_jax.rl.judging import Graphs, Judges
 from crs_jax.runtime.sharding import in_parts
 from crs_jax.training import turns
 from crs_jax.training.advantages import Advantages, Experience, FirstItems, has_critic
 from crs_jax.training.batch import RolloutBatch
-from crs_jax.training.judging import Graphs, Judges
-from crs_jax.training.passes import actor_pass
 from crs_jax.training.rollout import frozen_of
 from crs_jax.training.state import TrainState, accumulated_gradients, apply_gradients, select
 from crs_jax.training.trust import Moved, next_pace, shortened

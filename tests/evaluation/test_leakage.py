@@ -10,8 +10,8 @@ from crs_jax.data.dialogue import MENTION, Feedback, Turn
 from crs_jax.data.instances import ranking_instances
 from crs_jax.evaluation.baselines import Baselines
 from crs_jax.evaluation.stage import baseline_scores
-from crs_jax.training.contexts import contexts_at
-from crs_jax.training.task import log_popularity
+from crs_jax.inputs.contexts import contexts_at
+from crs_jax.inputs.task import log_popularity
 
 
 @pytest.fixture(scope="module")

@@ -17,12 +17,12 @@ from crs_jax.evaluation.observed import by_place
 from crs_jax.evaluation.optimum import first_item, item_rewards, optimum
 from crs_jax.evaluation.policies import ranking_scores
 from crs_jax.evaluation.tilting import STEEPEST, slope_of, tilt
+from crs_jax.inputs.contexts import contexts_at
+from crs_jax.inputs.labels import label
+from crs_jax.inputs.task import copy_tree
+from crs_jax.rl.judging import Aligned, Graphs, act_scores
 from crs_jax.rl.reward import Normaliser, predict, score
-from crs_jax.training.contexts import contexts_at
-from crs_jax.training.judging import Aligned, Graphs, act_scores
-from crs_jax.training.labels import label
 from crs_jax.training.ppo_stage import make_judges
-from crs_jax.training.task import copy_tree
 
 
 def acts(rng, contexts, count, mass=1.0):

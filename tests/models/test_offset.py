@@ -13,13 +13,13 @@ import pytest
 from flax import nnx
 from tiny_policy import ASKED, FACETS, GENRES, make_layout, random_evidence, random_prompts, split
 
+from crs_jax.inputs.replies import reply_nll
 from crs_jax.models.gpt2 import GPT2Config
 from crs_jax.models.hf import Checkpoint, fill
 from crs_jax.models.policy import Policy
+from crs_jax.rl.contexts import Contexts
+from crs_jax.rl.forward import first_of
 from crs_jax.training.act_head import head_logits
-from crs_jax.training.contexts import Contexts
-from crs_jax.training.passes import first_of
-from crs_jax.training.replies import reply_nll
 
 LAYOUT = make_layout(words=300, items=40, act_items=2)
 SHAPE = GPT2Config(2, 64, 4, 48)

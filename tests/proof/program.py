@@ -23,19 +23,23 @@ sys.path.insert(0, str(HERE.parent / "training"))
 from tiny_task import fresh_models, make_task, tiny_config  # noqa: E402
 
 from crs_jax.features.context import ContextFeatures  # noqa: E402
+from crs_jax.inputs.contexts import contexts_at  # noqa: E402
+from crs_jax.inputs.features import of_split  # noqa: E402
+from crs_jax.inputs.labels import label  # noqa: E402
+from crs_jax.inputs.replies import reply_arrays  # noqa: E402
+from crs_jax.rl.contexts import (  # noqa: E402
+    Contexts,
+    after_rec,
+    take,
+)
 from crs_jax.rl.reward import Normaliser  # noqa: E402
 from crs_jax.rl.scoring import reply_likelihood, tree_hidden  # noqa: E402
 from crs_jax.runtime.sharding import place, shard_batch  # noqa: E402
 from crs_jax.training import reward as reward_stage  # noqa: E402
 from crs_jax.training import sft as sft_stage  # noqa: E402
-from crs_jax.training.batches import take  # noqa: E402
-from crs_jax.training.contexts import Contexts, after_rec, contexts_at  # noqa: E402
-from crs_jax.training.labels import label  # noqa: E402
 from crs_jax.training.optimizer import Rates, make_optimizer  # noqa: E402
 from crs_jax.training.ppo import first_extra, make_iteration  # noqa: E402
 from crs_jax.training.ppo_stage import build  # noqa: E402
-from crs_jax.training.replies import reply_arrays  # noqa: E402
-from crs_jax.training.split_features import of_split  # noqa: E402
 from crs_jax.training.state import fresh_state  # noqa: E402
 
 BASELINE = HERE / "baseline.npz"

@@ -34,12 +34,12 @@ from tiny_policy import (
 from configs.common import get_config
 from crs_jax.models.actor_critic import ActorCritic
 from crs_jax.models.query import PLACE
+from crs_jax.rl.contexts import Contexts
+from crs_jax.rl.judging import Graphs, Judges
 from crs_jax.rl.reward import Normaliser, RewardModel, stack
 from crs_jax.rl.rollout import Replies
 from crs_jax.runtime.sharding import make_mesh
 from crs_jax.training import ppo, rollout
-from crs_jax.training.contexts import Contexts
-from crs_jax.training.judging import Graphs, Judges
 from crs_jax.training.state import TrainState
 
 LAYOUT = make_layout(words=7, items=5, act_items=2)

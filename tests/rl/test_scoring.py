@@ -28,10 +28,10 @@ from tiny_policy import (
 from crs_jax.bounds import BOUNDS
 from crs_jax.models.actor_critic import ActorCritic
 from crs_jax.rl import ppo
+from crs_jax.rl.contexts import Contexts
+from crs_jax.rl.forward import actor_pass, policy_likelihood
 from crs_jax.rl.rollout import Replies
 from crs_jax.rl.scoring import parts, reply_likelihood, tree_hidden
-from crs_jax.training.contexts import Contexts
-from crs_jax.training.passes import actor_pass, policy_likelihood
 
 LAYOUT = make_layout(words=11, items=5, act_items=3, unused=(4,))
 C, G, R, P = 3, 4, 10, 9

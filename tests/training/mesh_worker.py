@@ -27,11 +27,11 @@ def run(folder: pathlib.Path, shape: list[int]) -> Iterator[None]:
     from jax.sharding import AxisType, NamedSharding
     from tiny_task import fresh_models, make_task, tiny_config
 
+    from crs_jax.inputs.contexts import contexts_at
+    from crs_jax.rl.contexts import take
     from crs_jax.rl.reward import Normaliser
     from crs_jax.runtime.checkpoint import Checkpoints, Saved, digest
     from crs_jax.runtime.sharding import AXES, path_name, place, shard_batch, spec_of
-    from crs_jax.training.batches import take
-    from crs_jax.training.contexts import contexts_at
     from crs_jax.training.optimizer import Rates, make_optimizer
     from crs_jax.training.ppo import first_extra, make_iteration
     from crs_jax.training.ppo_stage import build

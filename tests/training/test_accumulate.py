@@ -10,18 +10,18 @@ import optax
 import pytest
 from tiny_task import change, fresh_models
 
+from crs_jax.inputs.contexts import contexts_at
+from crs_jax.inputs.features import of_split
+from crs_jax.inputs.labels import label
+from crs_jax.inputs.task import copy_tree
+from crs_jax.rl.contexts import take
 from crs_jax.rl.reward import Normaliser
 from crs_jax.runtime.sharding import place, shard_batch
 from crs_jax.training import reward, sft
-from crs_jax.training.batches import take
-from crs_jax.training.contexts import contexts_at
 from crs_jax.training.counterfactual import Counterfactuals
-from crs_jax.training.labels import label
 from crs_jax.training.ppo import first_extra, make_iteration
 from crs_jax.training.ppo_stage import build
-from crs_jax.training.split_features import of_split
 from crs_jax.training.state import TrainState
-from crs_jax.training.task import copy_tree
 
 RATE = 1.0
 

@@ -16,20 +16,20 @@ from flax import nnx
 
 from configs.common import get_config
 from crs_jax.features.context import ContextFeatures
+from crs_jax.inputs.task import copy_tree, split_model
 from crs_jax.models.actor_critic import ActorCritic
 from crs_jax.models.decisions import BaseRates
 from crs_jax.models.gpt2 import GPT2Config
 from crs_jax.models.policy import Layout, Policy
+from crs_jax.rl.contexts import Contexts
+from crs_jax.rl.forward import policy_likelihood
+from crs_jax.rl.judging import Graphs, Judges
 from crs_jax.rl.reward import Normaliser, RewardModel
 from crs_jax.rl.rollout import Replies
 from crs_jax.runtime.sharding import make_mesh, shard_batch
-from crs_jax.training.contexts import Contexts
-from crs_jax.training.judging import Graphs, Judges
 from crs_jax.training.optimizer import Rates, make_optimizer
-from crs_jax.training.passes import policy_likelihood
 from crs_jax.training.ppo import first_extra, make_iteration
 from crs_jax.training.state import fresh_state
-from crs_jax.training.task import copy_tree, split_model
 
 WORDS, ITEMS, EMBEDDING, REPLY = 5, 6, 8, 3
 LAYOUT = Layout(

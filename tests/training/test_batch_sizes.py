@@ -7,6 +7,8 @@ from flax import nnx
 
 from crs_jax.data.dialogue import RECOMMENDER
 from crs_jax.evaluation.stage import run_evaluate
+from crs_jax.inputs.features import of_split
+from crs_jax.inputs.labels import label
 from crs_jax.models.heads import SIGNALS
 from crs_jax.pipeline import held_out
 from crs_jax.rl.reward import Normaliser, RewardModel
@@ -16,14 +18,12 @@ from crs_jax.training import loop, reward, sft
 from crs_jax.training.act_head import head_validation
 from crs_jax.training.counterfactual import Counterfactuals
 from crs_jax.training.examples import fresh_instances
-from crs_jax.training.labels import label
 from crs_jax.training.ppo_samples import Samples
 from crs_jax.training.ppo_stage import Aligned, build
 from crs_jax.training.ppo_validation import Validation
 from crs_jax.training.reward import run_reward, split_holdout
 from crs_jax.training.seeker import run_seeker
 from crs_jax.training.sft import make_packer, packed_hidden
-from crs_jax.training.split_features import of_split
 
 SIZES = {"evaluation__batch": 7, "sft__rows": 4}, {"evaluation__batch": 10, "sft__rows": 3}
 NORMALISER = Normaliser(np.zeros(3, np.float32), np.full(3, 0.7, np.float32), np.float32(1.3))

@@ -8,15 +8,16 @@ from flax import nnx
 
 from configs import quickstart
 from crs_jax.config import validate
+from crs_jax.inputs.contexts import contexts_at
+from crs_jax.rl.contexts import take
+from crs_jax.rl.forward import policy_pass
 from crs_jax.rl.reward import Normaliser
 from crs_jax.rl.rollout import sample
 from crs_jax.runtime.checkpoint import identity
 from crs_jax.runtime.errors import InputError
 from crs_jax.runtime.metrics import MetricsWriter
 from crs_jax.training import ppo_stage
-from crs_jax.training.batches import Batches, chosen, take, widths_of
-from crs_jax.training.contexts import contexts_at
-from crs_jax.training.passes import policy_pass
+from crs_jax.training.batches import Batches, chosen, widths_of
 from crs_jax.training.ppo_stage import contexts_of, run_ppo
 
 SHORT = {"data__window": 1, "ppo__unseen": False}  # contexts of one utterance, so that lengths differ

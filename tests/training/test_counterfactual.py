@@ -7,17 +7,17 @@ from flax import nnx
 
 from crs_jax.data.dialogue import MENTION, RECOMMENDER, SEEKER, Dialogue, Turn
 from crs_jax.data.windows import make_windows
+from crs_jax.inputs.features import of_split
+from crs_jax.inputs.labels import label
+from crs_jax.inputs.task import log_popularity
 from crs_jax.models.heads import SIGNALS
 from crs_jax.rl.reward import RewardModel, predict
 from crs_jax.runtime.sharding import shard_batch
 from crs_jax.signals.engagement import EngagementModel
 from crs_jax.training.counterfactual import Counterfactuals, known_by_then, not_taken_up
-from crs_jax.training.labels import label
 from crs_jax.training.ppo_stage import contexts_of
 from crs_jax.training.reward import reward_loss, slot_labels, split_holdout
 from crs_jax.training.sft import make_packer
-from crs_jax.training.split_features import of_split
-from crs_jax.training.task import log_popularity
 
 
 @pytest.fixture(scope="module")

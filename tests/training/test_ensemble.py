@@ -11,20 +11,20 @@ from jax.sharding import AbstractMesh
 
 from crs_jax.evaluation.optimum import item_rewards
 from crs_jax.evaluation.policies import judge_replies
+from crs_jax.inputs.contexts import contexts_at
+from crs_jax.inputs.features import of_split
+from crs_jax.inputs.labels import label
+from crs_jax.inputs.replies import reply_arrays
 from crs_jax.rl.reward import Normaliser, members, stack
 from crs_jax.runtime.metrics import MetricsWriter
 from crs_jax.runtime.sharding import AXES, shardings
 from crs_jax.training import ensemble
 from crs_jax.training import reward as reward_stage
-from crs_jax.training.contexts import contexts_at
 from crs_jax.training.counterfactual import Counterfactuals
 from crs_jax.training.ensemble import drawn
-from crs_jax.training.labels import label
 from crs_jax.training.ppo_stage import Aligned, build
 from crs_jax.training.ppo_validation import Validation
-from crs_jax.training.replies import reply_arrays
 from crs_jax.training.reward import least_squares, predict_replies, run_reward, split_holdout
-from crs_jax.training.split_features import of_split
 
 PLAIN = Normaliser(np.zeros(3, np.float32), np.ones(3, np.float32), np.float32(1))
 

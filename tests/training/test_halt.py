@@ -7,10 +7,11 @@ import pytest
 from faults import at
 
 from crs_jax.config import slate_contexts
+from crs_jax.inputs.contexts import contexts_at
+from crs_jax.rl.contexts import take
 from crs_jax.runtime.metrics import MetricsWriter, read_json
 from crs_jax.training import reward, sft
-from crs_jax.training.batches import chosen, take
-from crs_jax.training.contexts import contexts_at
+from crs_jax.training.batches import chosen
 from crs_jax.training.halt import TrainingHaltedError
 from crs_jax.training.ppo_stage import contexts_of, run_ppo
 from crs_jax.training.reward import run_reward

@@ -12,9 +12,9 @@ import pytest
 from tiny_task import make_task, tiny_config
 
 from crs_jax.data import arrow, corpus
+from crs_jax.inputs.labels import label
 from crs_jax.runtime import kept
 from crs_jax.runtime.kept import clean, is_whole, keep_arrays, kept_arrays, making
-from crs_jax.training.labels import label
 
 BITS = 60
 

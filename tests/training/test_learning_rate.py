@@ -6,12 +6,12 @@ import numpy as np
 import optax
 import pytest
 
+from crs_jax.inputs.task import copy_tree
 from crs_jax.runtime.metrics import MetricsWriter, read_json_lines
 from crs_jax.training import ppo_stage
 from crs_jax.training.optimizer import Rates, make_optimizer, schedule
 from crs_jax.training.ppo_stage import run_ppo
 from crs_jax.training.state import apply_gradients
-from crs_jax.training.task import copy_tree
 
 RATE, ITERATIONS, UPDATES = 3e-3, 5, 4  # updates of an iteration
 

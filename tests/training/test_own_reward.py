@@ -5,15 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from crs_jax.inputs.contexts import contexts_at
+from crs_jax.inputs.replies import reply_arrays
+from crs_jax.rl.judging import act_scores, judge
 from crs_jax.rl.reward import Normaliser, score, stack
 from crs_jax.rl.rollout import Replies
 from crs_jax.runtime.errors import InputError
 from crs_jax.runtime.metrics import MetricsWriter, read_json_lines
 from crs_jax.runtime.user_function import load
-from crs_jax.training.contexts import contexts_at
-from crs_jax.training.judging import act_scores, judge
 from crs_jax.training.ppo_stage import build, run_ppo
-from crs_jax.training.replies import reply_arrays
 
 EXAMPLE = "configs/rewards/concise.py:reward"
 

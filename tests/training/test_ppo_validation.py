@@ -10,18 +10,18 @@ from flax import nnx
 from crs_jax.evaluation.optimum import optimum
 from crs_jax.evaluation.policies import generate, judge_replies, ranking_scores
 from crs_jax.evaluation.text import text_metrics
+from crs_jax.inputs.contexts import contexts_at
+from crs_jax.inputs.task import copy_tree
 from crs_jax.models.heads import SIGNALS
 from crs_jax.rl.reward import Normaliser
 from crs_jax.rl.rollout import sample
 from crs_jax.runtime.checkpoint import done_meta
 from crs_jax.runtime.metrics import MetricsWriter, read_json_lines
 from crs_jax.training import ppo_stage
-from crs_jax.training.contexts import contexts_at
 from crs_jax.training.examples import fresh_instances
 from crs_jax.training.ppo_samples import Samples
 from crs_jax.training.ppo_stage import Aligned, build, run_ppo
 from crs_jax.training.ppo_validation import Validation
-from crs_jax.training.task import copy_tree
 
 PLAIN = Normaliser(np.zeros(3, np.float32), np.ones(3, np.float32), np.float32(1))
 

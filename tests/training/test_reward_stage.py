@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from crs_jax.inputs.features import of_split
+from crs_jax.inputs.labels import Labels
 from crs_jax.models.heads import SIGNALS
 from crs_jax.rl.reward import RewardModel
 from crs_jax.runtime.metrics import MetricsWriter
 from crs_jax.runtime.sharding import shard_batch
 from crs_jax.training import reward
-from crs_jax.training.labels import Labels
 from crs_jax.training.reward import (
     RIDGE,
     least_squares,
@@ -22,7 +23,6 @@ from crs_jax.training.reward import (
     split_holdout,
 )
 from crs_jax.training.sft import make_packer, packed_hidden
-from crs_jax.training.split_features import of_split
 
 
 def planted(task) -> np.ndarray:

@@ -11,15 +11,15 @@ import pytest
 from flax import nnx
 
 from crs_jax.features.context import ContextFeatures
+from crs_jax.inputs.task import split_model
 from crs_jax.models import gpt2
 from crs_jax.models.gpt2 import GPT2Config, Trunk
 from crs_jax.models.policy import Layout, Policy
+from crs_jax.rl.contexts import Contexts
+from crs_jax.rl.forward import policy_pass
 from crs_jax.rl.rollout import sample
 from crs_jax.rl.scoring import parts
 from crs_jax.training.checks import SelfCheckError, check_gaps, gaps, logit_scales, noise_of
-from crs_jax.training.contexts import Contexts
-from crs_jax.training.passes import policy_pass
-from crs_jax.training.task import split_model
 
 WORDS, ITEMS = 500, 60
 LAYOUT = Layout(WORDS, WORDS + 6, ITEMS, 2, *range(WORDS, WORDS + 6))

@@ -9,13 +9,13 @@ import pytest
 from flax import nnx
 
 from crs_jax.data.windows import context_windows
+from crs_jax.inputs.features import of_split
+from crs_jax.inputs.replies import reply_arrays, reply_nll
+from crs_jax.inputs.task import copy_tree
 from crs_jax.runtime.sharding import shard_batch
 from crs_jax.training.optimizer import Rates, make_optimizer
-from crs_jax.training.replies import reply_arrays, reply_nll
 from crs_jax.training.sft import Validation, banded_mask, make_packer, make_step, sft_loss, with_features
-from crs_jax.training.split_features import of_split
 from crs_jax.training.state import fresh_state
-from crs_jax.training.task import copy_tree
 
 
 def test_banded_mask_equals_a_loop():

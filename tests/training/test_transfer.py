@@ -12,12 +12,12 @@ from tiny_task import change, make_task
 
 from crs_jax.evaluation.policies import ranking_scores, reference_nll
 from crs_jax.features.attributes import ERAS, YEARS
+from crs_jax.inputs.contexts import contexts_at
+from crs_jax.inputs.replies import reply_arrays
+from crs_jax.inputs.task import copy_tree
 from crs_jax.runtime.checkpoint import Checkpoints, Saved, load_result
 from crs_jax.runtime.errors import InputError
 from crs_jax.runtime.metrics import write_json
-from crs_jax.training.contexts import contexts_at
-from crs_jax.training.replies import reply_arrays
-from crs_jax.training.task import copy_tree
 from crs_jax.training.transfer import carried, source_of, transferred
 
 BINS = len(YEARS) + 1

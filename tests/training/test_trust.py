@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from test_bandit import Bandit
 
+from crs_jax.inputs.task import copy_tree
 from crs_jax.training.optimizer import Rates, make_optimizer
 from crs_jax.training.ppo import first_extra, make_iteration
 from crs_jax.training.state import fresh_state
-from crs_jax.training.task import copy_tree
 from crs_jax.training.trust import Moved, shortened
 
 OLD = {"a": jnp.zeros(3), "b": jnp.ones((2, 2))}

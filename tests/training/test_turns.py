@@ -17,7 +17,10 @@ from crs_jax.config import validate
 from crs_jax.data import simulated_words as words
 from crs_jax.data.dialogue import MENTION, RECOMMENDER, SEEKER, Turn
 from crs_jax.features.context import ContextFeatures
+from crs_jax.inputs.contexts import contexts_at
 from crs_jax.models.likelihood import FirstToken
+from crs_jax.rl.contexts import Contexts
+from crs_jax.rl.forward import policy_likelihood
 from crs_jax.rl.reward import Scores
 from crs_jax.rl.rollout import Replies, sample
 from crs_jax.rl.scoring import Parts, TokenLikelihood
@@ -25,9 +28,7 @@ from crs_jax.runtime.errors import InputError
 from crs_jax.runtime.metrics import MetricsWriter, read_json_lines
 from crs_jax.training import ppo, ppo_stage, rollout, seeker
 from crs_jax.training.batch import RolloutBatch
-from crs_jax.training.contexts import Contexts, contexts_at
 from crs_jax.training.episodes import Answer, Episodes, Talk
-from crs_jax.training.passes import policy_likelihood
 from crs_jax.training.ppo_stage import run_ppo
 from crs_jax.training.seeker import model_seeker, run_seeker, seeker_packer, simulated_seeker
 from crs_jax.training.turns import advantages, as_rows, by_episode, by_turn, go_on, joined

@@ -7,10 +7,10 @@ import optax
 import pytest
 from test_bandit import Bandit
 
+from crs_jax.inputs.task import copy_tree
 from crs_jax.training.optimizer import Rates, make_optimizer, schedule
 from crs_jax.training.ppo import first_extra, make_iteration
 from crs_jax.training.state import fresh_state
-from crs_jax.training.task import copy_tree
 
 WARM = 2
 

@@ -16,10 +16,10 @@ from crs_jax.data.corpus import load
 from crs_jax.features.attributes import Attributes
 from crs_jax.features.cooccurrence import CoOccurrence
 from crs_jax.features.people import People
+from crs_jax.inputs.task import SPLITS, Task, copy_tree, corpus_rates, new_policy, split_model
 from crs_jax.prepare import make_tokenizer
 from crs_jax.rl.reward import RewardModel
 from crs_jax.runtime.sharding import AXES, place
-from crs_jax.training.task import SPLITS, Task, copy_tree, corpus_rates, new_policy, split_model
 
 EMBEDDING = 16
 

@@ -27,6 +27,8 @@ from crs_jax.data.unlinked import UnlinkedTitles
 from crs_jax.features.attributes import Attributes
 from crs_jax.features.cooccurrence import CoOccurrence
 from crs_jax.features.people import People
+from crs_jax.inputs.replies import reply_arrays
+from crs_jax.inputs.task import Task, new_policy, split_model
 from crs_jax.models.encoder import embed, embed_on_host
 from crs_jax.prepare import made_from
 from crs_jax.rl.reward import Normaliser, RewardModel
@@ -37,8 +39,6 @@ from crs_jax.runtime.sharding import AXES, place
 from crs_jax.runtime.storage import is_file, is_folder, leads_out
 from crs_jax.stored_config import read_config
 from crs_jax.training.ppo_stage import Aligned, Model, build
-from crs_jax.training.replies import reply_arrays
-from crs_jax.training.task import Task, new_policy, split_model
 
 MODELS = ("ppo", "sft")
 NO_ID = ""  # no corpus has it, so that no training dialogue is taken for the one at hand

@@ -20,6 +20,9 @@ from crs_jax.data.catalogue import Catalogue
 from crs_jax.data.dialogue import RECOMMENDER, SEEKER, Dialogue, Turn
 from crs_jax.data.messages import Message, read_dialogue, read_message
 from crs_jax.evaluation.policies import generate, judge_replies, ranking_scores
+from crs_jax.inputs.contexts import contexts_at
+from crs_jax.rl.contexts import Contexts
+from crs_jax.rl.judging import Model
 from crs_jax.runtime import arguments, memory
 from crs_jax.runtime.errors import InputError
 from crs_jax.tools.api.loading import MODELS, NO_ID, Loaded, load_run
@@ -27,8 +30,6 @@ from crs_jax.tools.api.proposals import Recommendation, Reply, Score, recommenda
 from crs_jax.tools.export import shared_model
 from crs_jax.tools.export.card import model_card
 from crs_jax.tools.export.folder import read, write
-from crs_jax.training.contexts import Contexts, contexts_at
-from crs_jax.training.judging import Model
 
 T = TypeVar("T")
 

@@ -45,9 +45,12 @@ from crs_jax.config import derive, slate_contexts
 from crs_jax.data.byte_bpe import GPT2_WORDS
 from crs_jax.data.tokenizer import CONTROLS
 from crs_jax.features.context import ContextFeatures
+from crs_jax.inputs.task import model_config, split_model
 from crs_jax.models.actor_critic import ActorCritic
 from crs_jax.models.policy import Layout, Policy
 from crs_jax.rl.all_acts import Acts
+from crs_jax.rl.contexts import Contexts
+from crs_jax.rl.judging import Graphs, Judges
 from crs_jax.rl.reward import Normaliser, RewardModel
 from crs_jax.runtime import source_tree
 from crs_jax.runtime.errors import InputError
@@ -57,12 +60,9 @@ from crs_jax.tools.benchmark.cells import make_update_step
 from crs_jax.tools.benchmark.hlo import collectives
 from crs_jax.tools.benchmark.world import EMBEDDING, GENRES, NAMED, NEAR, STARRING
 from crs_jax.training.advantages import Experience, FirstItems
-from crs_jax.training.contexts import Contexts
-from crs_jax.training.judging import Graphs, Judges
 from crs_jax.training.optimizer import make_optimizer, ppo_rates
 from crs_jax.training.ppo import first_extra, make_iteration
 from crs_jax.training.state import TrainState
-from crs_jax.training.task import model_config, split_model
 
 FACETS, ASKED = 41, 62  # of ReDial
 REDIAL_ITEMS = 6924

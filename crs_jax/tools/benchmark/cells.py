@@ -13,7 +13,10 @@ from ml_collections import ConfigDict
 
 from crs_jax.config import slate_contexts
 from crs_jax.data.packing import slots_of
+from crs_jax.inputs.task import copy_tree, count
 from crs_jax.rl.algorithms import ALGORITHMS
+from crs_jax.rl.forward import actor_pass, policy_likelihood
+from crs_jax.rl.judging import Graphs, judge
 from crs_jax.rl.rollout import Replies, causal, positions, sample
 from crs_jax.runtime.sharding import on_mesh, shard_batch
 from crs_jax.tools.benchmark import counts
@@ -29,13 +32,10 @@ from crs_jax.tools.benchmark.world import (
     random_rows,
 )
 from crs_jax.training.advantages import Experience, FirstItems
-from crs_jax.training.judging import Graphs, judge
 from crs_jax.training.optimizer import make_optimizer, ppo_rates, sft_rates
-from crs_jax.training.passes import actor_pass, policy_likelihood
 from crs_jax.training.ppo import first_extra, make_iteration
 from crs_jax.training.sft import make_step
 from crs_jax.training.state import TrainState, fresh_state, keep_layout
-from crs_jax.training.task import copy_tree, count
 from crs_jax.training.update import make_step as make_ppo_step
 
 Found = dict[str, Any]

@@ -23,17 +23,17 @@ from crs_jax.features.attributes import Attributes
 from crs_jax.features.context import ContextFeatures
 from crs_jax.features.cooccurrence import CoOccurrence
 from crs_jax.features.people import People
+from crs_jax.inputs.task import Task, copy_tree, new_policy, split_model
 from crs_jax.models.attention import refuse_where_missing
 from crs_jax.models.decisions import BaseRates
 from crs_jax.rl.all_acts import Acts
+from crs_jax.rl.contexts import Contexts
+from crs_jax.rl.judging import Graphs, Judges
 from crs_jax.rl.reward import Normaliser, RewardModel
 from crs_jax.runtime.sharding import AXES, place
 from crs_jax.tools.benchmark.counts import Batch, Model
 from crs_jax.training.advantages import Experience, FirstItems
-from crs_jax.training.contexts import Contexts
-from crs_jax.training.judging import Graphs, Judges
 from crs_jax.training.ppo_stage import build
-from crs_jax.training.task import Task, copy_tree, new_policy, split_model
 
 EMBEDDING, GENRES = 384, 27
 NAMED, NEAR, STARRING = 32, 512, 48  # most rows of a context's features, as the signals give them

@@ -22,6 +22,7 @@ from crs_jax.data.catalogue import Catalogue, Item
 from crs_jax.data.records import is_plain
 from crs_jax.data.tokenizer import DialogueTokenizer
 from crs_jax.features.attributes import Attributes
+from crs_jax.inputs.task import model_config, policy_shapes, token_layout
 from crs_jax.models.encoder import FILES
 from crs_jax.models.hf import SINGLE, exported_settings, exported_shapes
 from crs_jax.models.items import padded
@@ -32,7 +33,6 @@ from crs_jax.stored_config import stored_config
 from crs_jax.tools.export import ABOUT, shared_model
 from crs_jax.tools.export.tensors import Shape, read_arrays, read_shapes, refuse_other
 from crs_jax.tools.export.transformers_files import completed_words, generation_settings, tokenizer_settings
-from crs_jax.training.task import model_config, policy_shapes, token_layout
 
 FORMAT = 2
 REST, ITEMS, WORDS, ENCODER = "crs_jax.safetensors", "items.jsonl", "tokenizer.json", "encoder"

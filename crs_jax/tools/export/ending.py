@@ -17,11 +17,11 @@ import numpy as np
 from flax import nnx
 
 from crs_jax.data.windows import make_windows
+from crs_jax.inputs.replies import reply_arrays
+from crs_jax.inputs.task import Task
 from crs_jax.models.policy import MASKED, Policy, logits_of
+from crs_jax.rl.judging import Model
 from crs_jax.rl.scoring import parts, tree_hidden
-from crs_jax.training.judging import Model
-from crs_jax.training.replies import reply_arrays
-from crs_jax.training.task import Task
 
 RIDGE = 1e-3  # of the mean square of hidden states
 REPLIES, BATCH = 1024, 32

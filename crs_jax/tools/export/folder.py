@@ -34,6 +34,7 @@ from crs_jax.data.titles import Titles
 from crs_jax.features.attributes import Attributes
 from crs_jax.features.cooccurrence import CoOccurrence
 from crs_jax.features.people import People
+from crs_jax.inputs.task import Task, new_policy, split_model
 from crs_jax.models.encoder import FILES, embed_on_host, find_encoder
 from crs_jax.models.hf import SINGLE, export_gpt2, load_gpt2
 from crs_jax.runtime.compilation import keep_programs
@@ -57,7 +58,6 @@ from crs_jax.tools.export.checks import (
 )
 from crs_jax.tools.export.ending import fitted_ending
 from crs_jax.tools.export.transformers_files import write_generation, write_tokenizer
-from crs_jax.training.task import Task, new_policy, split_model
 
 PROBE = "Something light and funny for tonight, please."  # whose vector tells one sentence encoder from another
 PROBE_TOLERANCE = 1e-3

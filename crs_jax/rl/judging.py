@@ -10,11 +10,11 @@ from flax import nnx
 
 from crs_jax.models.heads import SIGNALS
 from crs_jax.models.policy import Layout
+from crs_jax.rl.contexts import Contexts
 from crs_jax.rl.reward import Normaliser, members, predict, score
 from crs_jax.rl.rollout import Replies
 from crs_jax.rl.scoring import Parts
 from crs_jax.signals.relevance import new_items, relevance
-from crs_jax.training.contexts import Contexts
 
 
 class Judges(NamedTuple):

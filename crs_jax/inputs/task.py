@@ -49,7 +49,7 @@ class Task:
       embed: texts to unit embeddings `[n, E]`, cached on disk.
       embed_on_host: the same without the device, for host functions of compiled programs; None: `embed` uses none.
       cache: folder of prepared data.
-      computed: by split, the features of its contexts (`training/split_features.py`), once they were needed.
+      computed: by split, the features of its contexts (`inputs/features.py`), once they were needed.
       made_from: name to fingerprint of what all models rest on: catalogue, vocabulary, encoder, dialogues.
     """
 

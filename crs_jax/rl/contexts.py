@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
+import numpy as np
 
-from crs_jax.data.windows import make_windows
 from crs_jax.features.context import ContextFeatures
 from crs_jax.models.policy import Policy, Tables
 from crs_jax.models.query import Wish
 from crs_jax.rl.rollout import causal, positions
-from crs_jax.training.split_features import features_at
-from crs_jax.training.task import Task
 
 
 class Contexts(NamedTuple):
@@ -24,15 +21,16 @@ class Contexts(NamedTuple):
     features: ContextFeatures
 
 
-def contexts_at(task: Task, split: str, where: Sequence[tuple[int, int]]) -> Contexts:
-    """Host arrays of all contexts of a split that the list names."""
-    windows: Any = make_windows(task.config, task.encoded[split], where, task.tokenizer)
-    return Contexts(windows.tokens_BP, windows.mask_BP, features_at(task, split, where))
-
-
 def after_rec(policy: Policy, contexts: Contexts) -> tuple[jax.Array, Tables, Wish]:
     """The hidden state `[C, D]` that has read `<|rec|>`, the tables, and the wish; inside jit."""
     tables, mask_CP = policy.tables(), contexts.mask_CP
     x_CPD = policy.embed(contexts.prompt_CP, tables)
     hidden_CD = policy.trunk(x_CPD, positions(mask_CP), causal(mask_CP))[:, -1]
     return hidden_CD, tables, policy.wish(contexts.features)
+
+
+def take(contexts: Contexts, index: np.ndarray, width: int | None = None) -> Contexts:
+    """Rows of the contexts, their prompts `width` tokens wide where it is given."""
+    rows: Contexts = jax.tree.map(lambda a: a[index], contexts)
+    cut = slice(-width if width else None, None)
+    return rows._replace(prompt_CP=rows.prompt_CP[:, cut], mask_CP=rows.mask_CP[:, cut])

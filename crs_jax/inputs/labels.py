@@ -9,6 +9,7 @@ import pathlib
 
 import numpy as np
 
+from crs_jax.inputs.task import SPLITS, Task
 from crs_jax.models.heads import SIGNALS
 from crs_jax.runtime.errors import InputError
 from crs_jax.runtime.kept import keep_arrays, kept_arrays
@@ -17,7 +18,6 @@ from crs_jax.signals.engagement import EngagementModel, availability
 from crs_jax.signals.feedback_log import FLAG, FeedbackLog, matched, read_log
 from crs_jax.signals.relevance import turn_relevance
 from crs_jax.signals.sentiment import carried_over, sentiment_shift
-from crs_jax.training.task import SPLITS, Task
 
 VERSION = 3
 

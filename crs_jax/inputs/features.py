@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from crs_jax.features.context import ROWS, ContextFeatures, context_vectors, named_rows
+from crs_jax.inputs.task import Task, log_popularity
 from crs_jax.models.fit import FITS, fits
 from crs_jax.models.items import contents
 from crs_jax.signals.relevance import new_items
-from crs_jax.training.task import Task, log_popularity
 
 
 def features_at(task: Task, split: str, where: Sequence[tuple[int, int]]) -> ContextFeatures:

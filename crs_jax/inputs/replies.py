@@ -11,10 +11,10 @@ import numpy as np
 from flax import nnx
 
 from crs_jax.features.context import ContextFeatures
+from crs_jax.inputs.task import Task
 from crs_jax.models.policy import Policy
 from crs_jax.rl.ppo import masked_sum
 from crs_jax.rl.scoring import parts, reply_likelihood, tree_hidden
-from crs_jax.training.task import Task
 
 
 def reply_arrays(

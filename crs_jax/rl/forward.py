@@ -13,9 +13,9 @@ from crs_jax.models.decisions import normalised
 from crs_jax.models.likelihood import FirstToken, first_token
 from crs_jax.models.policy import Policy, Tables
 from crs_jax.models.query import Wish
+from crs_jax.rl.contexts import Contexts, after_rec
 from crs_jax.rl.rollout import Replies
 from crs_jax.rl.scoring import TokenLikelihood, parts, reply_likelihood, tree_hidden
-from crs_jax.training.contexts import Contexts, after_rec
 
 
 def actor_pass(
