@@ -22,7 +22,7 @@ from crs_jax.evaluation.optimum import item_rewards
 from crs_jax.evaluation.signals import auc
 from crs_jax.inputs.task import Task, log_popularity
 from crs_jax.rl.contexts import Contexts
-from crs_jax.rl.judging import Aligned
+from crs_jax.rl.frozen_models import Aligned
 
 RANDOM = 8  # items that a proposal's reward is held against
 

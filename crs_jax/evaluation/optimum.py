@@ -24,7 +24,7 @@ from crs_jax.inputs.task import Task
 from crs_jax.models.policy import Layout
 from crs_jax.rl.contexts import Contexts
 from crs_jax.rl.forward import first_of
-from crs_jax.rl.judging import Aligned, Graphs, Judges, Model, act_scores
+from crs_jax.rl.frozen_models import Aligned, FrozenModels, Graphs, Model, act_scores
 from crs_jax.rl.reward import Normaliser
 from crs_jax.runtime.sharding import everywhere, on_mesh
 
@@ -53,7 +53,7 @@ def _item_rewards(graphs: Graphs, mesh: Mesh, layout: Layout, exact: bool, clip:
 
 
 def item_rewards(
-    task: Task, graphs: Graphs, judges: Judges, normaliser: Normaliser, contexts: Contexts, row_IA: np.ndarray,
+    task: Task, graphs: Graphs, judges: FrozenModels, normaliser: Normaliser, contexts: Contexts, row_IA: np.ndarray,
     label: str = "rewards of items",
 ) -> np.ndarray:  # fmt: skip
     """Rewards `[I, A]` at `<|say|>` of slates with one item each, float64."""

@@ -17,7 +17,7 @@ from crs_jax.inputs.task import Task
 from crs_jax.rl import ppo
 from crs_jax.rl.contexts import Contexts, after_rec, take
 from crs_jax.rl.forward import policy_likelihood
-from crs_jax.rl.judging import Aligned, Graphs, Model, judge
+from crs_jax.rl.frozen_models import Aligned, Graphs, Model, judge
 from crs_jax.rl.reward import score
 from crs_jax.rl.rollout import Replies, keys_of, sample
 from crs_jax.runtime.progress import Progress
@@ -81,8 +81,8 @@ def run_batched(task: Task, function: Callable, count: int, inputs: Any, label: 
 def _ranker(graphdef: Any, mesh: Mesh):
     def run(params, frozen, contexts):
         policy = nnx.merge(graphdef, params, frozen)
-        hidden_BD, tables, wish = after_rec(policy, contexts)
-        logits_BN = policy.item_logits(policy.acting(hidden_BD, wish), tables, wish.beside)
+        hidden_BD, tables, item_query = after_rec(policy, contexts)
+        logits_BN = policy.item_logits(policy.acting(hidden_BD, item_query), tables, item_query.beside)
         return logits_BN[:, : policy.layout.num_items]
 
     return jax.jit(on_mesh(run, mesh), out_shardings=everywhere(mesh))

@@ -11,7 +11,7 @@ from crs_jax.evaluation.policies import Judged, ranking_scores
 from crs_jax.inputs.task import Task
 from crs_jax.models.heads import REWARDS
 from crs_jax.rl.contexts import Contexts
-from crs_jax.rl.judging import Model
+from crs_jax.rl.frozen_models import Model
 
 
 def sample_lines(

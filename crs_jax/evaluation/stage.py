@@ -32,7 +32,7 @@ from crs_jax.inputs.replies import whole_replies
 from crs_jax.inputs.task import Task
 from crs_jax.models.heads import REWARDS
 from crs_jax.rl.contexts import take
-from crs_jax.rl.judging import Aligned, Model
+from crs_jax.rl.frozen_models import Aligned, Model
 from crs_jax.runtime.errors import InputError
 from crs_jax.runtime.progress import say
 

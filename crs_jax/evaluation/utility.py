@@ -10,7 +10,7 @@ from crs_jax.evaluation.bootstrap import interval, resample
 from crs_jax.evaluation.policies import generate, ranking_scores
 from crs_jax.inputs.contexts import contexts_at
 from crs_jax.inputs.task import Task
-from crs_jax.rl.judging import Model
+from crs_jax.rl.frozen_models import Model
 
 
 def true_utility(task: Task, models: dict[str, Model]) -> dict[str, float]:

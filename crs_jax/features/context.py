@@ -3,7 +3,7 @@
 Half a million words teach a small language model little English and less about seven thousand films. What was said, as
 a sentence embedding, the attributes that were asked for, the items named so far and by whom, items that others named
 together with those, and items with people who were named know much. A policy reads them where items are chosen
-(`models/query.py`), the reward model as match features (`models/fit.py`), relevance as two vectors.
+(`models/query.py`), the reward model as match features (`models/match_features.py`), relevance as two vectors.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ import numpy as np
 
 from crs_jax.features.context import ROWS, ContextFeatures, context_vectors, named_rows
 from crs_jax.inputs.task import Task, log_popularity
-from crs_jax.models.fit import FITS, fits
 from crs_jax.models.items import contents
+from crs_jax.models.match_features import MATCH_FEATURES, match_features
 from crs_jax.signals.relevance import new_items
 
 
@@ -77,11 +77,11 @@ class SplitFeatures:
         return ContextFeatures(*(a[row] for a in self._features))
 
     def matches(self, dialogue: np.ndarray, turn: np.ndarray) -> np.ndarray:
-        """Match features (`models/fit.py`) `[..., len(FITS)]` of what the humans newly proposed there."""
+        """`match_features` `[..., len(MATCH_FEATURES)]` of what the humans newly proposed there."""
         return self._own_matches[self._row_DT[dialogue, turn]]
 
     def matches_of(self, dialogue: np.ndarray, turn: np.ndarray, act_BM: np.ndarray) -> np.ndarray:
-        """Match features `[B, len(FITS)]` of other acts `[B, M]` there."""
+        """`match_features` `[B, len(MATCH_FEATURES)]` of other acts `[B, M]` there."""
         return self._matches(self.at(dialogue, turn), act_BM)
 
     @functools.cached_property
@@ -94,14 +94,14 @@ class SplitFeatures:
         return jnp.asarray(contents(task.content_NE, task.attributes.item_NF, log_popularity(task)))
 
     def _matches(self, features: ContextFeatures, act_BM: np.ndarray) -> np.ndarray:
-        out, genres = np.zeros((len(act_BM), len(FITS)), np.float32), len(self._task.attributes.genres)
+        out, genres = np.zeros((len(act_BM), len(MATCH_FEATURES)), np.float32), len(self._task.attributes.genres)
         for start in range(0, len(act_BM), 1024):  # bounds the gather of the items named
             some = slice(start, start + 1024)
             here, act = jax.tree.map(lambda a, some=some: jnp.asarray(a[some]), (features, act_BM))
-            out[some] = _fits(here, act, self._content_NW, genres)
+            out[some] = _match_features(here, act, self._content_NW, genres)
         return out
 
 
 @functools.partial(jax.jit, static_argnames="genres")
-def _fits(features: Any, act_BM: jax.Array, content_NW: jax.Array, genres: int) -> jax.Array:
-    return fits(features, new_items(act_BM, features.named), content_NW, genres)
+def _match_features(features: Any, act_BM: jax.Array, content_NW: jax.Array, genres: int) -> jax.Array:
+    return match_features(features, new_items(act_BM, features.named), content_NW, genres)

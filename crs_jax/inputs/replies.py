@@ -14,7 +14,7 @@ from crs_jax.features.context import ContextFeatures
 from crs_jax.inputs.task import Task
 from crs_jax.models.policy import Policy
 from crs_jax.rl.ppo import masked_sum
-from crs_jax.rl.scoring import parts, reply_likelihood, tree_hidden
+from crs_jax.rl.scoring import reply_likelihood, token_masks, tree_hidden
 
 
 def reply_arrays(
@@ -64,11 +64,11 @@ def reply_nll(
     tables = policy.tables()
     hidden = tree_hidden(policy, tables, prompt_BP, prompt_mask_BP, tokens_BR[:, None], mask_BR[:, None])
     before_BRD = hidden.before[:, 0]
-    wish = policy.wish(features)
-    logp_BR = reply_likelihood(policy, tables, before_BRD, tokens_BR, mask_BR, wish=wish).logp_BR
-    split = parts(tokens_BR, mask_BR, policy.layout)
+    item_query = policy.item_query(features)
+    logp_BR = reply_likelihood(policy, tables, before_BRD, tokens_BR, mask_BR, item_query=item_query).logp_BR
+    split = token_masks(tokens_BR, mask_BR, policy.layout)
     first_B = split.items_BM[:, 0]
-    logits_BN = policy.item_logits(policy.acting(before_BRD[:, 0], wish), tables, wish.beside)
+    logits_BN = policy.item_logits(policy.acting(before_BRD[:, 0], item_query), tables, item_query.beside)
     target_B1 = jnp.take_along_axis(logits_BN, jnp.maximum(first_B, 0)[:, None], -1)
     recommending_B = first_B >= 0
     return {

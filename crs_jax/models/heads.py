@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from crs_jax.models.decisions import normalised
-from crs_jax.models.fit import FITS
+from crs_jax.models.match_features import MATCH_FEATURES
 
 SIGNALS = ("engagement", "relevance", "sentiment")
 REWARDS = (*SIGNALS, "own")
@@ -27,7 +27,7 @@ class ValueHead(nnx.Module):
 
 
 class SignalHeads(nnx.Module):
-    """One linear head a signal, on a normalised hidden state and on how the act fits the context (`models/fit.py`).
+    """One linear head a signal, on a normalised hidden state and on match features (`models/match_features.py`).
 
     All start at zero; the reward stage starts those of the fit, and the biases, at least squares, so that the trunk
     learns what is left. Outputs are in units of the standardised labels; the reward's own normaliser (`rl/reward.py`)
@@ -36,10 +36,10 @@ class SignalHeads(nnx.Module):
 
     def __init__(self, width: int):
         self.kernel = nnx.Param(jnp.zeros((width, len(SIGNALS))))
-        self.feature_kernel = nnx.Param(jnp.zeros((len(FITS), len(SIGNALS))))
+        self.feature_kernel = nnx.Param(jnp.zeros((len(MATCH_FEATURES), len(SIGNALS))))
         self.bias = nnx.Param(jnp.zeros(len(SIGNALS)))
 
     def __call__(self, hidden: jax.Array, features: jax.Array) -> jax.Array:
-        """`[..., D]` and `[..., len(FITS)]` to `[..., 3]` in the order of `SIGNALS`, float32."""
+        """`[..., D]` and `[..., len(MATCH_FEATURES)]` to `[..., 3]` in the order of `SIGNALS`, float32."""
         state = normalised(hidden.astype(jnp.float32))
         return state @ self.kernel[...] + features @ self.feature_kernel[...] + self.bias[...]

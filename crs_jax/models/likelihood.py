@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from crs_jax.models.policy import MASKED, Beside, Logits, Policy, SlateState, Tables
-from crs_jax.models.query import Wish
+from crs_jax.models.query import ItemQuery
 
 LOGITS_BYTES = 2**28
 """Most bytes of one array of float32 logits on a device; a gradient has three or four of them at a time."""
@@ -67,18 +67,18 @@ def likelihood(logits: Logits, target: jax.Array) -> Likelihood:
 
 
 def first_token(
-    policy: Policy, tables: Tables, hidden_CD: jax.Array, wish: Wish, temperature: float = 1.0
+    policy: Policy, tables: Tables, hidden_CD: jax.Array, item_query: ItemQuery, temperature: float = 1.0
 ) -> FirstToken:
     """Of contexts, C rows.
 
     Args:
       policy, tables: the scorer and its tables.
       hidden_CD: states that have read `<|rec|>`.
-      wish: of the contexts.
+      item_query: of the contexts.
       temperature: the sampler's.
     """
     none_CM = jnp.full((len(hidden_CD), policy.layout.act_items), -1)
-    logits = policy.act_logits(policy.acting(hidden_CD, wish), tables, none_CM, wish.beside, temperature)
+    logits = policy.act_logits(policy.acting(hidden_CD, item_query), tables, none_CM, item_query.beside, temperature)
     kind_C2 = jax.nn.log_sigmoid(jnp.concatenate([-logits.extra, logits.extra], -1))
     return FirstToken(logits.main[:, : policy.layout.num_items], kind_C2)
 
@@ -95,7 +95,7 @@ def act_likelihood(
 ) -> Likelihood:
     """Of act tokens: `target_BT` is an item row, or the number of items N for `<|say|>`.
 
-    `acting` are states `[B, T, ...]`; `beside` are rows and gains of the wish, `[B, T or 1, Y]` each; `chunk` is
+    `acting` are states `[B, T, ...]`; `beside` are rows and gains of the query, `[B, T or 1, Y]` each; `chunk` is
     `in_chunks`'.
     """
 

@@ -26,7 +26,7 @@ from crs_jax.models.decisions import BaseRates, Decisions, normalised
 from crs_jax.models.gpt2 import GPT2Config, Trunk, dropout
 from crs_jax.models.items import ItemTower, padded
 from crs_jax.models.products import float32_product
-from crs_jax.models.query import Query, Wish
+from crs_jax.models.query import ItemQuery, Query
 from crs_jax.runtime.sharding import by_batch, by_rows, whole
 
 MASKED = -1e9
@@ -111,7 +111,8 @@ class SlateState(NamedTuple):
     Attributes:
       hidden: `[..., D]` normalised, matched with what is learnt of single items.
       content: `[..., E]`, matched with their contents.
-      known: `Wish.state` and the normalised `Wish.vector`, None without a wish; decisions read and do not move them.
+      known: `ItemQuery.state` and the normalised `ItemQuery.vector`, None without a query; decisions read them and do
+        not move them.
     """
 
     hidden: jax.Array
@@ -201,25 +202,25 @@ class Policy(nnx.Module):
         mean = jnp.where(is_word, tables.mean_D, lax.stop_gradient(tables.mean_D))
         return jnp.where(is_word, word, new) + mean
 
-    def wish(self, features: ContextFeatures, key: jax.Array | None = None, rate: float = 0.0) -> Wish:
+    def item_query(self, features: ContextFeatures, key: jax.Array | None = None, rate: float = 0.0) -> ItemQuery:
         """What contexts ask for (`Query`); a key for its dropout."""
         return self.query(features, self.items.content[...], key, rate)
 
     def acting(
-        self, hidden: jax.Array, wish: Wish | None, key: jax.Array | None = None, rate: float = 0.0
+        self, hidden: jax.Array, item_query: ItemQuery | None, key: jax.Array | None = None, rate: float = 0.0
     ) -> SlateState:
         """States of act slots from hidden states `[..., D]`.
 
         Args:
           hidden: of the trunk.
-          wish: of the context; None adds nothing.
+          item_query: of the context; None adds nothing.
           key, rate: of dropout of the normalised states.
         """
         state = dropout(normalised(hidden), rate, key)
         content = self._content_query(state)
-        if wish is not None:
-            content = content + wish.content.astype(state.dtype)
-        known = None if wish is None else jnp.concatenate([wish.state, normalised(wish.vector)], -1)
+        if item_query is not None:
+            content = content + item_query.content.astype(state.dtype)
+        known = None if item_query is None else jnp.concatenate([item_query.state, normalised(item_query.vector)], -1)
         return SlateState(state, content, known if known is None else lax.stop_gradient(known))
 
     def _content_query(self, state: jax.Array) -> jax.Array:
@@ -234,7 +235,7 @@ class Policy(nnx.Module):
         Args:
           acting: from `acting`.
           tables: from `tables`.
-          beside: `rows` and `gains` of the wish, `[..., Y]` each.
+          beside: `rows` and `gains` of the item_query, `[..., Y]` each.
         """
 
         def product(state: jax.Array, table: jax.Array) -> jax.Array:

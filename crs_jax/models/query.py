@@ -1,6 +1,6 @@
 """What the context asks for, beside its tokens: added where items are chosen.
 
-What is known of the context (`features/context.py`) joins the hidden state at every slot of the act as a `Wish`: a
+What is known of the context (`features/context.py`) joins the hidden state at every slot of the act as a `ItemQuery`: a
 vector in the space of the items' frozen contents, whose dot product with an item is a bilinear form and a weighted sum
 of plain matches (of text, genre, year) and its popularity, and numbers for single items. What it says of items is added
 to what the hidden state says. Words' logits do not see it.
@@ -25,7 +25,7 @@ KINDS = ("text", "asked", "named", "near", "people")
 MATCHES = ("text", "named", "asked attributes", "named attributes", "popularity", "near", "people")
 
 
-class Wish(NamedTuple):
+class ItemQuery(NamedTuple):
     """What act slots of a context add.
 
     Attributes:
@@ -48,7 +48,7 @@ class Wish(NamedTuple):
 
 
 class Query(nnx.Module):
-    """Features to wish.
+    """Features to item query.
 
     The vector is a projection of text and asked attributes plus an attention-weighted mean of the vectors of the items
     named (projections of their contents); weights depend on the item, on who named it and on how many were named since.
@@ -109,8 +109,8 @@ class Query(nnx.Module):
         content_NE: jax.Array,
         key: jax.Array | None = None,
         rate: float = 0.0,
-    ) -> Wish:
-        """The wish, float32; popularity alone where nothing is known.
+    ) -> ItemQuery:
+        """The item query, float32; popularity alone where nothing is known.
 
         Args:
           features: of the contexts.
@@ -161,10 +161,10 @@ class Query(nnx.Module):
         again = jnp.broadcast_to(self.named_gain[...], features.named.shape)
         gains = jnp.concatenate([again, by_near * nearness, by_people * stars], -1)
         rows = jnp.concatenate([features.named, features.neighbours, features.with_people], -1)
-        return Wish(vector, content, rows, gains, state)
+        return ItemQuery(vector, content, rows, gains, state)
 
 
-def deafened(params: dict[str, Any], leave_out: tuple[str, ...]) -> dict[str, Any]:
+def ablated(params: dict[str, Any], leave_out: tuple[str, ...]) -> dict[str, Any]:
     """Parameters of a `Query` that leaves nothing out and says the same as one that leaves those kinds out.
 
     What multiplies the features left out starts at zero, where it has a gradient; how far the talk is stays known.

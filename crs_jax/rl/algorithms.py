@@ -27,9 +27,9 @@ def clipped_surrogate(first: FirstToken, acts: Acts, beside: Any, clip: float) -
 
 def with_lists(first: FirstToken, acts: Acts, place_CLK: jax.Array, clip: float) -> jax.Array:
     """`[C]`: that and, for the places below the first, the lists'."""
-    from crs_jax.rl import all_acts, rankwise
+    from crs_jax.rl import all_acts, plackett_luce
 
-    return all_acts.surrogate(first, acts, clip) + rankwise.surrogate(first.item_CN, acts, place_CLK, clip)
+    return all_acts.surrogate(first, acts, clip) + plackett_luce.surrogate(first.item_CN, acts, place_CLK, clip)
 
 
 def to_the_optimum(first: FirstToken, acts: Acts, target: tuple[jax.Array, jax.Array], clip: float) -> jax.Array:

@@ -9,7 +9,7 @@ import numpy as np
 
 from crs_jax.features.context import ContextFeatures
 from crs_jax.models.policy import Policy, Tables
-from crs_jax.models.query import Wish
+from crs_jax.models.query import ItemQuery
 from crs_jax.rl.rollout import causal, positions
 
 
@@ -21,12 +21,12 @@ class Contexts(NamedTuple):
     features: ContextFeatures
 
 
-def after_rec(policy: Policy, contexts: Contexts) -> tuple[jax.Array, Tables, Wish]:
-    """The hidden state `[C, D]` that has read `<|rec|>`, the tables, and the wish; inside jit."""
+def after_rec(policy: Policy, contexts: Contexts) -> tuple[jax.Array, Tables, ItemQuery]:
+    """The hidden state `[C, D]` that has read `<|rec|>`, the tables, and the item query; inside jit."""
     tables, mask_CP = policy.tables(), contexts.mask_CP
     x_CPD = policy.embed(contexts.prompt_CP, tables)
     hidden_CD = policy.trunk(x_CPD, positions(mask_CP), causal(mask_CP))[:, -1]
-    return hidden_CD, tables, policy.wish(contexts.features)
+    return hidden_CD, tables, policy.item_query(contexts.features)
 
 
 def take(contexts: Contexts, index: np.ndarray, width: int | None = None) -> Contexts:

@@ -12,10 +12,10 @@ from crs_jax.models.actor_critic import ActorCritic
 from crs_jax.models.decisions import normalised
 from crs_jax.models.likelihood import FirstToken, first_token
 from crs_jax.models.policy import Policy, Tables
-from crs_jax.models.query import Wish
+from crs_jax.models.query import ItemQuery
 from crs_jax.rl.contexts import Contexts, after_rec
 from crs_jax.rl.rollout import Replies
-from crs_jax.rl.scoring import TokenLikelihood, parts, reply_likelihood, tree_hidden
+from crs_jax.rl.scoring import TokenLikelihood, reply_likelihood, token_masks, tree_hidden
 
 
 def actor_pass(
@@ -23,12 +23,12 @@ def actor_pass(
 ) -> tuple[TokenLikelihood, jax.Array, FirstToken]:
     """Likelihoods and values of reply tokens, `[B, R]` each, B = C * G, and the contexts' first tokens."""
     given = contexts, tokens_CGR, reply_mask_CGR
-    likelihood, first, hidden, wish = _pass(actor.policy, *given, temperature)
+    likelihood, first, hidden, item_query = _pass(actor.policy, *given, temperature)
     B, R = likelihood.logp_BR.shape
     if actor.critic is None:
-        act_BR = parts(tokens_CGR.reshape(B, R), reply_mask_CGR.reshape(B, R), actor.policy.layout).act_BR
+        act_BR = token_masks(tokens_CGR.reshape(B, R), reply_mask_CGR.reshape(B, R), actor.policy.layout).act_BR
         seen = normalised(hidden.astype(jnp.float32))
-        seen = jnp.where(act_BR[..., None], seen + wish.vector[:, None], seen)
+        seen = jnp.where(act_BR[..., None], seen + item_query.vector[:, None], seen)
     else:
         seen = normalised(_before(actor.critic, actor.critic.tables(), *given).astype(jnp.float32))
     return likelihood, actor.values(seen), first
@@ -58,20 +58,20 @@ def _before(policy: Policy, tables: Tables, contexts: Contexts, *replies: jax.Ar
 
 def _pass(
     policy: Policy, contexts: Contexts, tokens_CGR: jax.Array, mask_CGR: jax.Array, temperature: float
-) -> tuple[TokenLikelihood, FirstToken, jax.Array, Wish]:
-    """Likelihoods, first tokens, hidden states and the wish of each reply's context."""
+) -> tuple[TokenLikelihood, FirstToken, jax.Array, ItemQuery]:
+    """Likelihoods, first tokens, hidden states and the item query of each reply's context."""
     G, R = tokens_CGR.shape[1:]
-    tables, wish = policy.tables(), policy.wish(contexts.features)
+    tables, item_query = policy.tables(), policy.item_query(contexts.features)
     hidden_BRD = _before(policy, tables, contexts, tokens_CGR, mask_CGR)
-    first = first_token(policy, tables, hidden_BRD[::G, 0], wish, temperature)
-    wish = jax.tree.map(lambda a: jnp.repeat(a, G, axis=0), wish)
+    first = first_token(policy, tables, hidden_BRD[::G, 0], item_query, temperature)
+    item_query = jax.tree.map(lambda a: jnp.repeat(a, G, axis=0), item_query)
     tokens_BR, mask_BR = tokens_CGR.reshape(-1, R), mask_CGR.reshape(-1, R)
-    likelihood = reply_likelihood(policy, tables, hidden_BRD, tokens_BR, mask_BR, temperature, wish)
-    return likelihood, first, hidden_BRD, wish
+    likelihood = reply_likelihood(policy, tables, hidden_BRD, tokens_BR, mask_BR, temperature, item_query)
+    return likelihood, first, hidden_BRD, item_query
 
 
 def first_of(graph: Any, params: Any, frozen: Any, contexts: Contexts, temperature: float) -> FirstToken:
     """Of the contexts, under a policy."""
     policy = nnx.merge(graph, params, frozen)
-    hidden_CD, tables, wish = after_rec(policy, contexts)
-    return first_token(policy, tables, hidden_CD, wish, temperature)
+    hidden_CD, tables, item_query = after_rec(policy, contexts)
+    return first_token(policy, tables, hidden_CD, item_query, temperature)

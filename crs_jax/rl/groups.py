@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from crs_jax.rl.ppo import rounding
-from crs_jax.rl.scoring import Parts
+from crs_jax.rl.scoring import TokenMasks
 
 
 def standardised(score_CG: jax.Array, size_CG: jax.Array | None = None, epsilon: float = 1e-6) -> jax.Array:
@@ -46,7 +46,7 @@ def _rounding(score_CG: jax.Array, size_CG: jax.Array | None) -> jax.Array:
 
 def group_advantages(
     reward_BR: jax.Array,
-    split: Parts,
+    split: TokenMasks,
     group: int,
     relative: Callable[[jax.Array, jax.Array], jax.Array],
     words: bool = True,

@@ -22,10 +22,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from crs_jax.features.context import ContextFeatures
-from crs_jax.models.fit import fits
 from crs_jax.models.heads import SIGNALS, SignalHeads
+from crs_jax.models.match_features import match_features
 from crs_jax.models.policy import Policy
-from crs_jax.rl.scoring import Hidden, Parts, parts, tree_hidden
+from crs_jax.rl.scoring import Hidden, TokenMasks, token_masks, tree_hidden
 from crs_jax.signals.relevance import new_items
 
 
@@ -36,10 +36,12 @@ class RewardModel(nnx.Module):
         self.policy = policy
         self.heads = SignalHeads(policy.trunk.config.width)
 
-    def fits(self, features: ContextFeatures, act_BM: jax.Array) -> jax.Array:
-        """How acts fit (`models/fit.py`), by the items' frozen contents; what was named before does not count."""
+    def match_features(self, features: ContextFeatures, act_BM: jax.Array) -> jax.Array:
+        """How acts fit the context, by the items' frozen contents; what was named before does not count."""
         policy = self.policy
-        return fits(features, new_items(act_BM, features.named), policy.items.content[...], policy.query.genres)
+        return match_features(
+            features, new_items(act_BM, features.named), policy.items.content[...], policy.query.genres
+        )
 
 
 class Normaliser(NamedTuple):
@@ -86,7 +88,9 @@ def spread_of(each_J: jax.Array) -> jax.Array:
     return jnp.zeros_like(each_J[0]) if each_J.shape[0] == 1 else each_J.std(0)
 
 
-def read_heads(heads: SignalHeads, hidden: Hidden, split: Parts, features_BF: jax.Array) -> tuple[jax.Array, jax.Array]:
+def read_heads(
+    heads: SignalHeads, hidden: Hidden, split: TokenMasks, features_BF: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """Predicted signals at `<|say|>` and at the last token, `[B, 3]` each."""
     C, G, R, D = hidden.at.shape
     at_BRD = hidden.at.reshape(C * G, R, D)
@@ -170,7 +174,7 @@ def predict(
     tokens_CGR: jax.Array,
     mask_CGR: jax.Array,
     features: ContextFeatures,
-) -> tuple[jax.Array, jax.Array, Parts]:
+) -> tuple[jax.Array, jax.Array, TokenMasks]:
     """Predicted signals at `<|say|>` and at the end of each reply, `[C * G, 3]` each, and the replies' parts.
 
     Args:
@@ -181,6 +185,6 @@ def predict(
     C, G, R = tokens_CGR.shape
     tables = model.policy.tables()
     hidden = tree_hidden(model.policy, tables, prompt_CP, prompt_mask_CP, tokens_CGR, mask_CGR)
-    split = parts(tokens_CGR.reshape(C * G, R), mask_CGR.reshape(C * G, R), model.policy.layout)
-    features_BF = model.fits(jax.tree.map(lambda a: jnp.repeat(a, G, axis=0), features), split.items_BM)
+    split = token_masks(tokens_CGR.reshape(C * G, R), mask_CGR.reshape(C * G, R), model.policy.layout)
+    features_BF = model.match_features(jax.tree.map(lambda a: jnp.repeat(a, G, axis=0), features), split.items_BM)
     return *read_heads(model.heads, hidden, split, features_BF), split

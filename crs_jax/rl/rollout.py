@@ -13,7 +13,7 @@ from crs_jax.features.context import ContextFeatures
 from crs_jax.models.gpt2 import KVCache
 from crs_jax.models.likelihood import log_normaliser
 from crs_jax.models.policy import Logits, Policy, Tables
-from crs_jax.models.query import Wish
+from crs_jax.models.query import ItemQuery
 from crs_jax.runtime.sharding import gathered
 
 BLOCK = 128  # tables are padded to a multiple of this
@@ -149,9 +149,9 @@ def sample(
         policy.embed(prompt_CP, tables), positions(prompt_mask_CP), causal(prompt_mask_CP)
     )
     length_B = jnp.repeat(prompt_mask_CP.sum(-1), group)
-    wish = None if features is None else policy.wish(features)
-    wish = jax.tree.map(lambda a: jnp.repeat(a, group, axis=0), wish)
-    draw = _next_token(policy, tables, wish, temperature, key, greedy)
+    item_query = None if features is None else policy.item_query(features)
+    item_query = jax.tree.map(lambda a: jnp.repeat(a, group, axis=0), item_query)
+    draw = _next_token(policy, tables, item_query, temperature, key, greedy)
 
     def step(state: _State, _):
         r, live_B = state.slot, ~state.done_B
@@ -190,20 +190,25 @@ def sample(
 
 
 def _next_token(
-    policy: Policy, tables: Tables, wish: Wish | None, temperature: float | jax.Array, key: jax.Array, greedy: bool
+    policy: Policy,
+    tables: Tables,
+    item_query: ItemQuery | None,
+    temperature: float | jax.Array,
+    key: jax.Array,
+    greedy: bool,
 ) -> Callable[[_State], tuple[jax.Array, jax.Array]]:
     """State -> each row's next token and its log-probability, padding and 0 where the row has ended; inside jit.
 
     The logits of acts are computed while some row is in its act, those of words while some row is past it.
     """
-    layout, beside = policy.layout, None if wish is None else wish.beside
+    layout, beside = policy.layout, None if item_query is None else item_query.beside
 
     def draw(state: _State) -> tuple[jax.Array, jax.Array]:
         B, M = state.act_BM.shape
         key_r = folded(key, state.slot)
 
         def act(hidden_BD):
-            logits = policy.act_logits(policy.acting(hidden_BD, wish), tables, state.act_BM, beside, temperature)
+            logits = policy.act_logits(policy.acting(hidden_BD, item_query), tables, state.act_BM, beside, temperature)
             index_B, logp_B = act_mode(logits) if greedy else sample_logits(logits, folded(key_r, 0))
             item = index_B < logits.main.shape[-1]
             return jnp.where(item, layout.item_offset + index_B, layout.say), logp_B

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from crs_jax.models.likelihood import act_likelihood, word_likelihood
 from crs_jax.models.policy import Layout, Policy, Tables
-from crs_jax.models.query import Wish
+from crs_jax.models.query import ItemQuery
 from crs_jax.rl.rollout import positions
 
 
@@ -24,7 +24,7 @@ class Hidden(NamedTuple):
     at: jax.Array
 
 
-class Parts(NamedTuple):
+class TokenMasks(NamedTuple):
     """What the grammar says of each reply token.
 
     Attributes:
@@ -54,7 +54,7 @@ class TokenLikelihood(NamedTuple):
     kind_BR: jax.Array
 
 
-def parts(tokens_BR: jax.Array, mask_BR: jax.Array, layout: Layout) -> Parts:
+def token_masks(tokens_BR: jax.Array, mask_BR: jax.Array, layout: Layout) -> TokenMasks:
     """Splits replies into act and words."""
     say_BR = (tokens_BR == layout.say) & mask_BR
     said = jnp.cumsum(say_BR, -1)
@@ -62,7 +62,7 @@ def parts(tokens_BR: jax.Array, mask_BR: jax.Array, layout: Layout) -> Parts:
     head_BM = tokens_BR[:, : layout.act_items]
     proposed_BM = act_BR[:, : layout.act_items] & (head_BM >= layout.item_offset)
     last_BR = mask_BR & ~jnp.pad(mask_BR, ((0, 0), (0, 1)))[:, 1:]
-    return Parts(
+    return TokenMasks(
         act_BR,
         mask_BR & ~act_BR,
         jnp.where(proposed_BM, head_BM - layout.item_offset, -1),
@@ -104,7 +104,7 @@ def reply_likelihood(
     tokens_BR: jax.Array,
     mask_BR: jax.Array,
     temperature: float = 1.0,
-    wish: Wish | None = None,
+    item_query: ItemQuery | None = None,
     act_chunk: int | None = None,
     word_chunk: int | None = None,
 ) -> TokenLikelihood:
@@ -118,19 +118,19 @@ def reply_likelihood(
       hidden_BRD: states that predict each token (`Hidden.before`).
       tokens_BR, mask_BR: the replies.
       temperature: the sampler's.
-      wish: of each reply's context, leading axis B, joined at act slots.
+      item_query: of each reply's context, leading axis B, joined at act slots.
       act_chunk, word_chunk: tokens of time at once; None: as many as memory allows (`models/likelihood.py`).
     """
     layout = policy.layout
-    split = parts(tokens_BR, mask_BR, layout)
+    split = token_masks(tokens_BR, mask_BR, layout)
     R = tokens_BR.shape[1]
     A = min(layout.act_items + 1, R)
     before = jnp.arange(layout.act_items)[None, :] < jnp.arange(A)[:, None]
     used_BAM = jnp.where(before, split.items_BM[:, None], -1)
     row_BA = tokens_BR[:, :A] - layout.item_offset
     act_target_BA = jnp.where(tokens_BR[:, :A] == layout.say, layout.num_items, jnp.maximum(row_BA, 0))
-    wish = jax.tree.map(lambda a: a[:, None], wish)
-    acting, beside = policy.acting(hidden_BRD[:, :A], wish), None if wish is None else wish.beside
+    item_query = jax.tree.map(lambda a: a[:, None], item_query)
+    acting, beside = policy.acting(hidden_BRD[:, :A], item_query), None if item_query is None else item_query.beside
     act = act_likelihood(policy, tables, acting, used_BAM, act_target_BA, beside, temperature, act_chunk)
 
     match_BRM = (tokens_BR[..., None] - layout.item_offset) == split.items_BM[:, None]

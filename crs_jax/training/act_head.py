@@ -33,9 +33,9 @@ KS = (1, 10, 50)
 
 def head_logits(policy: Policy, features: ContextFeatures, key: jax.Array | None, rate: float) -> jax.Array:
     """Logits `[B, padded N]` from the features alone; what was named before is masked."""
-    wish = policy.wish(features, key, rate)
-    nothing = jnp.zeros((wish.content.shape[0], policy.width), policy.dtype)
-    logits_BN = policy.item_logits(policy.acting(nothing, wish), policy.tables(), wish.beside)
+    item_query = policy.item_query(features, key, rate)
+    nothing = jnp.zeros((item_query.content.shape[0], policy.width), policy.dtype)
+    logits_BN = policy.item_logits(policy.acting(nothing, item_query), policy.tables(), item_query.beside)
     return add_at(logits_BN, features.named, jnp.full(features.named.shape, MASKED))
 
 

@@ -14,13 +14,13 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from crs_jax.features.context import ContextFeatures
-from crs_jax.rl import all_acts, ppo, rankwise
+from crs_jax.rl import all_acts, plackett_luce, ppo
 from crs_jax.rl.algorithms import Algorithm
 from crs_jax.rl.all_acts import Acts, Known
 from crs_jax.rl.contexts import Contexts
 from crs_jax.rl.groups import group_advantages
 from crs_jax.rl.reward import Scores
-from crs_jax.rl.scoring import Parts
+from crs_jax.rl.scoring import TokenMasks
 from crs_jax.training.batch import Rollout, RolloutBatch, Slates
 from crs_jax.training.rollout import replied_to
 from crs_jax.training.turns import advantages as over_turns
@@ -94,7 +94,7 @@ def has_critic(algorithm: Algorithm, config: ConfigDict) -> bool:
 
 def token_rewards(
     scores: Scores,
-    split: Parts,
+    split: TokenMasks,
     kl_BR: jax.Array,
     kind_BR: jax.Array,
     act_kl: jax.Array,
@@ -241,7 +241,7 @@ def make_first_items(config: ConfigDict, algorithm: Algorithm) -> Callable:
     c = config.ppo
 
     def lists(slates: Slates, acts: Acts, kl: Coefficients, key: jax.Array) -> Any:
-        return rankwise.draw(key, acts.logp_CA, c.lists, c.list_items)
+        return plackett_luce.draw(key, acts.logp_CA, c.lists, c.list_items)
 
     def optimum(slates: Slates, acts: Acts, kl: Coefficients, key: jax.Array) -> Any:
         return all_acts.tilted(slates.reference, slates.mass_CA, slates.score_CA, slates.empty_C, kl.act, kl.decision)

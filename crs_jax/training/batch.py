@@ -10,7 +10,7 @@ from crs_jax.models.likelihood import FirstToken
 from crs_jax.rl.contexts import Contexts
 from crs_jax.rl.reward import Scores
 from crs_jax.rl.rollout import Replies
-from crs_jax.rl.scoring import Parts, TokenLikelihood
+from crs_jax.rl.scoring import TokenLikelihood, TokenMasks
 from crs_jax.training.episodes import Answer
 
 
@@ -40,7 +40,7 @@ class RolloutBatch(NamedTuple):
     reference: TokenLikelihood | Any = None
     first: FirstToken | Any = None
     value_BR: jax.Array | Any = None
-    split: Parts | Any = None
+    split: TokenMasks | Any = None
     scores: Scores | Any = None
     k1_BR: jax.Array | Any = None
     kind_BR: jax.Array | Any = None

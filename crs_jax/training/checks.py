@@ -33,7 +33,7 @@ from crs_jax.models.policy import MASKED, Logits
 from crs_jax.rl.contexts import Contexts
 from crs_jax.rl.ppo import masked_mean
 from crs_jax.rl.rollout import causal, positions
-from crs_jax.rl.scoring import Parts
+from crs_jax.rl.scoring import TokenMasks
 
 UNIT = {"float32": 2.0**-24, "tensorfloat32": 2.0**-11, "bfloat16": 2.0**-8}
 """Largest relative error of rounding to a type."""
@@ -65,11 +65,11 @@ def logit_scales(
 ) -> dict[str, Scale]:
     """Of the first act's logits and of those of words, where the last word of each context was read."""
     policy = nnx.merge(graph, params, frozen)
-    tables, wish = policy.tables(), policy.wish(contexts.features)
+    tables, item_query = policy.tables(), policy.item_query(contexts.features)
     prompts = policy.embed(contexts.prompt_CP, tables), positions(contexts.mask_CP), causal(contexts.mask_CP)
     hidden_CPD = policy.trunk(*prompts)
     none_CM = jnp.full((len(hidden_CPD), policy.layout.act_items), -1)
-    act = policy.act_logits(policy.acting(hidden_CPD[:, -1], wish), tables, none_CM, wish.beside)
+    act = policy.act_logits(policy.acting(hidden_CPD[:, -1], item_query), tables, none_CM, item_query.beside)
     before = max(hidden_CPD.shape[1] - 4, 0)  # end, recommender and rec come after the last word
     word = policy.word_logits(hidden_CPD[:, before], tables, none_CM)
     return dict(zip(PARTS, (_scale(act, temperature), _scale(word, temperature)), strict=True))
@@ -84,7 +84,7 @@ def _scale(logits: Logits, temperature: float | jax.Array) -> Scale:
     return Scale(spread, jnp.sqrt(jnp.square(logits_CN).max(-1).mean()))
 
 
-def gaps(logp_BR: jax.Array, split: Parts, **others_BR: jax.Array) -> dict[str, jax.Array]:
+def gaps(logp_BR: jax.Array, split: TokenMasks, **others_BR: jax.Array) -> dict[str, jax.Array]:
     """What `check_gaps` reads of log-probabilities and others that should be equal, for acts and for words."""
     found: dict[str, jax.Array] = {}
     for name, other_BR in others_BR.items():

@@ -81,7 +81,7 @@ class Counterfactuals:
         Returns:
           `other_prompt_RP`, `other_mask_RP`: the prompts.
           `other_tokens_RGL`, `other_real_RGL`: the replies, and where they are real.
-          `other_features_RGF`: how their items fit (`models/fit.py`).
+          `other_features_RGF`: how their items fit (`models/match_features.py`).
           `other_label_RG`: of engagement.
         """
         rng = np.random.default_rng([self.task.config.seed, 23, step, *self._member])

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from crs_jax.rl.ppo import masked_mean
-from crs_jax.rl.scoring import Parts
+from crs_jax.rl.scoring import TokenMasks
 
 SPAN = 5  # iterations that a mean is taken over, at the start and now
 
@@ -47,7 +47,7 @@ def of_proposals(items_BM: jax.Array, popularity_N: jax.Array) -> tuple[jax.Arra
     return masked_mean(popularity_N[items_BM], there_BM), (count_N > 0).sum() / jnp.maximum(there_BM.sum(), 1)
 
 
-def measures(tokens_BR: jax.Array, split: Parts, popularity_N: jax.Array) -> dict[str, jax.Array]:
+def measures(tokens_BR: jax.Array, split: TokenMasks, popularity_N: jax.Array) -> dict[str, jax.Array]:
     """`health/...` of sampled replies."""
     popularity, distinct = of_proposals(split.items_BM, popularity_N)
     return {

@@ -9,7 +9,7 @@ proposes. It runs on the host, in one process, for every sampled reply; NaN is n
 weights are scaled up. A function, or a Flax model wrapped in one, that has the attribute `traced = True` is called
 inside the compiled iteration instead, as
 
-  reward(contexts: Contexts, tokens_BR, mask_BR, split: Parts) -> float32 [B]
+  reward(contexts: Contexts, tokens_BR, mask_BR, split: TokenMasks) -> float32 [B]
 
 Either is standardised on reference samples like the signals, multiplied by `config.reward.delta`, and paid at the end
 of the reply; the act alone has none.
@@ -30,7 +30,7 @@ from crs_jax.data.tokenizer import DialogueTokenizer
 from crs_jax.inputs.task import Task
 from crs_jax.rl.contexts import Contexts
 from crs_jax.rl.rollout import Replies
-from crs_jax.rl.scoring import Parts
+from crs_jax.rl.scoring import TokenMasks
 from crs_jax.runtime.errors import InputError
 from crs_jax.runtime.user_function import FLAG, load
 
@@ -81,7 +81,7 @@ class OwnReward:
         found.__cause__ = error
         return found
 
-    def __call__(self, contexts: Contexts, replies: Replies, split: Parts) -> jax.Array:
+    def __call__(self, contexts: Contexts, replies: Replies, split: TokenMasks) -> jax.Array:
         """Float32 `[B]` of B = C x G replies; inside jit."""
         tokens_BR, mask_BR = replies.tokens_BR, replies.mask_BR
         if self.traced:

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from crs_jax.rl.algorithms import ALGORITHMS
 from crs_jax.rl.contexts import Contexts
-from crs_jax.rl.judging import Graphs, Judges, judge
+from crs_jax.rl.frozen_models import FrozenModels, Graphs, judge
 from crs_jax.rl.reward import Normaliser, mean_of, with_relevance
 from crs_jax.rl.rollout import sample
 from crs_jax.runtime.compilation import Once
@@ -35,7 +35,7 @@ def make_sampler(graphs: Graphs, config: ConfigDict, mesh: Mesh):
     """Jitted (reference params, judges, contexts, key) -> signals of SFT samples, `[B, 3]`: reference samples."""
     c = config.ppo
 
-    def signals(judges: Judges, contexts: Contexts, key: jax.Array) -> jax.Array:
+    def signals(judges: FrozenModels, contexts: Contexts, key: jax.Array) -> jax.Array:
         policy = nnx.merge(graphs.policy, judges.reference, judges.frozen)
         replies = sample(
             policy, contexts.prompt_CP, contexts.mask_CP, key, group=c.group, reply_tokens=config.data.reply_tokens,
@@ -74,7 +74,12 @@ def make_iteration(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mes
     update = make_update(graphs, optimizer, config, mesh, algorithm)
 
     def iteration(
-        state: TrainState, judges: Judges, normaliser: Normaliser, contexts: Contexts, key: jax.Array, *seeking: Any
+        state: TrainState,
+        judges: FrozenModels,
+        normaliser: Normaliser,
+        contexts: Contexts,
+        key: jax.Array,
+        *seeking: Any,
     ):
         sample_key, order_key = jax.random.split(jax.random.fold_in(key, state.step))
         kl = Coefficients(*(state.extra[f"{part}_kl"] for part in Coefficients._fields))

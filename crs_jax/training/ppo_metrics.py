@@ -10,9 +10,9 @@ from ml_collections import ConfigDict
 
 from crs_jax.models.actor_critic import ActorCritic
 from crs_jax.models.heads import REWARDS
-from crs_jax.rl import ppo, rankwise
+from crs_jax.rl import plackett_luce, ppo
 from crs_jax.rl.algorithms import Algorithm
-from crs_jax.rl.judging import Judges
+from crs_jax.rl.frozen_models import FrozenModels
 from crs_jax.rl.reward import members
 from crs_jax.training.advantages import Advantages, has_critic
 from crs_jax.training.checks import gaps
@@ -21,7 +21,7 @@ from crs_jax.training.turns import Answer, by_turn
 
 
 def measured(
-    batch: Advantages, actor: ActorCritic, judges: Judges, answers: Answer | None, algorithm: Algorithm,
+    batch: Advantages, actor: ActorCritic, judges: FrozenModels, answers: Answer | None, algorithm: Algorithm,
     config: ConfigDict,
 ) -> dict[str, jax.Array]:  # fmt: skip
     """Inside jit; the actor is that of before the updates."""
@@ -30,7 +30,7 @@ def measured(
     if has_critic(algorithm, config):
         found["explained_variance"] = ppo.explained_variance(rows.value_BR, batch.return_BR, rows.replies.mask_BR)
     if algorithm.lists and batch.first is not None and batch.known is not None:
-        found["reward/list"] = rankwise.gain(batch.known.score_CA, batch.first.beside).mean()
+        found["reward/list"] = plackett_luce.gain(batch.known.score_CA, batch.first.beside).mean()
     sampled_BR, reference_BR = rows.replies.logp_BR, rows.reference.logp_BR
     found |= gaps(rows.old.logp_BR, rows.split, sampler=sampled_BR, reference=reference_BR)
     found |= measures(rows.replies.tokens_BR, rows.split, actor.policy.items.content[...][:, -1])

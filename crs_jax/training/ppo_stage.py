@@ -17,9 +17,9 @@ from crs_jax.config import slate_contexts
 from crs_jax.inputs.contexts import contexts_at
 from crs_jax.inputs.task import Task, copy_tree, new_policy, split_model
 from crs_jax.models.actor_critic import ActorCritic
-from crs_jax.models.query import deafened
+from crs_jax.models.query import ablated
 from crs_jax.rl.contexts import Contexts, take
-from crs_jax.rl.judging import Aligned, Graphs, Judges, Model
+from crs_jax.rl.frozen_models import Aligned, FrozenModels, Graphs, Model
 from crs_jax.rl.reward import Normaliser, fit_normaliser
 from crs_jax.runtime.checkpoint import digest
 from crs_jax.runtime.errors import InputError
@@ -61,7 +61,7 @@ def contexts_of(task: Task) -> list[tuple[int, int]]:
     return where
 
 
-def make_judges(task: Task, sft: Model, reward: Model) -> Judges:
+def make_judges(task: Task, sft: Model, reward: Model) -> FrozenModels:
     """Everything that does not learn, on the mesh."""
     r = task.config.reward
     weights = [r.alpha, r.beta, r.gamma, *([r.delta] if r.function else [])]
@@ -69,10 +69,10 @@ def make_judges(task: Task, sft: Model, reward: Model) -> Judges:
     if not jnp.abs(weight_S).sum() > 0:
         raise InputError("config.reward: alpha, beta, gamma and delta are all 0; there is nothing to learn from")
     spread = jnp.float32(r.spread)
-    return Judges(sft[1], reward[1], sft[2], reward[2], jnp.asarray(task.contrast_NE), weight_S, spread)
+    return FrozenModels(sft[1], reward[1], sft[2], reward[2], jnp.asarray(task.contrast_NE), weight_S, spread)
 
 
-def reference_normaliser(task: Task, graphs: Graphs, judges: Judges, contexts: Contexts) -> Normaliser:
+def reference_normaliser(task: Task, graphs: Graphs, judges: FrozenModels, contexts: Contexts) -> Normaliser:
     """Fitted on replies of the SFT policy to training contexts."""
     sampler, c = make_sampler(graphs, task.config, task.mesh), task.config.ppo
     total, signals, seed = len(contexts.prompt_CP), [], task.config.seed + c.seed + 5
@@ -93,11 +93,11 @@ def open_evidence(task: Task, sft: Model) -> Model:
     with seeing.unlocked():
         seeing.model.leave_out, seeing.model.init = (), "scratch"
     graphdef = split_model(new_policy(dataclasses.replace(task, config=seeing)))[0]
-    query = deafened(sft[1]["query"], tuple(task.config.model.leave_out))
+    query = ablated(sft[1]["query"], tuple(task.config.model.leave_out))
     return graphdef, place({**sft[1], "query": query}, task.mesh), sft[2]
 
 
-def build(task: Task, sft: Model, reward: Model) -> tuple[Graphs, Any, Judges]:
+def build(task: Task, sft: Model, reward: Model) -> tuple[Graphs, Any, FrozenModels]:
     """Graph definitions, the first parameters of the actor-critic, and the judges."""
     opened = open_evidence(task, sft) if task.config.ppo.evidence == "all" else None
     policy = nnx.merge(*(opened or sft))
@@ -122,7 +122,7 @@ class PPOStage(loop.Stage):
     log_every = agree_every = 1
 
     def __init__(
-        self, task: Task, writer: MetricsWriter, sft: Model, graphs: Graphs, judges: Judges,
+        self, task: Task, writer: MetricsWriter, sft: Model, graphs: Graphs, judges: FrozenModels,
         where: list[tuple[int, int]], contexts: Contexts,
     ):  # fmt: skip
         c = task.config.ppo

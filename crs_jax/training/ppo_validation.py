@@ -19,7 +19,7 @@ from crs_jax.models.heads import SIGNALS
 from crs_jax.models.policy import MASKED, add_at
 from crs_jax.rl.contexts import Contexts
 from crs_jax.rl.forward import first_of, policy_likelihood
-from crs_jax.rl.judging import Graphs, Judges, Model, judge
+from crs_jax.rl.frozen_models import FrozenModels, Graphs, Model, judge
 from crs_jax.rl.reward import Normaliser, score
 from crs_jax.rl.rollout import keys_of, sample
 from crs_jax.runtime.sharding import everywhere, on_mesh, shard_batch
@@ -46,7 +46,7 @@ class Validation:
       last: the sampled replies of the last check.
     """
 
-    def __init__(self, task: Task, graphs: Graphs, judges: Judges):
+    def __init__(self, task: Task, graphs: Graphs, judges: FrozenModels):
         c, found = task.config, fresh_instances(task, "validation")
         order = np.random.default_rng([c.seed, 29]).permutation(len(found))[: c.ppo.validation_contexts]
         chosen = [found[i] for i in sorted(order)]
@@ -66,13 +66,13 @@ class Validation:
         self._references = [dialogues[d].turns[t].render(names) for d, t in where]
         p, clip, exact = c.ppo, c.reward.clip, c.reward.relevance == "exact"
 
-        def draw(params, judges: Judges, contexts: Contexts, key, **how):
+        def draw(params, judges: FrozenModels, contexts: Contexts, key, **how):
             return sample(
                 nnx.merge(graphs.aligned, params, judges.frozen), contexts.prompt_CP, contexts.mask_CP, key, group=1,
                 reply_tokens=c.data.reply_tokens, features=contexts.features, block=p.decode_block, **how,
             )  # fmt: skip
 
-        def check(params, judges: Judges, normaliser: Normaliser, contexts: Contexts, target_CY, number_C, key):
+        def check(params, judges: FrozenModels, normaliser: Normaliser, contexts: Contexts, target_CY, number_C, key):
             first_CN = first_of(graphs.aligned, params, judges.frozen, contexts, p.temperature).item_CN
             first_CN = add_at(first_CN, contexts.features.named, jnp.full(contexts.features.named.shape, MASKED))
             target_CY1 = jnp.take_along_axis(first_CN, jnp.maximum(target_CY, 0), 1)[..., None]
@@ -87,7 +87,7 @@ class Validation:
             kl_B = (both[0] - both[1]).sum(-1)
             return rank_CY, Validated(replies.tokens_BR, scores.total_B, kl_B, scores.signal_BS)
 
-        def mode(params, judges: Judges, contexts: Contexts):
+        def mode(params, judges: FrozenModels, contexts: Contexts):
             return draw(params, judges, contexts, jax.random.key(0), greedy=True).tokens_BR
 
         self._check, self._mode = (

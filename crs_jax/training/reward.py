@@ -80,7 +80,7 @@ RIDGE = 10.0  # of the least squares, in replies
 def least_squares(
     task: Task, numbers: np.ndarray, signal_DTS: np.ndarray, wishes: SplitFeatures
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Weights `[len(FITS), 3]` of how acts fit, and biases `[3]`, that explain the labels of the dialogues best.
+    """Weights `[len(MATCH_FEATURES), 3]` and biases `[3]` that explain the labels of the dialogues best.
 
     Ridge regression on the standardised numbers; zero for what does not vary. A dialogue counts as often as it is
     named.

@@ -15,7 +15,7 @@ from crs_jax.inputs.task import Task
 from crs_jax.models.heads import SIGNALS
 from crs_jax.rl.ppo import masked_mean
 from crs_jax.rl.reward import RewardModel, read_heads
-from crs_jax.rl.scoring import parts, tree_hidden
+from crs_jax.rl.scoring import token_masks, tree_hidden
 from crs_jax.runtime.sharding import on_mesh, shard_batch
 from crs_jax.training.sft import DeviceRows, at_slots, packed_hidden
 
@@ -84,7 +84,7 @@ def counterfactual_loss(
     prompt = rows["other_prompt_RP"], rows["other_mask_RP"]
     other_key = None if key is None else jax.random.fold_in(key, 1)
     hidden = tree_hidden(policy, policy.tables(), *prompt, tokens, real, other_key)
-    split = parts(tokens.reshape(R * G, L), real.reshape(R * G, L), policy.layout)
+    split = token_masks(tokens.reshape(R * G, L), real.reshape(R * G, L), policy.layout)
     both = read_heads(model.heads, hidden, split, rows["other_features_RGF"].reshape(R * G, -1))
     read = [values_BS[:, SIGNALS.index("engagement")].reshape(R, G) for values_BS in both]
     known_RG = jnp.isfinite(rows["other_label_RG"])

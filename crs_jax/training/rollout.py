@@ -22,7 +22,7 @@ from crs_jax.models.policy import Policy
 from crs_jax.rl import all_acts
 from crs_jax.rl.algorithms import Algorithm
 from crs_jax.rl.contexts import Contexts, after_rec
-from crs_jax.rl.judging import Graphs, Judges
+from crs_jax.rl.frozen_models import FrozenModels, Graphs
 from crs_jax.rl.rollout import sample
 from crs_jax.runtime.sharding import after, in_parts
 from crs_jax.training.batch import Rollout, RolloutBatch, Slates
@@ -36,12 +36,12 @@ def replied_to(tree: Any, count: int) -> Any:
     return jax.tree.map(lambda a: a.reshape(count, len(a) // count, *a.shape[1:])[:, 0], tree)
 
 
-def frozen_of(config: ConfigDict, judges: Judges) -> dict[str, Any]:
+def frozen_of(config: ConfigDict, judges: FrozenModels) -> dict[str, Any]:
     """The actor-critic's frozen arrays."""
     return {"policy": judges.frozen} | ({"critic": judges.frozen} if config.model.value == "separate" else {})
 
 
-def actor_of(graphs: Graphs, config: ConfigDict, judges: Judges, params: Any) -> ActorCritic:
+def actor_of(graphs: Graphs, config: ConfigDict, judges: FrozenModels, params: Any) -> ActorCritic:
     """The actor-critic of the parameters; inside jit."""
     return nnx.merge(graphs.actor, params, frozen_of(config, judges))
 
@@ -62,14 +62,14 @@ def make_sample(graphs: Graphs, config: ConfigDict, mesh: Mesh, algorithm: Algor
             return RolloutBatch(contexts, replies, jnp.ones(B, bool))
         return RolloutBatch(contexts, silenced(replies, alive_B, policy.layout.pad), alive_B)
 
-    def one_turn(state: TrainState, judges: Judges, every: Contexts, key: jax.Array) -> Rollout:
+    def one_turn(state: TrainState, judges: FrozenModels, every: Contexts, key: jax.Array) -> Rollout:
         policy = actor_of(graphs, config, judges, state.params).policy
         slates = propose(policy, every, jax.random.fold_in(key, 1))
         contexts = replied_to(every, c.contexts)
         contexts = contexts if slates is None else after(contexts, slates.first.kind_C2)
         return Rollout(every, slates, (reply(policy, contexts, key),))
 
-    def several(state: TrainState, judges: Judges, every: Contexts, key: jax.Array, *seeking: Any) -> Rollout:
+    def several(state: TrainState, judges: FrozenModels, every: Contexts, key: jax.Array, *seeking: Any) -> Rollout:
         assert talk is not None
         policy = actor_of(graphs, config, judges, state.params).policy
         begun = one_turn(state, judges, every, key)
@@ -96,8 +96,8 @@ def make_propose(config: ConfigDict, mesh: Mesh, drawn: int) -> Callable:
 
         def some(given: tuple[Contexts, jax.Array]) -> Slates:
             contexts, key = given
-            hidden_CD, tables, wish = after_rec(policy, contexts)
-            first = first_token(policy, tables, hidden_CD, wish, c.temperature)
+            hidden_CD, tables, item_query = after_rec(policy, contexts)
+            first = first_token(policy, tables, hidden_CD, item_query, c.temperature)
             row_CA, weight_CA = all_acts.choose(first.item_CN, c.all_acts, drawn, key)
             first = all_acts.at(first, row_CA)
             return Slates(hidden_CD, row_CA, weight_CA, weight_CA / jnp.exp(first.item_CN), first)

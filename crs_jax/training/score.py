@@ -16,7 +16,7 @@ from crs_jax.models.heads import SIGNALS
 from crs_jax.models.policy import Layout
 from crs_jax.rl import all_acts, ppo
 from crs_jax.rl.forward import actor_pass, first_of, policy_pass
-from crs_jax.rl.judging import Graphs, Judges, act_scores, judge
+from crs_jax.rl.frozen_models import FrozenModels, Graphs, act_scores, judge
 from crs_jax.rl.reward import Normaliser, Scores, score
 from crs_jax.rl.turns import permutation
 from crs_jax.runtime.sharding import after, in_parts
@@ -36,7 +36,7 @@ def make_score(graphs: Graphs, config: ConfigDict, mesh: Mesh) -> Callable:
     propose = make_score_slates(graphs, config, mesh)
 
     def of_turn(
-        actor: ActorCritic, judges: Judges, normaliser: Normaliser, turn: RolloutBatch, key: jax.Array,
+        actor: ActorCritic, judges: FrozenModels, normaliser: Normaliser, turn: RolloutBatch, key: jax.Array,
         alive_B: jax.Array | None = None,
     ) -> RolloutBatch:  # fmt: skip
         contexts, replies = turn.contexts, turn.replies
@@ -58,7 +58,9 @@ def make_score(graphs: Graphs, config: ConfigDict, mesh: Mesh) -> Callable:
             finite_B=read[0] & read[1] & ~jnp.isinf(end_JBS).any((0, 2)),
         )  # fmt: skip
 
-    def scored(state: TrainState, judges: Judges, normaliser: Normaliser, rollout: Rollout, key: jax.Array) -> Rollout:
+    def scored(
+        state: TrainState, judges: FrozenModels, normaliser: Normaliser, rollout: Rollout, key: jax.Array
+    ) -> Rollout:
         actor = actor_of(graphs, config, judges, state.params)
         begun, *later = rollout.turns
         slates = propose(actor.policy.layout, judges, normaliser, rollout, key)
@@ -80,7 +82,9 @@ def make_score_slates(graphs: Graphs, config: ConfigDict, mesh: Mesh) -> Callabl
     """(layout, judges, normaliser, rollout, key) -> its slates with their rewards, or None; inside jit."""
     c, r = config.ppo, config.reward
 
-    def scored(layout: Layout, judges: Judges, normaliser: Normaliser, rollout: Rollout, key: jax.Array) -> Slates:
+    def scored(
+        layout: Layout, judges: FrozenModels, normaliser: Normaliser, rollout: Rollout, key: jax.Array
+    ) -> Slates:
         assert rollout.slates is not None
         slates, C = rollout.slates, len(rollout.contexts.prompt_CP)
 

@@ -27,7 +27,7 @@ from crs_jax.models.likelihood import word_likelihood
 from crs_jax.models.policy import Policy
 from crs_jax.rl.ppo import masked_mean
 from crs_jax.rl.rollout import sample
-from crs_jax.rl.scoring import parts
+from crs_jax.rl.scoring import token_masks
 from crs_jax.runtime.checkpoint import digest
 from crs_jax.runtime.compilation import Once
 from crs_jax.runtime.errors import InputError
@@ -66,7 +66,7 @@ def model_seeker(task: Task, episodes: Episodes, graphdef: Any) -> Seeker:
         last_BR = jnp.take(said_BUR, 2 * number - 2, axis=1)
         found = sample(
             nnx.merge(graphdef, params, frozen), prompt_BP, mask_BP, key, group=1, reply_tokens=R,
-            block=c.ppo.decode_block, proposed=parts(last_BR, last_BR != layout.pad, layout).items_BM,
+            block=c.ppo.decode_block, proposed=token_masks(last_BR, last_BR != layout.pad, layout).items_BM,
         )  # fmt: skip
         return Answer(found.tokens_BR, found.tokens_BR[:, 0] == layout.end)
 

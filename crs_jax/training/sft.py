@@ -75,10 +75,10 @@ def sft_loss(
     tables = policy.tables()
     hidden_RTD = packed_hidden(policy, tables, rows, window, key)
     wish_key = None if key is None else jax.random.fold_in(key, 1)
-    wish = policy.wish(rows["features"], wish_key, policy.trunk.config.dropout)
+    item_query = policy.item_query(rows["features"], wish_key, policy.trunk.config.dropout)
     act_key = None if key is None else jax.random.fold_in(key, 2)
-    acting = policy.acting(at_slots(hidden_RTD, rows["act_at_RA"]), wish, act_key, act_dropout)
-    act = act_likelihood(policy, tables, acting, rows["act_used_RAM"], rows["act_target_RA"], wish.beside)
+    acting = policy.acting(at_slots(hidden_RTD, rows["act_at_RA"]), item_query, act_key, act_dropout)
+    act = act_likelihood(policy, tables, acting, rows["act_used_RAM"], rows["act_target_RA"], item_query.beside)
     word = word_likelihood(
         policy, tables, at_slots(hidden_RTD, rows["word_at_RW"]), rows["word_items_RWM"], rows["word_target_RW"]
     )

@@ -23,7 +23,7 @@ from crs_jax.data.tokenizer import DialogueTokenizer
 from crs_jax.features.attributes import ERAS, YEARS, Attributes
 from crs_jax.inputs.task import Task, new_policy, split_model
 from crs_jax.models.query import PLACE
-from crs_jax.rl.judging import Model
+from crs_jax.rl.frozen_models import Model
 from crs_jax.runtime.checkpoint import load_result
 from crs_jax.runtime.errors import InputError
 from crs_jax.runtime.progress import say

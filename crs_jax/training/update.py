@@ -21,7 +21,7 @@ from crs_jax.models.likelihood import first_token
 from crs_jax.rl import all_acts, ppo
 from crs_jax.rl.algorithms import Algorithm
 from crs_jax.rl.forward import actor_pass
-from crs_jax.rl.judging import Graphs, Judges
+from crs_jax.rl.frozen_models import FrozenModels, Graphs
 from crs_jax.runtime.sharding import in_parts
 from crs_jax.training import turns
 from crs_jax.training.advantages import Advantages, Experience, FirstItems, has_critic
@@ -124,8 +124,8 @@ def make_first_loss(graphs: Graphs, config: ConfigDict, algorithm: Algorithm) ->
 
     def loss(params, fixed, items: FirstItems) -> jax.Array:
         policy = nnx.merge(graphs.actor, params, fixed[0]).policy
-        wish = policy.wish(items.features)
-        first = first_token(policy, policy.tables(), items.hidden_CD, wish, c.temperature)
+        item_query = policy.item_query(items.features)
+        first = first_token(policy, policy.tables(), items.hidden_CD, item_query, c.temperature)
         first = all_acts.at(first, items.acts.row_CA)
         return algorithm.first_loss(first, items.acts, items.beside, c.clip).sum()
 
@@ -137,7 +137,7 @@ def make_update(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mesh, 
     c = config.ppo
     step = make_step(graphs, optimizer, config, mesh, algorithm)
 
-    def update(state: TrainState, judges: Judges, batch: Advantages, key: jax.Array):
+    def update(state: TrainState, judges: FrozenModels, batch: Advantages, key: jax.Array):
         def epoch(carry, epoch_key):
             order_C = jax.random.permutation(epoch_key, c.contexts)
             items, replies = batch.first, jax.tree.map(lambda a: a[order_C], batch.replies)

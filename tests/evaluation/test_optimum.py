@@ -20,7 +20,7 @@ from crs_jax.evaluation.tilting import STEEPEST, slope_of, tilt
 from crs_jax.inputs.contexts import contexts_at
 from crs_jax.inputs.labels import label
 from crs_jax.inputs.task import copy_tree
-from crs_jax.rl.judging import Aligned, Graphs, act_scores
+from crs_jax.rl.frozen_models import Aligned, Graphs, act_scores
 from crs_jax.rl.reward import Normaliser, predict, score
 from crs_jax.training.ppo_stage import make_judges
 

@@ -9,7 +9,7 @@ from tiny_policy import FACETS, make_layout, make_policy, next_token, plain_wish
 
 from crs_jax.features.context import ContextFeatures
 from crs_jax.models.policy import add_at
-from crs_jax.models.query import KINDS, MATCHES, Query, deafened
+from crs_jax.models.query import KINDS, MATCHES, Query, ablated
 
 LAYOUT = make_layout(words=11, items=9, act_items=2)
 
@@ -25,7 +25,7 @@ def evidence():
 
 
 def test_wish_equals_a_loop(policy, evidence):
-    got = policy.wish(evidence)
+    got = policy.item_query(evidence)
     for c, (vector, content, _, state) in enumerate(plain_wishes(policy, evidence)):
         np.testing.assert_allclose(got.vector[c], vector, atol=2e-5)
         np.testing.assert_allclose(got.content[c], content, atol=2e-5)
@@ -35,8 +35,8 @@ def test_wish_equals_a_loop(policy, evidence):
 
 
 def test_leading_axes_are_the_same_numbers(policy, evidence):
-    flat = policy.wish(evidence)
-    folded = policy.wish(jax.tree.map(lambda a: np.reshape(a, (2, 3, -1)), evidence))
+    flat = policy.item_query(evidence)
+    folded = policy.item_query(jax.tree.map(lambda a: np.reshape(a, (2, 3, -1)), evidence))
     for a, b in zip(flat, folded, strict=True):
         np.testing.assert_allclose(np.reshape(b, a.shape), a, atol=1e-6)
 
@@ -44,13 +44,13 @@ def test_leading_axes_are_the_same_numbers(policy, evidence):
 def test_logits_of_acts_equal_a_loop(policy, evidence):
     """Contents and single items' numbers reach the items' logits, how far the dialogue is that of say."""
     hidden_CD = np.random.default_rng(1).normal(size=(6, 16)).astype(np.float32)
-    wish, items = policy.wish(evidence), policy.tables()
+    item_query, items = policy.item_query(evidence), policy.tables()
     used = np.full((6, 2), -1, np.int32)
     used[4, 0] = 3
-    logits = policy.act_logits(policy.acting(hidden_CD, wish), items, used, wish.beside)
+    logits = policy.act_logits(policy.acting(hidden_CD, item_query), items, used, item_query.beside)
     p = jax.nn.softmax(jnp.concatenate([logits.main[:, : LAYOUT.num_items], logits.extra], -1), -1)
     for c, plain in enumerate(plain_wishes(policy, evidence)):
-        expected = next_token(policy, hidden_CD[c], [LAYOUT.item_offset + 3] if c == 4 else [], wish=plain)
+        expected = next_token(policy, hidden_CD[c], [LAYOUT.item_offset + 3] if c == 4 else [], item_query=plain)
         for n in range(LAYOUT.num_items):
             assert float(p[c, n]) == pytest.approx(expected.get(LAYOUT.item_offset + n, 0.0), abs=1e-5)
         assert float(p[c, -1]) == pytest.approx(expected[LAYOUT.say], abs=1e-5)
@@ -71,8 +71,8 @@ def test_everything_learns_but_the_content(policy, evidence):
         graph, rest = nnx.split(policy)
         model = nnx.merge(graph, rest)
         model.query = query
-        wish, items = model.wish(evidence), model.tables()
-        return jnp.square(model.item_logits(model.acting(hidden_CD, wish), items, wish.beside)[:, :9]).sum()
+        item_query, items = model.item_query(evidence), model.tables()
+        return jnp.square(model.item_logits(model.acting(hidden_CD, item_query), items, item_query.beside)[:, :9]).sum()
 
     for path, leaf in jax.tree_util.tree_leaves_with_path(nnx.grad(total)(policy.query)):
         assert float(jnp.abs(leaf).max()) > 1e-4, jax.tree_util.keystr(path)
@@ -88,7 +88,7 @@ def test_dropout_needs_a_key_and_leaves_items_out(policy, evidence):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_left_out_changes_nothing(policy, evidence, kind):
-    """Other evidence of that kind, the same wish; of any other kind, another."""
+    """Other evidence of that kind, the same item_query; of any other kind, another."""
     q = policy.query
     graph, params = nnx.split(q)
     bare = nnx.merge(graph, params)
@@ -112,8 +112,8 @@ def test_a_genre_asked_for_lifts_its_items_at_the_start():
     query = Query(6, FACETS, 2, 4, 16, rngs=nnx.Rngs(0))
     none, zero = np.full((1, 3), -1), np.zeros((1, 3))
     evidence = ContextFeatures(np.zeros((1, 6)), np.array([[0, 1.0, 0, 0]]), none, zero, none, zero, none, zero)
-    wish = query(evidence, jnp.zeros((9, 6 + FACETS + 1)))
-    np.testing.assert_allclose(wish.content[0], [*[0] * 6, 0, 2.0, 0, 0, 0, 0.7], atol=0.03)
+    item_query = query(evidence, jnp.zeros((9, 6 + FACETS + 1)))
+    np.testing.assert_allclose(item_query.content[0], [*[0] * 6, 0, 2.0, 0, 0, 0, 0.7], atol=0.03)
 
 
 @pytest.mark.parametrize("kinds", [*((kind,) for kind in KINDS), KINDS])
@@ -121,20 +121,20 @@ def test_a_deafened_query_says_what_one_without_the_evidence_says_and_can_learn_
     graph, params, frozen = split(policy)
     contents = policy.items.content[...]
     query = {**params["query"], "gate": params["query"]["gate"].at[3:].set(0.0)}  # as no training ever moved them
-    seeing = nnx.merge(graph, {**params, "query": deafened(query, kinds)}, frozen)
+    seeing = nnx.merge(graph, {**params, "query": ablated(query, kinds)}, frozen)
     deaf = nnx.merge(graph, {**params, "query": query}, frozen)
     deaf.query.leave_out = kinds
-    got, wanted = seeing.wish(evidence), deaf.wish(evidence)
+    got, wanted = seeing.item_query(evidence), deaf.item_query(evidence)
     np.testing.assert_allclose(got.content, wanted.content, atol=1e-5)
     np.testing.assert_allclose(got.vector, wanted.vector, atol=1e-5)
-    rows = [add_at(jnp.zeros((6, LAYOUT.num_items)), *wish.beside) for wish in (got, wanted)]
+    rows = [add_at(jnp.zeros((6, LAYOUT.num_items)), *item_query.beside) for item_query in (got, wanted)]
     np.testing.assert_allclose(*rows, atol=1e-6)
 
     def total(query):
-        wish = nnx.merge(graph, {**params, "query": query}, frozen).wish(evidence)
-        return (wish.content @ contents.T).sum() + wish.gains.sum()
+        item_query = nnx.merge(graph, {**params, "query": query}, frozen).item_query(evidence)
+        return (item_query.content @ contents.T).sum() + item_query.gains.sum()
 
-    grad = jax.grad(total)(deafened(query, kinds))
+    grad = jax.grad(total)(ablated(query, kinds))
     moved = {"text": "text_kernel", "asked": "asked_match", "named": "named_kernel"}
     assert all(np.abs(grad[moved[kind]]).max() > 1e-4 for kind in kinds if kind in moved)
     by_match = dict(zip(MATCHES, np.abs(grad["gain"]).tolist(), strict=True))

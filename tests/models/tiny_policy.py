@@ -206,7 +206,7 @@ def plain_wishes(policy, evidence):
 
 
 def plain_fits(policy, evidence_of_one, rows):
-    """How the items `rows` fit one context (`models/fit.py`), by loops; zeros for none."""
+    """How the items `rows` fit one context (`models/match_features.py`), by loops; zeros for none."""
     text, asked, named, _, near, nearness, starring, stars = (np.asarray(part) for part in evidence_of_one)
     contents = np.asarray(policy.items.content[...], np.float64)
     E = contents.shape[1] - FACETS - 1
@@ -227,8 +227,8 @@ def plain_fits(policy, evidence_of_one, rows):
     return np.mean(found, 0) if found else np.zeros(9)
 
 
-def next_token(policy, hidden_D, reply, temperature=1.0, wish=None):
-    """{token: probability} after a legal beginning of a reply, by the grammar's words; the wish counts in the act.
+def next_token(policy, hidden_D, reply, temperature=1.0, item_query=None):
+    """{token: probability} after a legal beginning of a reply, by the grammar's words; the query counts in the act.
 
     A softmax over the table (items, or words), with the odds of what stands beside it against the table's whole mass.
     """
@@ -237,7 +237,7 @@ def next_token(policy, hidden_D, reply, temperature=1.0, wish=None):
     act = list(reply[: list(reply).index(layout.say)]) if layout.say in reply else list(reply)
     rows = [int(token) - layout.item_offset for token in act]
     speaking = layout.say in reply
-    known = None if wish is None else [*wish[3], *unit(wish[0])]
+    known = None if item_query is None else [*item_query[3], *unit(item_query[0])]
     say, end, own = log_odds(policy, hidden_D, known, len(rows), bool(rows))
     scores = item_scores(policy, hidden_D)
     if speaking:
@@ -248,8 +248,8 @@ def next_token(policy, hidden_D, reply, temperature=1.0, wish=None):
         odds[layout.end] = np.exp(end / temperature)
     else:
         scores = scores + bias
-        if wish is not None:
-            _, content, gains, _ = wish
+        if item_query is not None:
+            _, content, gains, _ = item_query
             scores = scores + np.asarray(policy.items.content[...], np.float64) @ content
             for row, gain in gains.items():
                 scores[row] += gain
@@ -274,9 +274,9 @@ def plain_likelihood(policy, prompts, replies, temperature=1.0, wishes=None):
     wishes = [None] * len(replies) if wishes is None else wishes
     hidden = plain_hidden(policy, [[*p, *r] for p, r in zip(prompts, replies, strict=True)])
     logp, entropy = [], []
-    for prompt, reply, h, wish in zip(prompts, replies, hidden, wishes, strict=True):
+    for prompt, reply, h, item_query in zip(prompts, replies, hidden, wishes, strict=True):
         states = h[len(prompt) - 1 :]
-        at = [next_token(policy, states[r], reply[:r], temperature, wish) for r in range(len(reply))]
+        at = [next_token(policy, states[r], reply[:r], temperature, item_query) for r in range(len(reply))]
         logp.append([np.log(p[int(token)]) for p, token in zip(at, reply, strict=True)])
         entropy.append([-sum(x * np.log(x) for x in p.values() if x > 0) for p in at])
     return logp, entropy

@@ -162,10 +162,12 @@ def forward(arrays: dict[str, np.ndarray], folder: pathlib.Path) -> dict[str, np
     hidden = tree_hidden(
         policy, policy.tables(), some.prompt_CP, some.mask_CP, tokens_BR[:, None], mask_BR[:, None]
     ).before[:, 0]
-    wish = policy.wish(some.features)
-    found = reply_likelihood(policy, policy.tables(), hidden, tokens_BR, mask_BR, wish=wish)
-    last_CD, tables, wish = after_rec(policy, contexts)
-    logits_CN = policy.item_logits(policy.acting(last_CD, wish), tables, wish.beside)[:, : task.layout.num_items]
+    item_query = policy.item_query(some.features)
+    found = reply_likelihood(policy, policy.tables(), hidden, tokens_BR, mask_BR, item_query=item_query)
+    last_CD, tables, item_query = after_rec(policy, contexts)
+    logits_CN = policy.item_logits(policy.acting(last_CD, item_query), tables, item_query.beside)[
+        :, : task.layout.num_items
+    ]
     return {
         "forward/logp": np.where(arrays["replies/mask"], found.logp_BR, 0.0),
         "forward/entropy": np.where(arrays["replies/mask"], found.entropy_BR, 0.0),

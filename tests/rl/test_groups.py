@@ -14,7 +14,7 @@ from crs_jax.rl.algorithms import ALGORITHMS
 from crs_jax.rl.groups import best_alone, group_advantages, standardised
 from crs_jax.rl.ppo import leave_one_out
 from crs_jax.rl.reward import Normaliser, score
-from crs_jax.rl.scoring import parts
+from crs_jax.rl.scoring import token_masks
 from crs_jax.training.advantages import token_rewards
 
 LAYOUT = make_layout(words=11, items=5, act_items=3)
@@ -31,7 +31,7 @@ def test_advantages_equal_a_loop(algorithm):
     rng = np.random.default_rng(0)
     tokens, mask = random_replies(rng, LAYOUT, C * G, R)
     reward = rng.normal(size=(C * G, R)).astype(np.float32)  # padding bears rewards too, which must not count
-    found = np.asarray(advantages_of(jnp.asarray(reward), parts(tokens, mask, LAYOUT), G, algorithm))
+    found = np.asarray(advantages_of(jnp.asarray(reward), token_masks(tokens, mask, LAYOUT), G, algorithm))
     whole, words, said = [], [], []
     for b in range(C * G):
         row, real = tokens[b].tolist(), int(mask[b].sum())
@@ -87,7 +87,7 @@ def spoken(words):
     tokens = np.full((len(words), 9), LAYOUT.pad, np.int32)
     for row, count in zip(tokens, words, strict=True):
         row[: count + 3] = [LAYOUT.item_offset, LAYOUT.say, *[1] * count, LAYOUT.end]
-    return parts(tokens, tokens != LAYOUT.pad, LAYOUT)
+    return token_masks(tokens, tokens != LAYOUT.pad, LAYOUT)
 
 
 CLIP = 3.7

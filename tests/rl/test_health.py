@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tiny_policy import make_layout, random_replies
 
-from crs_jax.rl.scoring import parts
+from crs_jax.rl.scoring import token_masks
 from crs_jax.training.health import measures, monitors, warnings
 
 LAYOUT = make_layout(words=4, items=6, act_items=3)
@@ -21,7 +21,7 @@ def test_measures_equal_loops():
     rng = np.random.default_rng(0)
     tokens, mask = random_replies(rng, LAYOUT, 12, 14)
     popularity = rng.normal(size=8).astype(np.float32)
-    split = parts(jnp.asarray(tokens), jnp.asarray(mask), LAYOUT)
+    split = token_masks(jnp.asarray(tokens), jnp.asarray(mask), LAYOUT)
     got = {name: float(value) for name, value in measures(jnp.asarray(tokens), split, jnp.asarray(popularity)).items()}
     again, pairs, items = 0, 0, []
     for row, real in zip(tokens.tolist(), mask.sum(1).tolist(), strict=True):
@@ -39,7 +39,7 @@ def test_measures_equal_loops():
 
 def test_nothing_proposed_and_nothing_said():
     tokens = jnp.full((2, 5), LAYOUT.pad).at[:, 0].set(LAYOUT.say)
-    split = parts(tokens, jnp.arange(5)[None] < jnp.ones((2, 1)), LAYOUT)
+    split = token_masks(tokens, jnp.arange(5)[None] < jnp.ones((2, 1)), LAYOUT)
     assert {float(v) for v in measures(tokens, split, jnp.ones(8)).values()} == {0.0}
 
 

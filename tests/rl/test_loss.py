@@ -35,7 +35,7 @@ from configs.common import get_config
 from crs_jax.models.actor_critic import ActorCritic
 from crs_jax.models.query import PLACE
 from crs_jax.rl.contexts import Contexts
-from crs_jax.rl.judging import Graphs, Judges
+from crs_jax.rl.frozen_models import FrozenModels, Graphs
 from crs_jax.rl.reward import Normaliser, RewardModel, stack
 from crs_jax.rl.rollout import Replies
 from crs_jax.runtime.sharding import make_mesh
@@ -123,7 +123,7 @@ def world():
         actor_graph, first, _ = split(actor)
         (reward_graph, *_, reward_frozen), reward = split(models[0]), stack([split(model)[1] for model in models])
         first = jax.tree.map(np.asarray, first)  # of the host, so that no run's donation takes it away
-        judges = Judges(params, reward, frozen, reward_frozen, jnp.asarray(items_NE), jnp.asarray(weight), SPREAD)
+        judges = FrozenModels(params, reward, frozen, reward_frozen, jnp.asarray(items_NE), jnp.asarray(weight), SPREAD)
         keys = {"sample": [], "order": []}
 
         def note(name, key):
@@ -171,7 +171,7 @@ def plain_pass(world, actor):
     own = [row for row in unpad(world.contexts.prompt_CP, world.contexts.mask_CP) for _ in range(G)]
     replies = unpad(world.tokens, world.mask)
     policy = getattr(actor, "policy", actor)
-    wishes = [wish for wish in plain_wishes(policy, world.contexts.features) for _ in range(G)]
+    wishes = [item_query for item_query in plain_wishes(policy, world.contexts.features) for _ in range(G)]
     likelihood = plain_likelihood(policy, own, replies, world.config.temperature, wishes)
     if policy is actor:
         return [pad(rows, R) for rows in likelihood]
@@ -179,7 +179,7 @@ def plain_pass(world, actor):
     hidden = plain_hidden(policy, [[*p, *r] for p, r in zip(own, replies, strict=True)])
     seen = [unit(h[len(p) - 1 : -1]) for h, p in zip(hidden, own, strict=True)]
     for states, (vector, *_), reply in zip(seen, wishes, replies, strict=True):
-        states[: reply.index(LAYOUT.say) + 1] += vector  # in the act the value function knows the wish too
+        states[: reply.index(LAYOUT.say) + 1] += vector  # in the act the value function knows the query too
     values = [states @ kernel + bias for states in seen]
     return [pad(rows, R) for rows in (*likelihood, values)]
 

@@ -31,7 +31,7 @@ from crs_jax.rl.reward import (
     stack,
     with_relevance,
 )
-from crs_jax.rl.scoring import parts
+from crs_jax.rl.scoring import token_masks
 from crs_jax.training.advantages import token_rewards
 
 NAN = float("nan")
@@ -80,7 +80,7 @@ def test_scores_equal_a_loop_and_telescope(seed, missing, clip):
     np.testing.assert_allclose(got.signal_BS, standard, atol=1e-5)
     np.testing.assert_array_equal(got.spread_B, 0.0)
     tokens, mask = random_replies(rng, LAYOUT, 4, 8)
-    paid = token_rewards(got, parts(tokens, mask, LAYOUT), *[jnp.zeros((4, 8))] * 2, 0.1, 0.1, 0.1, 0.0)
+    paid = token_rewards(got, token_masks(tokens, mask, LAYOUT), *[jnp.zeros((4, 8))] * 2, 0.1, 0.1, 0.1, 0.0)
     np.testing.assert_allclose(paid.sum(-1), got.total_B, atol=1e-5)
 
 
@@ -151,7 +151,7 @@ def test_rewards_by_hand():
     i, say, end, pad = LAYOUT.item_offset, LAYOUT.say, LAYOUT.end, LAYOUT.pad
     tokens = np.array([[i + 1, say, 4, end, pad], [say, 4, 4, 4, 4], [i, i + 1, i + 2, pad, pad]])
     scores = Scores(jnp.full(3, 0.7), jnp.full(3, 0.9), jnp.zeros((3, 3)), jnp.zeros(3))
-    split = parts(tokens, tokens != pad, LAYOUT)
+    split = token_masks(tokens, tokens != pad, LAYOUT)
     kl, of_kind = (jnp.where(tokens != pad, nats, 0.0) for nats in (0.1, 0.04))
     paid = token_rewards(scores, split, kl, of_kind, 0.5, 1.5, 2.0, 3.0)
     a, w = -0.5 * 0.06 - 1.5 * 0.04, -0.2

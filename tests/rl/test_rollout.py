@@ -71,7 +71,7 @@ def test_sampler_equals_trainer(policy, contexts, temperature, group):
     """Log-probs as recorded against one row a reply: ragged prompts, early ends, a block that cuts R unevenly."""
     ended, cut, acts = 0, 0, set()
     own = [row for row in unpad(*contexts[:2]) for _ in range(group)]
-    wishes = [wish for wish in plain_wishes(policy, contexts[2:]) for _ in range(group)]
+    wishes = [item_query for item_query in plain_wishes(policy, contexts[2:]) for _ in range(group)]
     for seed in range(24 // group):
         replies = draw_from(policy, contexts, seed, temperature, group)
         rows = unpad(replies.tokens_BR, replies.mask_BR)
@@ -89,7 +89,7 @@ def test_sampler_equals_trainer(policy, contexts, temperature, group):
 def test_sampler_equals_trainer_at_the_bounds(policy, contexts, temperature):
     """Errors grow as the logits do, by 1 / temperature."""
     own = [row for row in unpad(*contexts[:2]) for _ in range(4)]
-    wishes = [wish for wish in plain_wishes(policy, contexts[2:]) for _ in range(4)]
+    wishes = [item_query for item_query in plain_wishes(policy, contexts[2:]) for _ in range(4)]
     replies = draw_from(policy, contexts, 0, temperature)
     rows = unpad(replies.tokens_BR, replies.mask_BR)
     expected = pad(plain_likelihood(policy, own, rows, temperature, wishes)[0], R)
@@ -134,7 +134,7 @@ def test_greedy_takes_the_mode(policy, contexts):
     ):
         hidden = plain_hidden(policy, [[*prompt, *reply]])[0]
         for r, token in enumerate(reply):
-            p = next_token(policy, hidden[len(prompt) - 1 + r], reply[:r], wish=wishes[c])
+            p = next_token(policy, hidden[len(prompt) - 1 + r], reply[:r], item_query=wishes[c])
             say = p.pop(LAYOUT.say, None)
             best = max(p, key=p.get, default=None)
             if say is not None:
@@ -165,12 +165,12 @@ def test_draws_follow_the_model(policy, contexts, temperature):
     for row in unpad(replies.tokens_BR, replies.mask_BR):
         for r, token in enumerate(row):
             counts[tuple(row[:r])][token] += 1
-    own, wish = unpad(*one[:2])[0], plain_wishes(policy, one[2:])[0]
+    own, item_query = unpad(*one[:2])[0], plain_wishes(policy, one[2:])[0]
     begun = sorted(begin for begin, counter in counts.items() if counter.total() >= 400)
     hidden = dict(zip(begun, plain_hidden(policy, [[*own, *begin] for begin in begun]), strict=True))
     found = {}
     for begin in begun:
-        p = next_token(policy, hidden[begin][-1], list(begin), temperature, wish)
+        p = next_token(policy, hidden[begin][-1], list(begin), temperature, item_query)
         assert set(counts[begin]) <= set(p)
         found[begin] = chi_square(counts[begin], p, counts[begin].total())
     assert () in found

@@ -31,7 +31,7 @@ from crs_jax.rl import ppo
 from crs_jax.rl.contexts import Contexts
 from crs_jax.rl.forward import actor_pass, policy_likelihood
 from crs_jax.rl.rollout import Replies
-from crs_jax.rl.scoring import parts, reply_likelihood, tree_hidden
+from crs_jax.rl.scoring import reply_likelihood, token_masks, tree_hidden
 
 LAYOUT = make_layout(words=11, items=5, act_items=3, unused=(4,))
 C, G, R, P = 3, 4, 10, 9
@@ -70,13 +70,13 @@ def score(graph, params, frozen, batch, evidence, temperature, **chunks):
     hidden = tree_hidden(policy, tables, *batch)
     flat = (a.reshape(C * G, R) for a in batch[2:])
     before = hidden.before.reshape(C * G, R, -1)
-    wish = jax.tree.map(lambda a: jnp.repeat(a, G, axis=0), policy.wish(evidence))
-    return hidden, reply_likelihood(policy, tables, before, *flat, temperature, wish, **chunks)
+    item_query = jax.tree.map(lambda a: jnp.repeat(a, G, axis=0), policy.item_query(evidence))
+    return hidden, reply_likelihood(policy, tables, before, *flat, temperature, item_query, **chunks)
 
 
 def plain_scores(policy, batch, evidence, temperature):
     """Log-probabilities and entropies `[C * G, R]` by loops."""
-    wishes = [wish for wish in plain_wishes(policy, evidence) for _ in range(G)]
+    wishes = [item_query for item_query in plain_wishes(policy, evidence) for _ in range(G)]
     return [pad(rows, R) for rows in plain_likelihood(policy, *rows_of(batch), temperature, wishes)]
 
 
@@ -141,8 +141,8 @@ def test_gradient_equals_that_of_one_reply_a_row(policy, batch, evidence):
         tables = model.tables()
         before = tree_hidden(model, tables, *arrays).before.reshape(C * G, R, -1)
         flat = (a.reshape(C * G, R) for a in arrays[2:])
-        wish = jax.tree.map(lambda a: jnp.repeat(a, G, axis=0), model.wish(evidence))
-        got = reply_likelihood(model, tables, before, *flat, 1.3, wish, chunk, chunk)
+        item_query = jax.tree.map(lambda a: jnp.repeat(a, G, axis=0), model.item_query(evidence))
+        got = reply_likelihood(model, tables, before, *flat, 1.3, item_query, chunk, chunk)
         return (weight_LBR[0] * got.logp_BR + weight_LBR[1] * got.entropy_BR).sum()
 
     grad = jax.jit(jax.grad(loss), static_argnums=2)
@@ -206,7 +206,7 @@ def test_parts_by_hand():
         ]
     )
     mask = tokens != pad_token
-    got = jax.tree.map(np.asarray, parts(tokens, mask, LAYOUT))
+    got = jax.tree.map(np.asarray, token_masks(tokens, mask, LAYOUT))
     one = np.ones(7, int)
     np.testing.assert_array_equal(got.act_BR, [[1, 1, 1, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0, 0]])
     np.testing.assert_array_equal(got.word_BR, [[0, 0, 0, 1, 1, 1, 0], [0, 1, 1, 1, 1, 1, 1], 0 * one])

@@ -23,7 +23,7 @@ from crs_jax.models.gpt2 import GPT2Config
 from crs_jax.models.policy import Layout, Policy
 from crs_jax.rl.contexts import Contexts
 from crs_jax.rl.forward import policy_likelihood
-from crs_jax.rl.judging import Graphs, Judges
+from crs_jax.rl.frozen_models import FrozenModels, Graphs
 from crs_jax.rl.reward import Normaliser, RewardModel
 from crs_jax.rl.rollout import Replies
 from crs_jax.runtime.sharding import make_mesh, shard_batch
@@ -111,7 +111,7 @@ class Bandit:
         actor = ActorCritic(nnx.merge(policy_graph, self.reference, self.frozen), value, critic)
         actor_graph, self.params, _ = split_model(actor)
         reward_graph, reward, reward_frozen = split_model(RewardModel(make_policy(seed + 1)))
-        self.judges = Judges(
+        self.judges = FrozenModels(
             copy_tree(self.reference), reward, self.frozen, reward_frozen, item_vectors(RELEVANCE_KN),
             jnp.array([0, 1.0, 0]),
         )  # fmt: skip
@@ -175,7 +175,7 @@ class Bandit:
         act_kl: float,
         word_kl: float,
         average: int,
-        judges: Judges | None = None,
+        judges: FrozenModels | None = None,
         decision_kl: float | None = None,
     ) -> np.ndarray:
         """Mean of the policy's distributions over the last `average` iterations."""

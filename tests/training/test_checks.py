@@ -9,7 +9,7 @@ from tiny_task import fresh_models
 
 from crs_jax.rl.ppo import gae
 from crs_jax.rl.reward import Scores
-from crs_jax.rl.scoring import Parts
+from crs_jax.rl.scoring import TokenMasks
 from crs_jax.runtime.metrics import MetricsWriter, read_json_lines
 from crs_jax.training import checks, ppo, ppo_stage
 from crs_jax.training.checks import SelfCheckError
@@ -119,7 +119,7 @@ def test_a_check_on_a_metric_that_is_not_a_number_fails():
 def test_integer_rewards_are_refused():
     """0.7 would become 0 and -1.9 would become -1, in silence."""
     spot_BR = jnp.array([[False, True]])
-    split = Parts(spot_BR, ~spot_BR, jnp.array([[0]]), spot_BR, spot_BR, jnp.array([True]))
+    split = TokenMasks(spot_BR, ~spot_BR, jnp.array([[0]]), spot_BR, spot_BR, jnp.array([True]))
     fine = Scores(jnp.array([0.7]), jnp.array([-1.9]), jnp.zeros((1, 3)), jnp.zeros(1))
     kl_BR = jnp.zeros((1, 2))
     np.testing.assert_allclose(

@@ -7,7 +7,7 @@ import pytest
 
 from crs_jax.inputs.contexts import contexts_at
 from crs_jax.inputs.replies import reply_arrays
-from crs_jax.rl.judging import act_scores, judge
+from crs_jax.rl.frozen_models import act_scores, judge
 from crs_jax.rl.reward import Normaliser, score, stack
 from crs_jax.rl.rollout import Replies
 from crs_jax.runtime.errors import InputError

@@ -18,7 +18,7 @@ from crs_jax.models.policy import Layout, Policy
 from crs_jax.rl.contexts import Contexts
 from crs_jax.rl.forward import policy_pass
 from crs_jax.rl.rollout import sample
-from crs_jax.rl.scoring import parts
+from crs_jax.rl.scoring import token_masks
 from crs_jax.training.checks import SelfCheckError, check_gaps, gaps, logit_scales, noise_of
 
 WORDS, ITEMS = 500, 60
@@ -85,7 +85,7 @@ class Model:
 
         with mock.patch.object(gpt2, "dropout", dropout), mock.patch.object(Trunk, "__call__", faulty):
             found = policy_pass(self.graph, params, self.frozen, self.contexts, replies, temperature)[0]
-        split = parts(replies.tokens_BR, replies.mask_BR, LAYOUT)
+        split = token_masks(replies.tokens_BR, replies.mask_BR, LAYOUT)
         return gaps(found.logp_BR, split, sampler=replies.logp_BR), found
 
     def check(self, temperature=1.0, sampler=1.0, position=0, shift=0, rate=0.0):
@@ -118,7 +118,7 @@ FAULTS = [{"sampler": 0.8}, {"sampler": 1.25}, {"position": 1}, {"shift": 1}, {"
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_a_healthy_model_passes(model, temperature):
     metrics, scales, found, replies = model.check(temperature)
-    entropy = np.asarray(found.entropy_BR)[np.asarray(parts(replies.tokens_BR, replies.mask_BR, LAYOUT).word_BR)]
+    entropy = np.asarray(found.entropy_BR)[np.asarray(token_masks(replies.tokens_BR, replies.mask_BR, LAYOUT).word_BR)]
     assert 0.05 < entropy.mean() < 0.6 * np.log(WORDS)
     assert 2.0 < float(scales["word"].spread) * temperature < 4.0
     assert is_as_derived(model, metrics, scales)

@@ -23,7 +23,7 @@ from crs_jax.rl.contexts import Contexts
 from crs_jax.rl.forward import policy_likelihood
 from crs_jax.rl.reward import Scores
 from crs_jax.rl.rollout import Replies, sample
-from crs_jax.rl.scoring import Parts, TokenLikelihood
+from crs_jax.rl.scoring import TokenLikelihood, TokenMasks
 from crs_jax.runtime.errors import InputError
 from crs_jax.runtime.metrics import MetricsWriter, read_json_lines
 from crs_jax.training import ppo, ppo_stage, rollout, seeker
@@ -474,7 +474,7 @@ def test_rows_of_later_turns_stand_turn_by_turn_and_advantages_follow_episodes()
         mask = (jnp.arange(R) < lengths[:, None]) & alive_B[:, None]
         tokens = jnp.where(mask, jnp.arange(B)[:, None], pad).astype(jnp.int32)
         reward, blank = 10.0 ** jnp.arange(B)[:, None] * mask, jnp.zeros((B, R))
-        likelihood, split = TokenLikelihood(blank, blank, blank), Parts(mask, mask, blank, mask, mask, alive_B)
+        likelihood, split = TokenLikelihood(blank, blank, blank), TokenMasks(mask, mask, blank, mask, mask, alive_B)
         scores = Scores(reward[:, 0], reward.sum(1), jnp.ones((B, 3)), jnp.zeros(B))
         replies = Replies(tokens, mask, blank)
         return RolloutBatch(

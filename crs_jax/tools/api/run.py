@@ -22,7 +22,7 @@ from crs_jax.data.messages import Message, read_dialogue, read_message
 from crs_jax.evaluation.policies import generate, judge_replies, ranking_scores
 from crs_jax.inputs.contexts import contexts_at
 from crs_jax.rl.contexts import Contexts
-from crs_jax.rl.judging import Model
+from crs_jax.rl.frozen_models import Model
 from crs_jax.runtime import arguments, memory
 from crs_jax.runtime.errors import InputError
 from crs_jax.tools.api.loading import MODELS, NO_ID, Loaded, load_run

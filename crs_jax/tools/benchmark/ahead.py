@@ -50,7 +50,7 @@ from crs_jax.models.actor_critic import ActorCritic
 from crs_jax.models.policy import Layout, Policy
 from crs_jax.rl.all_acts import Acts
 from crs_jax.rl.contexts import Contexts
-from crs_jax.rl.judging import Graphs, Judges
+from crs_jax.rl.frozen_models import FrozenModels, Graphs
 from crs_jax.rl.reward import Normaliser, RewardModel
 from crs_jax.runtime import source_tree
 from crs_jax.runtime.errors import InputError
@@ -143,7 +143,7 @@ class Shapes:
 
         self.state = laid(jax.eval_shape(start, params), mesh)
         self.frozen = laid(frozen, mesh)
-        self.judges = Judges(
+        self.judges = FrozenModels(
             laid(reference, mesh), laid(reward, mesh), self.frozen, laid(reward_frozen, mesh),
             laid(floats(items, EMBEDDING), mesh, whole), laid(floats(3), mesh, whole),
         )  # fmt: skip

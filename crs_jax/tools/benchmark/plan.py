@@ -2,7 +2,7 @@
 
 `rollout:345m:32x8:384+64` samples 8 replies of 64 tokens to each of 32 contexts of 384 tokens. What is left out is the
 config's. Of `sft` the third field is rows x tokens and there is no fourth. Settings are those of the config, without
-`--config.`: `update:345m:64x1:192+64:model.remat=false`. Parts on torch begin with `torch-`.
+`--config.`: `update:345m:64x1:192+64:model.remat=false`. TokenMasks on torch begin with `torch-`.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from crs_jax.models.attention import refuse_where_missing
 from crs_jax.models.decisions import BaseRates
 from crs_jax.rl.all_acts import Acts
 from crs_jax.rl.contexts import Contexts
-from crs_jax.rl.judging import Graphs, Judges
+from crs_jax.rl.frozen_models import FrozenModels, Graphs
 from crs_jax.rl.reward import Normaliser, RewardModel
 from crs_jax.runtime.sharding import AXES, place
 from crs_jax.tools.benchmark.counts import Batch, Model
@@ -90,7 +90,7 @@ class World:
     sft: tuple[Any, Any, Any]
     graphs: Graphs
     actor: Any
-    judges: Judges
+    judges: FrozenModels
     normaliser: Normaliser
 
     @classmethod

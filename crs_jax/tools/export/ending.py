@@ -20,8 +20,8 @@ from crs_jax.data.windows import make_windows
 from crs_jax.inputs.replies import reply_arrays
 from crs_jax.inputs.task import Task
 from crs_jax.models.policy import MASKED, Policy, logits_of
-from crs_jax.rl.judging import Model
-from crs_jax.rl.scoring import parts, tree_hidden
+from crs_jax.rl.frozen_models import Model
+from crs_jax.rl.scoring import token_masks, tree_hidden
 
 RIDGE = 1e-3  # of the mean square of hidden states
 REPLIES, BATCH = 1024, 32
@@ -75,4 +75,4 @@ def _endings(
     logits = policy.word_logits(hidden_BRD, tables, none_BRM)
     centred_BRV = logits_of(hidden_BRD, tables.words_VD)
     mass_BR = jax.nn.logsumexp(centred_BRV, -1, where=logits.main > MASKED) + hidden_BRD @ tables.mean_D
-    return hidden_BRD, parts(tokens_BR, mask_BR, layout).word_BR, logits.extra[..., -1] + mass_BR
+    return hidden_BRD, token_masks(tokens_BR, mask_BR, layout).word_BR, logits.extra[..., -1] + mass_BR

@@ -36,7 +36,7 @@ CHARTS: Mapping[str, Sequence[tuple[str, str, tuple[str, ...]]]] = {
             "mean, validation",
             ("validation/reward-sft", "validation/reward-ppo", "validation/reward-optimum", "validation/reward-rerank"),
         ),
-        ("Parts of the reward", "mean", ("reward/engagement", "reward/relevance", "reward/sentiment")),
+        ("TokenMasks of the reward", "mean", ("reward/engagement", "reward/relevance", "reward/sentiment")),
         ("KL to the SFT policy", f"nats a reply; warned of above {MOST_KL:g}", ("kl", "kl/act", "kl/word")),
         ("Replies that recommend", "share", ("recommends",)),
         ("Validation HR@10", "share of new items", ("validation/hr@10",)),

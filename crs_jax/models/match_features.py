@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from crs_jax.features.context import ContextFeatures
 from crs_jax.models.query import MOST_NAMED
 
-FITS = (
+MATCH_FEATURES = (
     "text",
     "named",
     "genres asked",
@@ -26,8 +26,8 @@ FITS = (
 )
 
 
-def fits(features: ContextFeatures, act_BM: jax.Array, content_NW: jax.Array, genres: int) -> jax.Array:
-    """`[B, len(FITS)]` float32, means over the items of each act; zeros for an act without any.
+def match_features(features: ContextFeatures, act_BM: jax.Array, content_NW: jax.Array, genres: int) -> jax.Array:
+    """`[B, len(MATCH_FEATURES)]` float32, means over the items of each act; zeros for an act without any.
 
     By item: cosine with what the seeker said and dot product with the mean of the items named (contents centred);
     genres in common with those asked for and with those of the items named; share of the items named from the same

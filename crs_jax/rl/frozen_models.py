@@ -13,11 +13,11 @@ from crs_jax.models.policy import Layout
 from crs_jax.rl.contexts import Contexts
 from crs_jax.rl.reward import Normaliser, members, predict, score
 from crs_jax.rl.rollout import Replies
-from crs_jax.rl.scoring import Parts
+from crs_jax.rl.scoring import TokenMasks
 from crs_jax.signals.relevance import new_items, relevance
 
 
-class Judges(NamedTuple):
+class FrozenModels(NamedTuple):
     """What does not learn in this stage.
 
     Attributes:
@@ -70,13 +70,13 @@ class Aligned(NamedTuple):
 
     policy: Model
     graphs: Graphs
-    judges: Judges
+    judges: FrozenModels
     normaliser: Normaliser
 
 
 def judge(
-    graphs: Graphs, judges: Judges, contexts: Contexts, replies: Replies, exact: bool
-) -> tuple[jax.Array, jax.Array, jax.Array, Parts]:
+    graphs: Graphs, judges: FrozenModels, contexts: Contexts, replies: Replies, exact: bool
+) -> tuple[jax.Array, jax.Array, jax.Array, TokenMasks]:
     """Predicted signals at `<|say|>` and at the end by each reward model, `[J, B, S]`, the relevance (exact, `[B]`, or
     the heads', `[J, B]`), the replies' parts.
 
@@ -109,7 +109,7 @@ def judge(
 
 def act_scores(
     graphs: Graphs,
-    judges: Judges,
+    judges: FrozenModels,
     normaliser: Normaliser,
     contexts: Contexts,
     row_CA: jax.Array,

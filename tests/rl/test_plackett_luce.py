@@ -13,7 +13,7 @@ import scipy.stats
 from crs_jax.models.likelihood import FirstToken
 from crs_jax.rl import all_acts
 from crs_jax.rl.all_acts import Acts
-from crs_jax.rl.rankwise import discounts, draw, gain, surrogate
+from crs_jax.rl.plackett_luce import discounts, draw, gain, surrogate
 
 ITEMS, PLACES = 4, 3
 LISTS = list(itertools.permutations(range(ITEMS), PLACES))
