@@ -11,7 +11,7 @@ from crs_jax.rl.ppo import gae
 from crs_jax.rl.reward import Scores
 from crs_jax.rl.scoring import TokenMasks
 from crs_jax.runtime.metrics import MetricsWriter, read_json_lines
-from crs_jax.training import checks, ppo, ppo_stage
+from crs_jax.training import advantages, checks, ppo_stage
 from crs_jax.training.checks import SelfCheckError
 from crs_jax.training.ppo_stage import run_ppo
 
@@ -123,9 +123,9 @@ def test_integer_rewards_are_refused():
     fine = Scores(jnp.array([0.7]), jnp.array([-1.9]), jnp.zeros((1, 3)), jnp.zeros(1))
     kl_BR = jnp.zeros((1, 2))
     np.testing.assert_allclose(
-        ppo.token_rewards(fine, split, kl_BR, kl_BR, 0.1, 0.1, 0.1, 0.0), [[0.0, -1.9]], rtol=1e-6
+        advantages.token_rewards(fine, split, kl_BR, kl_BR, 0.1, 0.1, 0.1, 0.0), [[0.0, -1.9]], rtol=1e-6
     )
     with pytest.raises(TypeError, match="act_score_B is int32, expected a floating type"):
-        ppo.token_rewards(fine._replace(act_B=jnp.array([1])), split, kl_BR, kl_BR, 0.1, 0.1, 0.1, 0.0)
+        advantages.token_rewards(fine._replace(act_B=jnp.array([1])), split, kl_BR, kl_BR, 0.1, 0.1, 0.1, 0.0)
     with pytest.raises(TypeError, match="reward_BR is int32"):
         gae(jnp.array([[0, 1]]), jnp.zeros((1, 2)), jnp.ones((1, 2), bool), 1.0, 0.95)
