@@ -17,6 +17,7 @@ import optax
 from flax import nnx
 from ml_collections import ConfigDict
 
+from crs_jax.evaluation.policies import run_batched
 from crs_jax.features.context import ContextFeatures
 from crs_jax.inputs.task import Task
 from crs_jax.models.policy import MASKED, Policy, add_at
@@ -130,7 +131,8 @@ def fit_head(task: Task, writer: MetricsWriter, graphdef: Any, params: Any, froz
 def head_validation(task: Task, graphdef: Any, params: Any, frozen: Any) -> dict[str, float]:
     """`loss` and hr@k of the head on the fresh targets of the validation split."""
     rows = examples(task, "validation", fresh_instances(task, "validation"))
-    size = task.config.evaluation.batch
+    if not len(rows.target_BY):
+        return {}
 
     def ranks(params, frozen, batch: Examples):
         policy = nnx.merge(graphdef, params, frozen)
@@ -140,15 +142,6 @@ def head_validation(task: Task, graphdef: Any, params: Any, frozen: Any) -> dict
         return (logits_BN[:, None] >= target_BY1).sum(-1), logp_BY
 
     run = jax.jit(on_mesh(ranks, task.mesh), out_shardings=everywhere(task.mesh))
-    rank, logp = [np.zeros(0)], [np.zeros(0)]
-    for start in range(0, len(rows.target_BY), size):
-        index = np.minimum(np.arange(start, start + size), len(rows.target_BY) - 1)
-        batch = jax.tree.map(lambda a, index=index: a[index], rows)
-        there_BY = (batch.target_BY >= 0) & (np.arange(start, start + size) < len(rows.target_BY))[:, None]
-        rank_BY, logp_BY = run(params, frozen, shard_batch(batch, task.mesh))
-        rank.append(np.asarray(rank_BY)[there_BY])
-        logp.append(np.asarray(logp_BY)[there_BY])
-    all_ranks, all_logp = np.concatenate(rank), np.concatenate(logp)
-    if not len(all_ranks):
-        return {}
-    return {"loss": float(-all_logp.mean()), **{f"hr@{k}": float((all_ranks <= k).mean()) for k in KS}}
+    found = run_batched(task, lambda batch: run(params, frozen, batch), len(rows.target_BY), rows, "")
+    rank, logp = (a_BY[rows.target_BY >= 0] for a_BY in found)
+    return {"loss": float(-logp.mean(dtype=np.float64)), **{f"hr@{k}": float((rank <= k).mean()) for k in KS}}

@@ -12,6 +12,7 @@ from flax import nnx
 from jax import lax
 
 from crs_jax.evaluation.optimum import first_item, item_rewards, way_of
+from crs_jax.evaluation.policies import run_batched
 from crs_jax.evaluation.text import bleu_4, repetition
 from crs_jax.inputs.contexts import contexts_at
 from crs_jax.inputs.task import Task
@@ -22,7 +23,7 @@ from crs_jax.rl.forward import first_of, policy_likelihood
 from crs_jax.rl.frozen_models import FrozenModels, Graphs, Model, judge
 from crs_jax.rl.reward import Normaliser, score
 from crs_jax.rl.rollout import keys_of, sample
-from crs_jax.runtime.sharding import everywhere, on_mesh, shard_batch
+from crs_jax.runtime.sharding import everywhere, on_mesh
 from crs_jax.training.examples import fresh_instances
 
 MOST_TARGETS = 8
@@ -158,10 +159,5 @@ class Validation:
 
     def _batched(self, function: Callable) -> Any:
         """`function(contexts, targets, their numbers)` over the contexts in batches; joined."""
-        size, found = self.task.config.evaluation.batch, []
-        for start in range(0, self.count, size):
-            index = np.minimum(np.arange(start, start + size), self.count - 1)
-            inputs = jax.tree.map(lambda a, index=index: a[index], (self._contexts, self._target_IY))
-            out = function(*shard_batch((*inputs, index.astype(np.int32)), self.task.mesh))
-            found.append(jax.tree.map(lambda a, start=start: np.asarray(a)[: self.count - start], out))
-        return jax.tree.map(lambda *parts: np.concatenate(parts), *found)
+        inputs = self._contexts, self._target_IY, np.arange(self.count, dtype=np.int32)
+        return run_batched(self.task, lambda batch: function(*batch), self.count, inputs, "")

@@ -18,7 +18,8 @@ import numpy as np
 from flax import nnx
 
 from crs_jax.data.packing import Rows
-from crs_jax.data.windows import make_windows
+from crs_jax.evaluation.policies import run_batched
+from crs_jax.inputs.contexts import contexts_at
 from crs_jax.inputs.features import SplitFeatures, of_split
 from crs_jax.inputs.labels import label, log_fingerprint
 from crs_jax.inputs.replies import reply_arrays
@@ -129,27 +130,17 @@ def predict_replies(
     """Predicted signals `[n, 3]` at the end of human replies, from windowed prompts as PPO sees them; means over the
     members of an ensemble.
     """
-    contexts = make_windows(task.config, task.encoded[split], where, task.tokenizer)
-    tokens_BR, mask_BR = reply_arrays(task, split, where)
-
-    def run(params, frozen, prompt, prompt_mask, tokens, mask, features):
-        models = [nnx.merge(graphdef, own, frozen) for own in members(params)]
-        reply = tokens[:, None], mask[:, None]
-        return mean_of(jnp.stack([predict(model, prompt, prompt_mask, *reply, features)[1] for model in models]))
-
     if not where:
         return np.zeros((0, len(SIGNALS)), np.float32)
-    features = of_split(task, split).at(*np.array(where).T)
-    predicted = jax.jit(on_mesh(run, task.mesh), out_shardings=everywhere(task.mesh))
 
-    size = task.config.evaluation.batch
-    out = []
-    for start in range(0, len(where), size):
-        index = np.minimum(np.arange(start, start + size), len(where) - 1)
-        inputs = (contexts.tokens_BP, contexts.mask_BP, tokens_BR, mask_BR, features)
-        batch = jax.tree.map(lambda a, index=index: a[index], inputs)
-        out.append(np.asarray(predicted(params, frozen, *shard_batch(batch, task.mesh))))
-    return np.concatenate(out)[: len(where)]
+    def run(params, frozen, contexts, tokens_BR, mask_BR):
+        models = [nnx.merge(graphdef, own, frozen) for own in members(params)]
+        given = contexts.prompt_CP, contexts.mask_CP, tokens_BR[:, None], mask_BR[:, None], contexts.features
+        return mean_of(jnp.stack([predict(model, *given)[1] for model in models]))
+
+    program = jax.jit(on_mesh(run, task.mesh), out_shardings=everywhere(task.mesh))
+    inputs = contexts_at(task, split, where), *reply_arrays(task, split, where)
+    return run_batched(task, lambda batch: program(params, frozen, *batch), len(where), inputs, "")
 
 
 class RewardStage(loop.FittedStage):

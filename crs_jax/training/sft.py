@@ -8,7 +8,6 @@ begins. So that replies are also learned as they are sampled, from a window that
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,9 +17,10 @@ import numpy as np
 from flax import nnx
 
 from crs_jax.data.packing import Packer, Rows, slots_of
-from crs_jax.data.windows import make_windows
+from crs_jax.evaluation.policies import reference_nll
+from crs_jax.inputs.contexts import contexts_at
 from crs_jax.inputs.features import SplitFeatures, of_split
-from crs_jax.inputs.replies import reply_arrays, reply_nll
+from crs_jax.inputs.replies import reply_arrays
 from crs_jax.inputs.task import Task, copy_tree, corpus_rates, new_policy, split_model
 from crs_jax.models.likelihood import act_likelihood, word_likelihood
 from crs_jax.models.policy import Policy, Tables
@@ -28,7 +28,7 @@ from crs_jax.rl.ppo import masked_mean
 from crs_jax.runtime.compilation import Once
 from crs_jax.runtime.errors import InputError
 from crs_jax.runtime.metrics import MetricsWriter
-from crs_jax.runtime.sharding import on_mesh, place, shard_batch
+from crs_jax.runtime.sharding import place, shard_batch
 from crs_jax.training import loop
 from crs_jax.training.act_head import fit_head
 from crs_jax.training.optimizer import make_optimizer, schedule, sft_rates
@@ -151,24 +151,13 @@ class Validation:
             raise InputError("config.data.validation_dialogues: no validation dialogue has a reply; give it more")
         chosen = np.random.default_rng(task.config.seed).permutation(len(where))[:limit]
         where = [where[i] for i in sorted(chosen)]
-        contexts = make_windows(task.config, task.encoded["validation"], where, task.tokenizer)
-        replies = reply_arrays(task, "validation", where)
-        features = of_split(task, "validation").at(*np.array(where).T)
-        self._size = task.config.evaluation.batch
-        self._arrays = (contexts.tokens_BP, contexts.mask_BP, *replies, features)
-        self._mesh = task.mesh
-        self._nll = jax.jit(on_mesh(functools.partial(reply_nll, graphdef), task.mesh))
+        of_split(task, "validation")  # its features, which the reward stage asks for too
+        self._arrays = contexts_at(task, "validation", where), reply_arrays(task, "validation", where)
+        self._task, self._graphdef = task, graphdef
 
     def __call__(self, params: Any, frozen: Any) -> dict[str, float]:
         """act_loss, word_loss (nats a token), their sum `loss`, and hr@10 of the first item of each act."""
-        totals: dict[str, float] = {}
-        count = len(self._arrays[0])
-        for start in range(0, count, self._size):
-            index = np.arange(start, start + self._size)
-            batch = list(jax.tree.map(lambda a, index=index: a[np.minimum(index, count - 1)], self._arrays))
-            batch[3] = batch[3] & (index < count)[:, None]
-            for name, value in self._nll(params, frozen, *shard_batch(batch, self._mesh)).items():
-                totals[name] = totals.get(name, 0.0) + float(value)
+        totals = reference_nll(self._task, (self._graphdef, params, frozen), *self._arrays, label="")
         act = totals["act_nll"] / max(totals["act_tokens"], 1)
         word = totals["word_nll"] / max(totals["word_tokens"], 1)
         return {
