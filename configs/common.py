@@ -18,6 +18,7 @@ def get_config() -> ConfigDict:
         "ppo"  # of the stage ppo: ppo, rankwise (lists), without a value function rloo, grpo, raft; tilt: a control
     )
     c.log_every = 10  # steps between two console lines
+    c.plugins = ""  # FILE.py,...: a user's own algorithms, run before flags are read; --plugins=FILE.py says the same
     c.save_minutes = 10.0  # between two checkpoints: what a machine that is lost takes along at most
 
     c.data = ConfigDict()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Collection
 from typing import Any
 
 from crs_jax.rl.algorithms import ALGORITHMS
 from crs_jax.runtime.arguments import MOST_SEED
 
-CHOICES: dict[str, tuple[str, ...]] = {
-    "algorithm": tuple(ALGORITHMS),
+CHOICES: dict[str, Collection[str]] = {
+    "algorithm": ALGORITHMS,
     "data.dataset": ("simulated", "redial", "opendialkg", "inspired"),
     "data.domain": ("movies", "books"),
     "data.pipeline": ("numpy", "tftext"),

@@ -9,7 +9,7 @@
   --model      ppo, or sft, the policy before it. Default: ppo
   --licence    of weights and item table, as the hub names it (cc-by-4.0). Default: that of the corpus
   --data_dir   where the run's corpus is, if not where it was
-  --trust-code runs the Python file that the run's config names as its reward (`reward.function`)
+  --trust-code runs the Python files that the run's config names (`reward.function`, `plugins`)
   --overwrite  replaces a folder that this program made before
 
 `crs_jax.load(OUT)` gives the policy back, equal in every bit, without the run and its corpus. transformers loads its

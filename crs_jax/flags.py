@@ -16,6 +16,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from crs_jax import config as checks
+from crs_jax import plugins
 from crs_jax.data.records import clipped
 from crs_jax.runtime import arguments
 from crs_jax.runtime.errors import InputError
@@ -51,6 +52,7 @@ def parse(argv: Sequence[str], values: flags.FlagValues) -> Command:
       InputError: one line that names the flag, for anything that cannot be used.
     """
     argv = list(argv)
+    plugins.load(plugins.given(argv))  # before settings are checked, which may name what they add
     define(values, argv)
     try:
         expanded = values.read_flags_from_files(argv, force_gnu=False)
@@ -65,6 +67,8 @@ def parse(argv: Sequence[str], values: flags.FlagValues) -> Command:
     if len(rest) > 1:
         raise InputError(f"unexpected argument {rest[1]!r}; every setting is a flag, such as --config.seed=1")
     config = values.config
+    config.plugins = plugins.given(argv) or config.plugins
+    plugins.load(config.plugins)
     checks.validate(config)
     if values.workdir and "://" in values.workdir:
         raise InputError(f"--workdir={values.workdir}: a bucket has to be mounted; name the folder it is mounted at")
@@ -90,6 +94,7 @@ def define(values: flags.FlagValues, argv: Sequence[str] | None = None) -> None:
     own: Any = {"flag_values": values}
     workdir = "Folder of the run; a folder that holds stages is continued. Default: runs/NAME of the config."
     flags.DEFINE_string("workdir", None, workdir, **own)
+    flags.DEFINE_string("plugins", None, "Python files, by commas, that add to the registries.", **own)
     flags.DEFINE_bool("distributed", False, "One process of several: calls jax.distributed.initialize().", **own)
     flags.DEFINE_string("coordinator", None, "With --distributed: HOST:PORT of process 0. Default: found.", **own)
     flags.DEFINE_integer("processes", None, "With --distributed: how many processes. Default: found.", **own)
@@ -141,7 +146,7 @@ def help_text(argv: Sequence[str], values: flags.FlagValues, usage: str) -> str:
     own = flags.FlagValues()
     define(own, argv[:1])
     lines = [usage.strip(), "", "Flags"]
-    for name in ("config", "workdir", "distributed", "coordinator", "processes", "process"):
+    for name in ("config", "workdir", "plugins", "distributed", "coordinator", "processes", "process"):
         lines.append(f"  --{name:<12} {own[name].help}")
     if not any("helpfull" in arg for arg in argv[1:]):
         lines += ["", "--helpfull adds every setting with its value and meaning."]

@@ -12,6 +12,7 @@ from typing import Any
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from crs_jax import plugins
 from crs_jax.data.corpus import Corpus, load
 from crs_jax.data.dialogue import RECOMMENDER, Dialogue
 from crs_jax.data.tokenizer import DialogueTokenizer, training_texts
@@ -84,7 +85,7 @@ def made_from(
         for value in values:
             digest.update(repr(value).encode("utf-8", "surrogatepass"))
         found[name] = digest.hexdigest()[:16]
-    return found
+    return found | plugins.fingerprints(config.plugins)
 
 
 def prepare(config: ConfigDict, workdir: pathlib.Path, mesh: Mesh) -> Task:

@@ -9,6 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from crs_jax import plugins
 from crs_jax.config import validate_values
 from crs_jax.runtime.errors import InputError
 from crs_jax.runtime.metrics import read_json
@@ -31,10 +32,18 @@ def stored_config(found: Any, path: pathlib.Path) -> ConfigDict:
     return config
 
 
-def read_config(workdir: pathlib.Path) -> ConfigDict:
-    """The config of a run, from its folder; `InputError` as `stored_config`, or where there is none."""
+def read_config(workdir: pathlib.Path, trusted: bool = False) -> ConfigDict:
+    """The config of a run, from its folder.
+
+    Raises:
+      InputError: as `stored_config`; there is none; or it names plugins that this process did not get, and the run is
+        not `trusted`.
+    """
     path = workdir / "config.json"
-    return stored_config(read_json(path), path)
+    found = read_json(path)
+    named = found.get("plugins", "") if isinstance(found, Mapping) else ""
+    plugins.require(named if isinstance(named, str) else "", path, trusted)
+    return stored_config(found, path)
 
 
 @functools.cache

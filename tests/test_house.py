@@ -19,7 +19,7 @@ LAYERS = (
     ("training",),
     ("evaluation",),
     ("inputs",),
-    ("rl", "config", "bounds", "flags", "stored_config"),
+    ("rl", "config", "bounds", "flags", "stored_config", "plugins"),
     ("models", "signals"),
     ("features",),
     ("data",),

@@ -14,7 +14,7 @@
   --log          FILE.jsonl that what people say, what is replied and when is added to, on the page of those who agree;
                  nothing is kept without it
   --data_dir     where the run's corpus is, if not where it was
-  --trust-code   runs the Python file that the run's config names as its reward (`reward.function`)
+  --trust-code   runs the Python files that the run's config names (`reward.function`, `plugins`)
   --web          a page instead of the terminal
   --host         address the page is served at. Default: 127.0.0.1, which this machine alone can reach
   --port         its port; 0 takes a free one. Default: 7860

@@ -11,6 +11,8 @@ import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from crs_jax.runtime.registry import Registry
+
 if TYPE_CHECKING:
     import jax
 
@@ -91,11 +93,14 @@ class Algorithm:
         return self.relative is None and self.replies
 
 
-ALGORITHMS = {
-    "ppo": Algorithm(),
-    "rankwise": Algorithm(first_loss=with_lists, lists=True),
-    "rloo": Algorithm(leave_one_out),
-    "grpo": Algorithm(standardised, kl_in_reward=False, kl_in_loss=True, sums=False),
-    "raft": Algorithm(best_alone, words=False, kl_in_reward=False, sums=False),
-    "tilt": Algorithm(replies=False, first_loss=to_the_optimum, optimum=True),
-}
+ALGORITHMS = Registry(
+    "algorithm",
+    {
+        "ppo": Algorithm(),
+        "rankwise": Algorithm(first_loss=with_lists, lists=True),
+        "rloo": Algorithm(leave_one_out),
+        "grpo": Algorithm(standardised, kl_in_reward=False, kl_in_loss=True, sums=False),
+        "raft": Algorithm(best_alone, words=False, kl_in_reward=False, sums=False),
+        "tilt": Algorithm(replies=False, first_loss=to_the_optimum, optimum=True),
+    },
+)

@@ -104,14 +104,14 @@ def load_run(workdir: pathlib.Path, data_dir: str = "", trust_code: bool = False
     Args:
       workdir: its folder.
       data_dir: where the corpus' files are now; empty: where they were.
-      trust_code: whether Python code that its config names, a reward of one's own, may be run.
+      trust_code: whether Python code that its config names, plugins and a reward of one's own, may be run.
 
     Raises:
       InputError: the folder is no finished run, naming what is missing; its corpus cannot be read; or its config names
         code that is not trusted.
     """
     workdir = pathlib.Path(workdir).expanduser()
-    config = _config(workdir)
+    config = _config(workdir, trust_code)
     if data_dir:
         if not is_folder(data_dir):
             raise InputError(f"--data_dir={data_dir}: there is no such folder")
@@ -138,12 +138,12 @@ def load_run(workdir: pathlib.Path, data_dir: str = "", trust_code: bool = False
         return Loaded(workdir, task, *_models(task, results), Titles(task.corpus.catalogue, task.corpus.train))
 
 
-def _config(workdir: pathlib.Path) -> ConfigDict:
+def _config(workdir: pathlib.Path, trusted: bool) -> ConfigDict:
     for name in ("config.json", "tokenizer/dialogue_tokenizer.json"):
         if not (workdir / name).is_file():
             what = "" if workdir.is_dir() else "there is no such folder; "
             raise InputError(f"--workdir={workdir}: {what}there is no {name}; give the workdir of a run that has ended")
-    config = read_config(workdir)
+    config = read_config(workdir, trusted)
     if config.model.transfer:
         raise InputError(
             f"--workdir={workdir}: this run measured the models of {config.model.transfer} and holds none of its own; "
