@@ -7,12 +7,13 @@ import numbers
 from collections.abc import Collection
 from typing import Any
 
+from crs_jax.data.corpora import CORPORA
 from crs_jax.rl.algorithms import ALGORITHMS
 from crs_jax.runtime.arguments import MOST_SEED
 
 CHOICES: dict[str, Collection[str]] = {
     "algorithm": ALGORITHMS,
-    "data.dataset": ("simulated", "redial", "opendialkg", "inspired"),
+    "data.dataset": CORPORA,
     "data.domain": ("movies", "books"),
     "data.pipeline": ("numpy", "tftext"),
     "data.on_error": ("raise", "skip"),

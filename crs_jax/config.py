@@ -11,6 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from crs_jax.bounds import BOUNDS, CHOICES, LEAST_TEMPERATURE, broken_bound
+from crs_jax.data.corpora import CORPORA, is_simulated
 from crs_jax.data.records import clipped
 from crs_jax.rl.algorithms import ALGORITHMS
 from crs_jax.runtime.errors import InputError
@@ -196,7 +197,7 @@ def _mesh(config: ConfigDict, devices: int) -> dict[str, int]:
 
 def _validate_data(config: ConfigDict) -> None:
     data = config.data
-    if data.metadata and data.dataset != "redial":
+    if data.metadata and not CORPORA[data.dataset].metadata:
         raise _error("data.metadata", data.metadata, f"--config.data.dataset={data.dataset} has its own; leave it out")
     least = data.act_items + 3  # the act, <|say|>, one word and <|end|>
     if data.reply_tokens < least:
@@ -206,11 +207,11 @@ def _validate_data(config: ConfigDict) -> None:
 
 def _validate_inputs(config: ConfigDict) -> None:
     """What the config names is there."""
-    data, init = config.data, config.model.init
-    if data.dataset != "simulated" and not data.dir and not data.hub:
+    data, init, simulated = config.data, config.model.init, is_simulated(config.data.dataset)
+    if not simulated and not data.dir and not data.hub:
         rule = f"{data.dataset} needs the folder with its files: --config.data.dir=FOLDER (the README says which files)"
         raise _error("data.dir", data.dir, rule)
-    if data.dir and data.dataset != "simulated" and not is_folder(data.dir):
+    if data.dir and not simulated and not is_folder(data.dir):
         raise _error("data.dir", data.dir, "there is no such folder")
     if data.metadata and not is_file(data.metadata):
         raise _error("data.metadata", data.metadata, "there is no such file; `python -m crs_jax.data.imdb` makes one")
@@ -294,7 +295,7 @@ def _validate_ppo(config: ConfigDict) -> None:
         raise _error("ppo.turns", ppo.turns, rule)
     if ppo.turns > 1 and ppo.buckets > 1:
         raise _error("ppo.buckets", ppo.buckets, "must be 1 where episodes have several turns, whose contexts grow")
-    if ppo.turns > 1 and ppo.seeker == "simulator" and config.data.dataset != "simulated":
+    if ppo.turns > 1 and ppo.seeker == "simulator" and not is_simulated(config.data.dataset):
         rule = f"there are no simulated seekers in --config.data.dataset={config.data.dataset}; take model"
         raise _error("ppo.seeker", ppo.seeker, rule)
     reward = config.reward

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from crs_jax.data import byte_bpe, corpus, records
+from crs_jax.data.corpora import is_simulated
 from crs_jax.models import encoder, hf
 from crs_jax.models.items import padded
 from crs_jax.runtime.checkpoint import KEPT, done_meta
@@ -200,6 +201,6 @@ def parameters(config: ConfigDict) -> int:
     """About how many a model has: GPT-2's layers, positions and words, and a vector for each item."""
     m, D = config.model, config.model.width
     words = byte_bpe.GPT2_WORDS if config.tokenizer.kind == "gpt2" else config.tokenizer.vocab_size
-    items = config.simulator.catalogue_size if config.data.dataset == "simulated" else ITEMS
+    items = config.simulator.catalogue_size if is_simulated(config.data.dataset) else ITEMS
     rows = padded(words + 6) + padded(items)
     return m.layers * (12 * D * D + 13 * D) + (m.positions + rows + 2) * D

@@ -17,7 +17,7 @@ from crs_jax.runtime.storage import sha256
 
 PARTS = ("train", "validation", "test")
 VERSION = 2  # of the tables below
-_CODE = ("arrow", "corpus", "dialogue", "inspired", "mentions", "opendialkg", "records", "redial", "splits")
+_CODE = ("arrow", "corpora", "corpus", "dialogue", "inspired", "mentions", "opendialkg", "records", "redial", "splits")
 
 
 def fingerprint(settings: Mapping[str, Any], inputs: Iterable[pathlib.Path]) -> str:

@@ -8,22 +8,15 @@ import pathlib
 import shutil
 import tempfile
 from collections.abc import Iterator
-from types import ModuleType
 from typing import Any
 
-from crs_jax.data import arrow, inspired, opendialkg, redial, splits
+from crs_jax.data import arrow, redial, splits
 from crs_jax.data.catalogue import Catalogue
+from crs_jax.data.corpora import CORPORA, is_simulated
 from crs_jax.data.dialogue import Dialogue
 from crs_jax.data.records import Faults, Parsed
 from crs_jax.runtime.errors import InputError
 from crs_jax.runtime.storage import refuse_links_out
-
-LOADERS: dict[str, ModuleType] = {
-    "simulated": redial,
-    "redial": redial,
-    "opendialkg": opendialkg,
-    "inspired": inspired,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,12 +53,12 @@ def load(config: Any, workdir: pathlib.Path, stored: bool = False) -> Corpus:
     `max_eval_dialogues` choose from the prepared corpus by `config.seed`.
     """
     data = config.data
-    if data.dataset not in LOADERS:
-        raise InputError(f"config.data.dataset is {data.dataset!r}: set it to one of {', '.join(LOADERS)}")
+    if data.dataset not in CORPORA:
+        raise InputError(f"config.data.dataset is {data.dataset!r}: set it to one of {', '.join(CORPORA)}")
     if config.seed < 0:
         raise InputError(f"config.seed is {config.seed}: set it to 0 or more")
     Faults(data.on_error)
-    loader = LOADERS[data.dataset]
+    loader = CORPORA[data.dataset].reader
     workdir = pathlib.Path(workdir)
     folder = _folder(config, workdir, stored)
     hub = "" if folder else _hub(data)
@@ -105,14 +98,14 @@ def load(config: Any, workdir: pathlib.Path, stored: bool = False) -> Corpus:
 def hub_wanted(config: Any, workdir: pathlib.Path) -> str:
     """The repository that `load` would read from the hub; empty for a folder and for a corpus prepared before."""
     data = config.data
-    hub = "" if data.dir or data.dataset == "simulated" else _hub(data)
+    hub = "" if data.dir or is_simulated(data.dataset) else _hub(data)
     if not hub or pathlib.Path(hub).is_dir() or _prepared(config, workdir, None, hub).is_dir():
         return ""
     return hub
 
 
 def _hub(data: Any) -> str:
-    return data.hub or getattr(LOADERS[data.dataset], "HUB", "")
+    return data.hub or getattr(CORPORA[data.dataset].reader, "HUB", "")
 
 
 def _prepared(config: Any, workdir: pathlib.Path, folder: pathlib.Path | None, hub: str) -> pathlib.Path:
@@ -121,7 +114,8 @@ def _prepared(config: Any, workdir: pathlib.Path, folder: pathlib.Path | None, h
     cache = pathlib.Path(data.cache_dir).expanduser() if data.cache_dir else workdir / "cache"
     settings = {name: data[name] for name in ("dataset", "domain", "on_error", "validation_dialogues")}
     settings |= {"seed": config.seed, "hub": hub, "revision": data.revision if hub else ""}
-    inputs = _inputs(LOADERS[data.dataset], folder, hub, data)
+    own = [pathlib.Path(name).expanduser() for name in config.get("plugins", "").split(",") if name]
+    inputs = [*_inputs(data.dataset, folder, hub, data), *own]
     return cache / f"{data.dataset}-{arrow.fingerprint(settings, inputs)}"
 
 
@@ -129,7 +123,7 @@ def _folder(config: Any, workdir: pathlib.Path, stored: bool) -> pathlib.Path | 
     """Where the raw files are, made by the simulator if need be; None for the hub."""
     data = config.data
     folder = pathlib.Path(data.dir).expanduser() if data.dir else None
-    if data.dataset == "simulated":
+    if is_simulated(data.dataset):
         from crs_jax.data import simulated
 
         folder = folder or workdir / "data"
@@ -142,13 +136,14 @@ def _folder(config: Any, workdir: pathlib.Path, stored: bool) -> pathlib.Path | 
     return folder
 
 
-def _inputs(loader: ModuleType, folder: pathlib.Path | None, hub: str, data: Any) -> list[pathlib.Path]:
+def _inputs(dataset: str, folder: pathlib.Path | None, hub: str, data: Any) -> list[pathlib.Path]:
+    loader = CORPORA[dataset].reader
     if folder:
         return loader.files(folder, data)
     if not hub or not hasattr(loader, "parse_hub"):
         raise InputError(f"config.data.dir is empty: give the folder that holds {data.dataset}'s files")
     local = sorted(p for p in pathlib.Path(hub).rglob("*") if p.is_file()) if pathlib.Path(hub).is_dir() else []
-    known = redial.metadata_file(data) if loader is redial else None
+    known = redial.metadata_file(data) if CORPORA[dataset].metadata else None
     return [*local, *([known] if known else [])]
 
 
@@ -157,12 +152,13 @@ def _split(dataset: str, parsed: Parsed, count: int, seed: int) -> tuple[dict[st
     train, test = parsed.train, parsed.test
     if not train:
         raise InputError(f"config.data.dataset={dataset}: no dialogue to train on was found: check config.data.dir")
-    if dataset in ("redial", "simulated"):
+    source = CORPORA[dataset]
+    if source.by_recommender:
         train, validation, dropped = splits.by_recommender(train, count, seed)
         if dropped:
             notes.append(f"dropped {dropped} train dialogues that share a seeker with validation")
     else:
-        words = inspired.OPENING_WORDS if dataset == "inspired" else 1
+        words = source.opening_words
         if not test:
             train, test = splits.cut_test(train)
             notes.append(f"no test part given: {len(test)} dialogues were cut off as test, the same for every seed")

@@ -19,7 +19,6 @@ from crs_jax.data.records import Faults, Parsed, Record, RecordError
 from crs_jax.runtime.errors import InputError
 
 TRAIN, TEST = "train.jsonl", "dev.jsonl"
-OPENING_WORDS = 12  # a greeting or two is no opening: 'Hello' begins 105 of the 900 dialogues
 _ROLES = {"SEEKER": SEEKER, "RECOMMENDER": RECOMMENDER}
 _YEAR = re.compile(r"\s*\(([0-9]{4})?[^()]*\)?$")
 

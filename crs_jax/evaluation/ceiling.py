@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from crs_jax.data.corpora import is_simulated
 from crs_jax.data.simulated import retest
 from crs_jax.evaluation.signals import correlation
 from crs_jax.inputs.labels import carried, engagement_model
@@ -62,7 +63,7 @@ def noise_ceiling(task: Task, split: str) -> dict[str, dict[str, Any]]:
     """
     found: dict[str, dict[str, Any]] = {name: {"ceiling-from": NONE} for name in SIGNALS}
     found["relevance"] = {"ceiling": 1.0, "ceiling-from": KNOWN}
-    if task.corpus.name != "simulated" or task.config.signals.log:
+    if not is_simulated(task.corpus.name) or task.config.signals.log:
         return found
     values, group_P = repeated(task, split)
     for name, value_PJ in values.items():

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from crs_jax.data.corpora import is_simulated
 from crs_jax.data.simulated import Truth, retest
 from crs_jax.evaluation.bootstrap import interval, resample
 from crs_jax.evaluation.observed import answered
@@ -79,7 +80,7 @@ def classifier_error(task: Task, split: str) -> dict[str, Any]:
     out: dict[str, Any] = {"classifier": task.config.signals.sentiment, "answers": len(found), "liked": NO_ANSWERS}
     if len(np.unique(liked_P[known_P])) == 2:
         out["liked"] = sign_errors(score_P[known_P], liked_P[known_P], group_P[known_P], bootstrap)
-    if task.corpus.name == "simulated":
+    if is_simulated(task.corpus.name):
         assert task.corpus.folder is not None
         mood = retest(task.corpus.folder, dialogues, task.corpus.catalogue, draws=0).mood
         truth = Truth.load(task.corpus.folder).aligned(task.corpus.catalogue)

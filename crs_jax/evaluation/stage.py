@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from crs_jax.data.corpora import is_simulated
 from crs_jax.data.instances import ranking_instances
 from crs_jax.evaluation.baselines import Baselines
 from crs_jax.evaluation.bootstrap import interval, resample
@@ -281,7 +282,7 @@ def run_evaluate(task: Task, models: dict[str, Model], aligned: Aligned | None) 
         out["paired"]["ppo-sft"] |= paired
     if rewards:
         out["rewards"] = rewards
-    if task.corpus.name == "simulated":
+    if is_simulated(task.corpus.name):
         out["simulator"] = true_utility(task, models)
     published = published_rows(task.corpus.name)
     if published:

@@ -18,6 +18,7 @@ from flax import nnx
 from jax.sharding import AxisType
 from ml_collections import ConfigDict
 
+from crs_jax.data.corpora import is_simulated
 from crs_jax.data.corpus import Corpus, load
 from crs_jax.data.dialogue import RECOMMENDER, Dialogue, Turn
 from crs_jax.data.simulated import holds
@@ -118,7 +119,7 @@ def load_run(workdir: pathlib.Path, data_dir: str = "", trust_code: bool = False
         config.data.dir = str(data_dir)
         if not is_file(config.data.get("metadata", "")):  # moved with the rest
             config.data.metadata = ""
-        if config.data.dataset == "simulated" and not holds(pathlib.Path(data_dir), config.simulator, config.seed):
+        if is_simulated(config.data.dataset) and not holds(pathlib.Path(data_dir), config.simulator, config.seed):
             rule = "leave it out to have that corpus made again"
             raise InputError(f"--data_dir={data_dir}: does not hold the simulated corpus of this run; {rule}")
     results = {stage: load_result(workdir, stage) for stage in ("sft", "reward", "ppo")}

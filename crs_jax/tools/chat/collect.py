@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Sequence
 
 from crs_jax.data import redial
-from crs_jax.data.corpus import LOADERS
+from crs_jax.data.corpora import CORPORA
 from crs_jax.runtime.errors import InputError
 from crs_jax.runtime.program import Parser
 from crs_jax.stored_config import read_config
@@ -22,7 +22,7 @@ def corpus_folder(workdir: pathlib.Path, data_dir: str = "") -> pathlib.Path:
     if shared_model(workdir):
         raise InputError(f"--workdir={workdir}: an exported folder has no dialogues; name the run that it came from")
     config = read_config(workdir)
-    if LOADERS.get(config.data.dataset) is not redial:
+    if CORPORA[config.data.dataset].reader is not redial:
         raise InputError(f"--workdir={workdir}: talks join a corpus in ReDial's format; this is {config.data.dataset}")
     given = data_dir or config.data.dir or ("" if config.data.hub else str(workdir / "data"))
     if not given:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import pathlib
 import re
@@ -13,11 +12,12 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 from ml_collections import ConfigDict
 
+from crs_jax.data.corpora import CORPORA, CorpusSource, corpus_title
 from crs_jax.models.hf import REVISIONS
 from crs_jax.runtime.checkpoint import flatten
 from crs_jax.runtime.errors import InputError
 from crs_jax.tools.export.folder import last_name, settings
-from crs_jax.tools.report.figures import DATASETS, PROTOCOLS, Figure, name_of, number
+from crs_jax.tools.report.figures import PROTOCOLS, Figure, name_of, number
 from crs_jax.tools.report.workdir import Run
 
 REDIAL_ITEMS = 6924
@@ -28,35 +28,10 @@ NOTHING = "This run measured nothing."
 PAPER = "https://arxiv.org/abs/2508.05289"
 
 
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """Where dialogues come from: the hub's name of the licence, what it is called there, and a sentence."""
-
-    licence: str
-    name: str
-    text: str
-
-
-SOURCES = {
-    "simulated": Source(
-        "apache-2.0", "",
-        "The dialogues are simulated by crs_jax: invented items, and seekers with hidden tastes. No person wrote them.",
-    ),
-    "redial": Source(
-        "cc-by-4.0", "",
-        "ReDial (Li et al. 2018, *Towards Deep Conversational Recommendations*), CC BY 4.0: the weights and the item "
-        "table are derived from it, and whoever passes them on names it.",
-    ),
-    "opendialkg": Source(
-        "cc-by-nc-4.0", "",
-        "OpenDialKG (Moon et al. 2019), CC BY-NC 4.0, which excludes commercial use, of what is derived from it too.",
-    ),
-    "inspired": Source(
-        "other", "research-only",
-        "INSPIRED (Hayati et al. 2020), for research.",
-    ),
-}  # fmt: skip
-OWN = Source("other", "not-stated", "Dialogues of whoever made this model, in ReDial's format; they state no licence.")
+OWN = CorpusSource(
+    "", None, "Dialogues of whoever made this model, in ReDial's format; they state no licence.",
+    licence_name="not-stated",
+)  # fmt: skip
 
 
 def model_card(workdir: pathlib.Path, model: str, licence: str = "") -> str:
@@ -73,14 +48,14 @@ def model_card(workdir: pathlib.Path, model: str, licence: str = "") -> str:
     run = Run.load(workdir)
     dataset = str(run.setting("data.dataset"))
     source = _source(run, dataset)
-    stated = (licence, "") if licence else (source.licence, source.name)
+    stated = (licence, "") if licence else (source.licence, source.licence_name)
     front = _front(run, dataset, model, *stated)
-    title = f"crs_jax, {DATASETS.get(dataset, dataset)}, {name_of(model)}"
+    heading = f"crs_jax, {corpus_title(dataset)}, {name_of(model)}"
     parts = [
-        f"---\n{front}\n---\n\n# {title}",
+        f"---\n{front}\n---\n\n# {heading}",
         _what(run, dataset, model),
         _use(),
-        f"## Data and licence\n\n{source.text} {_licence(*stated)} Counts of what training dialogues name together, "
+        f"## Data and licence\n\n{source.about} {_licence(*stated)} Counts of what training dialogues name together, "
         "and which titles people also say in passing, are in the folder; no dialogue is.",
         f"## Measured\n\n{_tables(run, model)}",
         "## How it was made\n\n" + "\n".join(f"- {name}: {value}" for name, value in _made(run).items()),
@@ -98,11 +73,11 @@ def measured(workdir: pathlib.Path, model: str) -> str:
     return _tables(Run.load(workdir), model)
 
 
-def _source(run: Run, dataset: str) -> Source:
-    if dataset not in SOURCES:
-        raise InputError(f"{run.workdir / 'config.json'}: data.dataset is {dataset!r}, known are {', '.join(SOURCES)}")
+def _source(run: Run, dataset: str) -> CorpusSource:
+    if dataset not in CORPORA:
+        raise InputError(f"{run.workdir / 'config.json'}: data.dataset is {dataset!r}, known are {', '.join(CORPORA)}")
     own = dataset == "redial" and run.setting("data.dir") and run.table("data").get("items") != REDIAL_ITEMS
-    return OWN if own else SOURCES[dataset]
+    return OWN if own else CORPORA[dataset]
 
 
 def _front(run: Run, dataset: str, model: str, licence: str, name: str) -> str:
@@ -112,7 +87,7 @@ def _front(run: Run, dataset: str, model: str, licence: str, name: str) -> str:
         "task_type": "recommendation",
         "task_name": "Conversational recommendation",
         "dataset_type": dataset,
-        "dataset_name": DATASETS.get(dataset, dataset),
+        "dataset_name": corpus_title(dataset),
         "dataset_split": "test",
     }
     figures = {

@@ -38,7 +38,6 @@ NAMES = {
 }
 PROTOCOLS = {"full": "Full catalogue", "sampled": "Sampled"}
 TARGETS = {"fresh": "Fresh targets", "all": "All targets"}
-DATASETS = {"redial": "ReDial", "opendialkg": "OpenDialKG", "inspired": "INSPIRED", "simulated": "Simulated corpus"}
 _ACRONYMS = {"hr", "ndcg", "mrr", "bleu", "rouge", "kl", "bleu-4", "rouge-l", "sft", "ppo", "lr", "auc"}
 
 

@@ -8,9 +8,10 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
+from crs_jax.data.corpora import corpus_title
 from crs_jax.runtime.progress import duration
 from crs_jax.tools.report import monitors
-from crs_jax.tools.report.figures import DATASETS, PROTOCOLS, TARGETS, Figure, interval, name_of, number, p_value
+from crs_jax.tools.report.figures import PROTOCOLS, TARGETS, Figure, interval, name_of, number, p_value
 from crs_jax.tools.report.html import Html, folded, join, missing, note, section, tag
 from crs_jax.tools.report.tables import figure_cell, group_row, head, row_head, sentence_list, table, whisker
 from crs_jax.tools.report.workdir import Run, is_figure
@@ -216,7 +217,7 @@ def dataset(run: Run) -> str:
     name = str(run.setting("data.dataset", "unknown data"))
     if name == "opendialkg":
         return f"OpenDialKG, {run.setting('data.domain', 'movies')}"
-    return DATASETS.get(name, name)
+    return corpus_title(name)
 
 
 def wall_seconds(run: Run) -> float | None:
