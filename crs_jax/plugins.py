@@ -82,4 +82,4 @@ def require(text: str, source: pathlib.Path, trusted: bool) -> None:
 
 def fingerprints(text: str) -> dict[str, str]:
     """What a run that uses them is made from: a sum over their contents; nothing without plugins."""
-    return {"plugins": "-".join(sha256(path)[:16] for path in files(text))} if text else {}
+    return {"set of plugins": "-".join(sha256(path)[:16] for path in files(text))} if text else {}

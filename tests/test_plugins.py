@@ -1,5 +1,8 @@
-"""A file outside the package adds an algorithm: it is chosen by a flag and goes through a run, with no other change."""
+"""A file outside the package adds an algorithm and a corpus: flags choose them, and they go through a whole run."""
 
+import json
+import pathlib
+import random
 import subprocess
 import sys
 
@@ -10,14 +13,23 @@ from absl import flags
 import crs_jax
 from crs_jax import plugins
 from crs_jax.config import derive
+from crs_jax.data.corpora import CORPORA
 from crs_jax.flags import parse
 from crs_jax.rl.algorithms import ALGORITHMS
 from crs_jax.runtime.errors import InputError
 from crs_jax.runtime.metrics import read_json
+from crs_jax.tools.export.card import model_card
 
 TOY = """
+import json
+import types
+
 import jax.numpy as jnp
 
+from crs_jax.data.catalogue import Catalogue, Item
+from crs_jax.data.corpora import CORPORA, CorpusSource
+from crs_jax.data.dialogue import MENTION, Dialogue, Turn
+from crs_jax.data.records import Parsed
 from crs_jax.rl.algorithms import ALGORITHMS, Algorithm
 
 
@@ -26,19 +38,52 @@ def beyond_the_median(score_CG, size_CG):
 
 
 ALGORITHMS["median"] = Algorithm(beyond_the_median)
+
+
+def files(folder, data):
+    return [folder / "talks.json"]
+
+
+def parse(folder, data, scratch):
+    found = json.loads((folder / "talks.json").read_text())
+    talks = []
+    for number, messages in enumerate(found["talks"]):
+        turns = [Turn(role, text + MENTION * len(items), tuple(items)) for role, text, items in messages]
+        talks.append(Dialogue(str(number), tuple(turns)))
+    return Parsed(Catalogue(tuple(Item(name, name) for name in found["things"])), talks, [], [])
+
+
+CORPORA["shop"] = CorpusSource("The corner shop", types.SimpleNamespace(files=files, parse=parse), "A toy.")
 """
+
+
+def shop(folder: pathlib.Path) -> pathlib.Path:
+    """A folder in a format of its own: 60 talks about 30 things."""
+    rng, things = random.Random(0), [f"thing {chr(97 + n // 5)}{n % 5}" for n in range(30)]
+    talks = []
+    for number in range(60):
+        wanted, offered, again = rng.sample(things, 3)
+        talks.append([
+            ("seeker", f"Talk {number}: I liked ", [wanted]), ("recommender", "Then take ", [offered]),
+            ("seeker", rng.choice(["Great, thanks!", "No, that is awful."]), []), ("recommender", "Or ", [again]),
+            ("seeker", rng.choice(["Lovely.", "I hate it."]), []),
+        ])  # fmt: skip
+    folder.mkdir()
+    (folder / "talks.json").write_text(json.dumps({"things": things, "talks": talks}))
+    return folder
 
 
 @pytest.fixture
 def toy(tmp_path, monkeypatch):
     """The plugin; what it adds to this process is taken away again."""
-    before = dict(ALGORITHMS)
+    before = dict(ALGORITHMS), dict(CORPORA)
     path = tmp_path / "toy.py"
     path.write_text(TOY)
     yield path
     plugins._loaded.clear()
-    for name in ALGORITHMS.keys() - before.keys():
-        del ALGORITHMS[name]
+    for registry, known in zip((ALGORITHMS, CORPORA), before, strict=True):
+        for name in registry.keys() - known.keys():
+            del registry[name]
 
 
 def parsed(*arguments):
@@ -75,27 +120,32 @@ def test_what_cannot_be_used_is_one_line(toy, tmp_path):
 
 def test_a_run_uses_it_and_nobody_else_runs_it_unasked(toy, tmp_path, monkeypatch):
     workdir = tmp_path / "run"
-    line = small_run.command(workdir, f"--plugins={toy}", algorithm="median")
+    own = {"data.dataset": "shop", "data.dir": shop(tmp_path / "shop"), "algorithm": "median"}
+    line = small_run.command(workdir, f"--plugins={toy}", **own)
     done = subprocess.run(
         line, cwd=small_run.ROOT, env=small_run.environment(), capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr
     assert read_json(workdir / "config.json")["plugins"] == str(toy)
+    assert "The corner shop" in (workdir / "report.html").read_text()
+    assert read_json(workdir / "metrics.json")["data"]["items"] == 30
     with pytest.raises(InputError, match=r"config.json: its config names Python code, plugins=.* trust_code=True"):
         crs_jax.load(workdir)
     assert "median" not in ALGORITHMS
     monkeypatch.chdir(small_run.ROOT)
     run = crs_jax.load(workdir, trust_code=True)
     assert "median" in ALGORITHMS
+    assert "A toy." in model_card(workdir, "ppo")
+    assert run.recommend([("user", "I liked thing a1")], top=1)[0].title.startswith("thing")
     run.export(tmp_path / "shared")
     again = subprocess.run(
         [sys.executable, "-c", f"import crs_jax; print(crs_jax.load({str(tmp_path / 'shared')!r}).models)"],
         cwd=small_run.ROOT, env=small_run.environment(), capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert again.stdout.strip() == "('ppo',)", again.stderr  # the folder is the policy alone: it needs no plugin
-    toy.write_text(TOY.replace("median(", "mean("))
+    toy.write_text(TOY.replace("jnp.median(", "jnp.mean("))
     other = subprocess.run(
         line, cwd=small_run.ROOT, env=small_run.environment(), capture_output=True, text=True, timeout=600
     )
     assert other.returncode == 2
-    assert "other plugins" in other.stderr or "another plugins" in other.stderr, other.stderr
+    assert "made from another set of plugins than this run" in other.stderr, other.stderr

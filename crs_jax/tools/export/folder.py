@@ -127,8 +127,8 @@ def settings(config: ConfigDict, model: str) -> dict[str, Any]:
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.data.dir = config.data.metadata = config.data.cache_dir = config.encoder.path = ""
-        if config.plugins:  # how it was trained; the folder needs none of them
-            config.plugins, config.algorithm = "", "ppo"
+        if config.plugins:  # they say how it was trained, which the folder needs not
+            config.plugins, config.algorithm, config.data.dataset = "", "ppo", "redial"
         if model == "ppo" and config.ppo.evidence == "all":
             config.model.leave_out = ()
     return {name: _without_folders(value) for name, value in config.to_dict().items()}
