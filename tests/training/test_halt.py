@@ -75,7 +75,9 @@ def test_ppo_keeps_the_state_before_the_bad_iteration(world, faults, tmp_path, f
         contexts_at(task, "train", where), chosen(task.config.seed, 2, len(where), slate_contexts(task.config))
     )
     with np.load(tmp_path / "halted" / "ppo-3" / "batch.npz") as arrays:
-        assert_same_bits(dict(arrays), batch._asdict())
+        leaves = jax.tree_util.tree_leaves_with_path(batch)
+        named = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+        assert_same_bits(dict(arrays), named)
     assert read_json(tmp_path / "halted" / "ppo-3" / "metrics.json")["halted"] == 1
 
 
