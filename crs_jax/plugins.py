@@ -13,13 +13,14 @@ given the same files, or to trust it (`--trust-code`): nothing that a file names
 
 from __future__ import annotations
 
+import os
 import pathlib
 import re
 from collections.abc import Sequence
 
 from crs_jax.runtime.errors import InputError
 from crs_jax.runtime.python_file import import_file
-from crs_jax.runtime.storage import sha256
+from crs_jax.runtime.storage import is_file, sha256
 
 FLAG = "--plugins"
 _GIVEN = re.compile(r"--?(?:config\.)?plugins(?:=(.*))?", re.DOTALL)
@@ -37,11 +38,11 @@ def given(argv: Sequence[str]) -> str:
 
 def files(text: str) -> list[pathlib.Path]:
     """Those that the setting names; `InputError` where one is not there."""
-    paths = [pathlib.Path(name).expanduser() for name in text.split(",") if name]
-    for path in paths:
-        if not path.is_file():
-            raise InputError(f"{FLAG}={text}: there is no file {path}")
-    return paths
+    names = [name for name in text.split(",") if name]
+    for name in names:
+        if not is_file(name):
+            raise InputError(f"{FLAG}={text:.200}: there is no file {name:.200}")
+    return [pathlib.Path(name).expanduser() for name in names]
 
 
 def load(text: str) -> None:
@@ -72,8 +73,7 @@ def require(text: str, source: pathlib.Path, trusted: bool) -> None:
         load(text)
         return
     for name in text.split(",") if text else ():
-        path = pathlib.Path(name).expanduser()
-        if path.resolve() not in _loaded:
+        if pathlib.Path(os.path.expanduser(name)).resolve() not in _loaded:
             raise InputError(
                 f"{source}: its config names Python code, plugins={name:.200}; read it, and give it by {FLAG}, or give "
                 "--trust-code if you trust it"

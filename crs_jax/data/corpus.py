@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import pathlib
 import shutil
 import tempfile
@@ -114,7 +115,7 @@ def _prepared(config: Any, workdir: pathlib.Path, folder: pathlib.Path | None, h
     cache = pathlib.Path(data.cache_dir).expanduser() if data.cache_dir else workdir / "cache"
     settings = {name: data[name] for name in ("dataset", "domain", "on_error", "validation_dialogues")}
     settings |= {"seed": config.seed, "hub": hub, "revision": data.revision if hub else ""}
-    own = [pathlib.Path(name).expanduser() for name in config.get("plugins", "").split(",") if name]
+    own = [pathlib.Path(os.path.expanduser(name)) for name in config.get("plugins", "").split(",") if name]
     inputs = [*_inputs(data.dataset, folder, hub, data), *own]
     return cache / f"{data.dataset}-{arrow.fingerprint(settings, inputs)}"
 

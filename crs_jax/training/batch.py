@@ -53,9 +53,11 @@ class Slates(NamedTuple):
 
     A slate needs no sampled words: one prefill gives the hidden state that has read `<|rec|>`, and the reward model
     says what each of the likeliest items would earn. So the expectation is taken over hundreds of contexts for the
-    price of a few sampled replies. `sample` fills all but the last three, `score` does these.
+    price of a few sampled replies. `sample` fills all but the last three, in parts that are worked on one after the
+    other, `[parts, contexts of one, ...]`; `score` does these, and then C is the leading axis.
 
     Attributes:
+      contexts: in parts.
       hidden_CD: states that have read `<|rec|>`.
       row_CA, weight_CA: the items (`all_acts.choose`).
       mass_CA: what each stands for in a sum over all items: 1, or for one that was drawn more.
@@ -65,6 +67,7 @@ class Slates(NamedTuple):
       empty_C: of the act without any.
     """
 
+    contexts: Contexts | None
     hidden_CD: jax.Array
     row_CA: jax.Array
     weight_CA: jax.Array

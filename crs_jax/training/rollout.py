@@ -92,19 +92,17 @@ def make_propose(config: ConfigDict, mesh: Mesh, drawn: int) -> Callable:
     c = config.ppo
 
     def propose(policy: Policy, contexts: Contexts, key: jax.Array) -> Slates:
-        C = len(contexts.prompt_CP)
-
         def some(given: tuple[Contexts, jax.Array]) -> Slates:
             contexts, key = given
             hidden_CD, tables, item_query = after_rec(policy, contexts)
             first = first_token(policy, tables, hidden_CD, item_query, c.temperature)
             row_CA, weight_CA = all_acts.choose(first.item_CN, c.all_acts, drawn, key)
             first = all_acts.at(first, row_CA)
-            return Slates(hidden_CD, row_CA, weight_CA, weight_CA / jnp.exp(first.item_CN), first)
+            return Slates(None, hidden_CD, row_CA, weight_CA, weight_CA / jnp.exp(first.item_CN), first)
 
-        parts = C // c.contexts  # no more at once than are replied to
+        parts = len(contexts.prompt_CP) // c.contexts  # no more at once than are replied to
         keys = jax.random.split(jax.random.split(key, 3)[0], parts)
-        found = lax.map(some, (in_parts(contexts, parts, mesh), keys))
-        return jax.tree.map(lambda a: a.reshape(C, *a.shape[2:]), found)
+        cut = in_parts(contexts, parts, mesh)
+        return lax.map(some, (cut, keys))._replace(contexts=cut)
 
     return propose if c.all_acts else lambda *_: None

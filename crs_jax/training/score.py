@@ -19,7 +19,7 @@ from crs_jax.rl.forward import actor_pass, first_of, policy_pass
 from crs_jax.rl.frozen_models import FrozenModels, Graphs, act_scores, judge
 from crs_jax.rl.reward import Normaliser, Scores, score
 from crs_jax.rl.turns import permutation
-from crs_jax.runtime.sharding import after, in_parts
+from crs_jax.runtime.sharding import after
 from crs_jax.training.batch import Rollout, RolloutBatch, Slates
 from crs_jax.training.rollout import actor_of, later_key
 from crs_jax.training.state import TrainState
@@ -95,10 +95,9 @@ def make_score_slates(graphs: Graphs, config: ConfigDict, mesh: Mesh) -> Callabl
             scores = act_scores(graphs, judges, normaliser, contexts, row_CA, layout, exact, r.clip)
             return all_acts.at(reference, row_CA), *scores
 
-        parts = C // c.contexts
-        contexts = after(rollout.contexts, rollout.turns[-1].replies.logp_BR)
-        found = lax.map(some, in_parts((contexts, slates.row_CA), parts, mesh))
-        reference, score_CA, empty_C = jax.tree.map(lambda a: a.reshape(C, *a.shape[2:]), found)
+        contexts = after(slates.contexts, rollout.turns[-1].replies.logp_BR)
+        found = slates._replace(contexts=None), lax.map(some, (contexts, slates.row_CA))
+        slates, (reference, score_CA, empty_C) = jax.tree.map(lambda a: a.reshape(C, *a.shape[2:]), found)
         if c.shuffled_rewards:
             both_CA = jnp.concatenate([score_CA, empty_C[:, None]], 1)
             key = jax.random.split(jax.random.fold_in(key, 1), 3)[1]

@@ -81,7 +81,7 @@ def figures(model):
         tokens = np.full((CONTEXTS, REPLY), LAYOUT.pad, np.int32)
         tokens[:, : len(reply)] = reply
         mask = np.broadcast_to(np.arange(REPLY) < len(reply), tokens.shape)
-        found = run(params, frozen, given.prompt_CP, given.mask_CP, tokens, mask, *given.features)
+        found = run(params, frozen, given.prompt_CP, given.mask_CP, tokens, mask, given.features)
         losses |= {f"{name}, {part}": float(found[f"{part}_nll"]) / CONTEXTS for part in ("act", "word")}
     return np.exp(np.asarray(first, np.float64)), losses
 

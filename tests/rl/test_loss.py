@@ -204,7 +204,7 @@ def plain_totals(world, model):
         rows = [token - LAYOUT.item_offset for token in reply[:said]]
         rows = [row for row in rows if row not in world.contexts.features.named[b // G]]  # again is no proposal
         text, named = (a[b // G] for a in (world.contexts.features.text, world.contexts.features.named_mean))
-        fit = plain_fits(model.policy, [part[b // G] for part in world.contexts.features], rows)
+        fit = plain_fits(model.policy, [part[b // G] for part in world.contexts.features[:8]], rows)
         there = [part for part in (text, named) if part.any()]
         exact = sum(part @ world.items_NE[n] for part in there for n in rows) / max(len(there) * len(rows), 1)
         for at in (said, len(reply) - 1):

@@ -223,7 +223,7 @@ def test_other_inputs_are_refused_by_name(tmp_path):
 def test_what_decides_a_result_and_what_does_not():
     every = list(SECTIONS["sft"] + SECTIONS["reward"] + SECTIONS["seeker"] + SECTIONS["ppo"])
     config = get_config()
-    assert set(config.keys()) - set(every) == {"stages", "log_every", "save_minutes", "evaluation", "wandb"}
+    assert set(config.keys()) - set(every) == {"stages", "log_every", "save_minutes", "evaluation", "wandb", "plugins"}
     assert "reward.alpha" not in identity(config, "reward")
     assert "reward.alpha" in identity(config, "ppo")
     assert "reward.spread" not in identity(config, "reward")
