@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 from tiny_task import make_task, tiny_config
@@ -48,8 +49,7 @@ def test_the_model_reads_only_what_was_said_before(task, instances):
     encoded = task.tokenizer.encode_dialogues(cut, corpus.catalogue, task.config.data.act_items)
     blind = dataclasses.replace(task, corpus=corpus, encoded={**task.encoded, "test": encoded})
     again = contexts_at(blind, "test", [(n, t) for n, (_, t) in enumerate(where)])
-    for name, a, b in zip(found._fields, found, again, strict=True):
-        np.testing.assert_array_equal(a, b, err_msg=name)
+    jax.tree.map(np.testing.assert_array_equal, found, again)
 
 
 def test_a_fresh_target_stands_nowhere_in_the_input(task, instances):
