@@ -52,7 +52,8 @@ def parse(argv: Sequence[str], values: flags.FlagValues) -> Command:
       InputError: one line that names the flag, for anything that cannot be used.
     """
     argv = list(argv)
-    plugins.load(plugins.given(argv))  # before settings are checked, which may name what they add
+    added = plugins.given(argv)
+    plugins.load(added)  # before settings are checked, which may name what they add
     define(values, argv)
     try:
         expanded = values.read_flags_from_files(argv, force_gnu=False)
@@ -67,7 +68,7 @@ def parse(argv: Sequence[str], values: flags.FlagValues) -> Command:
     if len(rest) > 1:
         raise InputError(f"unexpected argument {rest[1]!r}; every setting is a flag, such as --config.seed=1")
     config = values.config
-    config.plugins = plugins.given(argv) or config.plugins
+    config.plugins = added or config.plugins
     plugins.load(config.plugins)
     checks.validate(config)
     if values.workdir and "://" in values.workdir:

@@ -13,13 +13,12 @@ given the same files, or to trust it (`--trust-code`): nothing that a file names
 
 from __future__ import annotations
 
-import os
 import pathlib
 import re
 from collections.abc import Sequence
 
 from crs_jax.runtime.errors import InputError
-from crs_jax.runtime.python_file import import_file
+from crs_jax.runtime.python_file import import_file, named_files
 from crs_jax.runtime.storage import is_file, sha256
 
 FLAG = "--plugins"
@@ -38,11 +37,11 @@ def given(argv: Sequence[str]) -> str:
 
 def files(text: str) -> list[pathlib.Path]:
     """Those that the setting names; `InputError` where one is not there."""
-    names = [name for name in text.split(",") if name]
-    for name in names:
-        if not is_file(name):
-            raise InputError(f"{FLAG}={text:.200}: there is no file {name:.200}")
-    return [pathlib.Path(name).expanduser() for name in names]
+    paths = named_files(text)
+    for path in paths:
+        if not is_file(path):
+            raise InputError(f"{FLAG}={text:.200}: there is no file {path!s:.200}")
+    return paths
 
 
 def load(text: str) -> None:
@@ -72,11 +71,11 @@ def require(text: str, source: pathlib.Path, trusted: bool) -> None:
     if trusted:
         load(text)
         return
-    for name in text.split(",") if text else ():
-        if pathlib.Path(os.path.expanduser(name)).resolve() not in _loaded:
+    for path in named_files(text):
+        if path.resolve() not in _loaded:
             raise InputError(
-                f"{source}: its config names Python code, plugins={name:.200}; read it, and give it by {FLAG}, or give "
-                "--trust-code if you trust it"
+                f"{source}: its config names Python code, plugins={path!s:.200}; read it, and give it by {FLAG}, or "
+                "give --trust-code if you trust it"
             )
 
 

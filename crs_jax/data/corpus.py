@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import pathlib
 import shutil
 import tempfile
@@ -17,6 +16,7 @@ from crs_jax.data.corpora import CORPORA, is_simulated
 from crs_jax.data.dialogue import Dialogue
 from crs_jax.data.records import Faults, Parsed
 from crs_jax.runtime.errors import InputError
+from crs_jax.runtime.python_file import named_files
 from crs_jax.runtime.storage import refuse_links_out
 
 
@@ -115,8 +115,7 @@ def _prepared(config: Any, workdir: pathlib.Path, folder: pathlib.Path | None, h
     cache = pathlib.Path(data.cache_dir).expanduser() if data.cache_dir else workdir / "cache"
     settings = {name: data[name] for name in ("dataset", "domain", "on_error", "validation_dialogues")}
     settings |= {"seed": config.seed, "hub": hub, "revision": data.revision if hub else ""}
-    own = [pathlib.Path(os.path.expanduser(name)) for name in config.get("plugins", "").split(",") if name]
-    inputs = [*_inputs(data.dataset, folder, hub, data), *own]
+    inputs = [*_inputs(data.dataset, folder, hub, data), *named_files(config.get("plugins", ""))]
     return cache / f"{data.dataset}-{arrow.fingerprint(settings, inputs)}"
 
 

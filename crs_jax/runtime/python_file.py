@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import pathlib
 import sys
 import types
+
+
+def named_files(text: str) -> list[pathlib.Path]:
+    """The files that a setting names, by commas, there or not."""
+    return [pathlib.Path(os.path.expanduser(name)) for name in text.split(",") if name]
 
 
 def import_file(path: pathlib.Path, prefix: str) -> types.ModuleType:

@@ -124,8 +124,8 @@ def make_advantages(config: ConfigDict, algorithm: Algorithm, beyond: bool) -> C
     c = config.ppo
     first_items = make_first_items(config, algorithm)
     credit = beyond_known if c.all_acts and beyond else as_scored
-    baseline = less_the_others if algorithm.whitens and c.group_baseline else as_they_are
-    estimate = by_value if has_critic(algorithm, config) else by_return
+    baseline = less_the_others if algorithm.whitens and c.group_baseline else lambda scores, group: scores
+    estimate = over_turns if has_critic(algorithm, config) else by_return
     relative = make_relative(config, algorithm)
     sampled_acts = not c.all_acts or beyond
 
@@ -172,11 +172,6 @@ def beyond_known(
     return scores, k1_BR, turn.kind_BR.at[:, 0].set(0.0)
 
 
-def as_they_are(scores: Scores, group: int) -> Scores:
-    """The same scores."""
-    return scores
-
-
 def less_the_others(scores: Scores, group: int) -> Scores:
     """Scores less the mean of the context's other replies."""
     act_B, total_B = (ppo.leave_one_out(a.reshape(-1, group)).reshape(-1) for a in scores[:2])
@@ -188,11 +183,6 @@ def paid(
 ) -> RolloutBatch:
     """The replies with the rewards of their tokens."""
     return turn._replace(reward_BR=token_rewards(scores, turn.split, k1_BR, kind_BR, *kl, penalty))
-
-
-def by_value(rows: RolloutBatch, c: ConfigDict) -> tuple[jax.Array, jax.Array]:
-    """GAE with the value function, over all turns of an episode; and returns."""
-    return over_turns(rows, c)
 
 
 def by_return(rows: RolloutBatch, c: ConfigDict) -> tuple[jax.Array, jax.Array]:

@@ -69,7 +69,7 @@ def make_iteration(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mes
     """
     algorithm, beyond = ALGORITHMS[config.algorithm], talk is not None or graphs.own is not None
     rollout = make_sample(graphs, config, mesh, algorithm, talk)
-    score = make_score(graphs, config, mesh)
+    score = make_score(graphs, config)
     advantages = make_advantages(config, algorithm, beyond)
     update = make_update(graphs, optimizer, config, mesh, algorithm)
 

@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from crs_jax.models.actor_critic import ActorCritic
@@ -26,14 +25,14 @@ from crs_jax.training.state import TrainState
 from crs_jax.training.turns import turn_keys
 
 
-def make_score(graphs: Graphs, config: ConfigDict, mesh: Mesh) -> Callable:
+def make_score(graphs: Graphs, config: ConfigDict) -> Callable:
     """(state, judges, normaliser, rollout, key) -> the rollout with what is said of it; `key` is the rollout's.
 
     Inside jit.
     """
     c = config.ppo
     shuffle = shuffled if c.shuffled_rewards else lambda scores, key, alive_B: scores
-    propose = make_score_slates(graphs, config, mesh)
+    propose = make_score_slates(graphs, config)
 
     def of_turn(
         actor: ActorCritic, judges: FrozenModels, normaliser: Normaliser, turn: RolloutBatch, key: jax.Array,
@@ -78,7 +77,7 @@ def make_score(graphs: Graphs, config: ConfigDict, mesh: Mesh) -> Callable:
     return scored
 
 
-def make_score_slates(graphs: Graphs, config: ConfigDict, mesh: Mesh) -> Callable:
+def make_score_slates(graphs: Graphs, config: ConfigDict) -> Callable:
     """(layout, judges, normaliser, rollout, key) -> its slates with their rewards, or None; inside jit."""
     c, r = config.ppo, config.reward
 
