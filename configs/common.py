@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
+from crs_jax.signals.registry import SIGNALS
+
 
 def get_config() -> ConfigDict:
     """The complete default config, unlocked (config files lock what they return)."""
@@ -114,6 +116,8 @@ def get_config() -> ConfigDict:
     c.reward.gamma = 1.0  # sentiment shift
     c.reward.function = ""  # a reward of one's own, FILE.py:NAME (`training/own_reward.py`)
     c.reward.delta = 0.0  # its weight
+    added = c.reward.weights = ConfigDict()  # of signals that plugins add, by their names
+    added.update({name: signal.default for name, signal in SIGNALS.items() if not signal.weight})
     c.reward.clip = 5.0  # of the normalised reward, both sides
     c.reward.relevance = "exact"  # exact (frozen embeddings) or learned (the reward model's head)
     c.reward.ensemble = 1  # reward models; those after the first are fitted on bootstraps of the dialogues

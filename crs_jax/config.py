@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import pathlib
 import re
 from collections.abc import Iterator
@@ -18,7 +17,9 @@ from crs_jax.runtime.errors import InputError
 from crs_jax.runtime.storage import is_file, is_folder
 from crs_jax.runtime.user_function import load
 from crs_jax.signals.feedback_log import read_log
+from crs_jax.signals.registry import weights
 
+LARGEST_WEIGHT = 1e3
 STAGES = ("sft", "reward", "ppo", "evaluate")
 """All stages, in the only order in which they run."""
 KINDS = {bool: "true or false", str: "text", tuple: "a tuple"}
@@ -70,6 +71,10 @@ def validate_values(config: ConfigDict) -> None:
     for path in BOUNDS:
         if rule := broken_bound(path, _get(config, path)):
             raise _error(path, _get(config, path), rule)
+    for name, weight in config.reward.weights.items():
+        if not (isinstance(weight, (int, float)) and -LARGEST_WEIGHT <= weight <= LARGEST_WEIGHT):
+            rule = f"must lie between -{LARGEST_WEIGHT:g} and {LARGEST_WEIGHT:g}"
+            raise _error(f"reward.weights.{name}", weight, rule)
     _validate_rates(config)
     _validate_data(config)
     _validate_model(config)
@@ -82,7 +87,6 @@ def validate_values(config: ConfigDict) -> None:
         raise _error("evaluation.ks", ks, "must be cut-offs of at least 1 in rising order, such as '(1, 5, 10, 50)'")
 
 
-@functools.cache
 def _defaults() -> dict[str, Any]:
     import configs.common
 
@@ -305,8 +309,8 @@ def _validate_ppo(config: ConfigDict) -> None:
     if reward.spread > 0 and reward.ensemble == 1:
         rule = "one reward model has no spread: give --config.reward.ensemble=2 or more"
         raise _error("reward.spread", reward.spread, rule)
-    if "ppo" in stages(config) and not any((reward.alpha, reward.beta, reward.gamma, reward.delta)):
-        rule = "beta, gamma and delta are 0 too, so that every reply has the same reward"
+    if "ppo" in stages(config) and not any((*weights(reward), reward.delta)):
+        rule = "all other weights are 0 too, so that every reply has the same reward"
         raise _error("reward.alpha", reward.alpha, rule)
     if config.mesh.data != -1 and config.mesh.data < 1:
         raise _error("mesh.data", config.mesh.data, "must be at least 1, or -1 for all that the other axes leave")

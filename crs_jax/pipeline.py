@@ -30,7 +30,6 @@ from crs_jax.evaluation.stage import run_evaluate
 from crs_jax.inputs.labels import known_log, label
 from crs_jax.inputs.task import SPLITS, Task, corpus_rates, count, new_policy, split_model
 from crs_jax.models import attention
-from crs_jax.models.heads import REWARDS, SIGNALS
 from crs_jax.prepare import made_from, prepare
 from crs_jax.runtime import weights_and_biases
 from crs_jax.runtime.checkpoint import digest, done_meta, flatten
@@ -43,6 +42,7 @@ from crs_jax.runtime.progress import duration, mute, print_summary, say
 from crs_jax.runtime.sharding import make_mesh, place
 from crs_jax.runtime.source_tree import commit
 from crs_jax.runtime.storage import claimed, writing
+from crs_jax.signals.registry import SIGNALS, rewards
 from crs_jax.training.health import monitors, warnings
 from crs_jax.training.own_reward import own_reward
 from crs_jax.training.ppo_stage import Aligned, Model, logged, run_ppo
@@ -221,7 +221,7 @@ def run_stages(task: Task, stages: tuple[str, ...], metrics: dict, seconds: dict
             metrics.update(found, evaluated=of)
             if aligned is not None:
                 after = found["rewards"]["ppo"]
-                metrics["ppo"] |= {name: after[name]["value"] for name in ("reward", "kl", *REWARDS) if name in after}
+                metrics["ppo"] |= {name: after[name]["value"] for name in ("reward", "kl", *rewards()) if name in after}
                 metrics["ppo"] |= {"entropy": after["entropy"]}
                 watch(workdir, metrics)
             write_json_lines(workdir / "samples.jsonl", samples, enabled=first)

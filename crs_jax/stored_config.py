@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -43,10 +42,15 @@ def read_config(workdir: pathlib.Path, trusted: bool = False) -> ConfigDict:
     found = read_json(path)
     named = found.get("plugins", "") if isinstance(found, Mapping) else ""
     plugins.require(named if isinstance(named, str) else "", path, trusted)
-    return stored_config(found, path)
+    config = stored_config(found, path)
+    reward = found.get("reward", {})
+    made_with, known = (set(group.get("weights", {})) for group in (reward, _defaults()["reward"]))
+    if made_with != known:
+        names = " and ".join(sorted(made_with ^ known))
+        raise InputError(f"{path}: this process has plugins with other signals ({names}); start a new one")
+    return config
 
 
-@functools.cache
 def _defaults() -> dict[str, Any]:
     import configs.common
 

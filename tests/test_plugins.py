@@ -1,4 +1,4 @@
-"""A file outside the package adds an algorithm and a corpus: flags choose them, and they go through a whole run."""
+"""A file outside the package adds an algorithm, a signal and a corpus; flags choose them, and a whole run uses them."""
 
 import json
 import pathlib
@@ -18,6 +18,7 @@ from crs_jax.flags import parse
 from crs_jax.rl.algorithms import ALGORITHMS
 from crs_jax.runtime.errors import InputError
 from crs_jax.runtime.metrics import read_json
+from crs_jax.signals.registry import SIGNALS
 from crs_jax.tools.export.card import model_card
 
 TOY = """
@@ -25,12 +26,14 @@ import json
 import types
 
 import jax.numpy as jnp
+import numpy as np
 
 from crs_jax.data.catalogue import Catalogue, Item
 from crs_jax.data.corpora import CORPORA, CorpusSource
 from crs_jax.data.dialogue import MENTION, Dialogue, Turn
 from crs_jax.data.records import Parsed
 from crs_jax.rl.algorithms import ALGORITHMS, Algorithm
+from crs_jax.signals.registry import SIGNALS, Labeller, Signal
 
 
 def beyond_the_median(score_CG, size_CG):
@@ -38,6 +41,18 @@ def beyond_the_median(score_CG, size_CG):
 
 
 ALGORITHMS["median"] = Algorithm(beyond_the_median)
+
+
+def cheer(dialogues):
+    labels = [np.full(len(dialogue.turns), np.nan, np.float32) for dialogue in dialogues]
+    for label_T, dialogue in zip(labels, dialogues):
+        for t, (now, after) in enumerate(zip(dialogue.turns, dialogue.turns[1:])):
+            if now.role == "recommender":
+                label_T[t] = "!" in after.text
+    return labels
+
+
+SIGNALS["cheer"] = Signal(lambda sources: Labeller(cheer), default=0.5)
 
 
 def files(folder, data):
@@ -76,12 +91,12 @@ def shop(folder: pathlib.Path) -> pathlib.Path:
 @pytest.fixture
 def toy(tmp_path, monkeypatch):
     """The plugin; what it adds to this process is taken away again."""
-    before = dict(ALGORITHMS), dict(CORPORA)
+    before = dict(ALGORITHMS), dict(SIGNALS), dict(CORPORA)
     path = tmp_path / "toy.py"
     path.write_text(TOY)
     yield path
     plugins._loaded.clear()
-    for registry, known in zip((ALGORITHMS, CORPORA), before, strict=True):
+    for registry, known in zip((ALGORITHMS, SIGNALS, CORPORA), before, strict=True):
         for name in registry.keys() - known.keys():
             del registry[name]
 
@@ -97,6 +112,10 @@ def test_its_name_is_a_choice_once_it_is_given(toy, monkeypatch):
     for flag in (f"--plugins={toy}", f"--config.plugins={toy}"):
         config = parsed("--config.algorithm=median", flag)
         assert (config.algorithm, config.plugins) == ("median", str(toy))
+        assert config.reward.weights.to_dict() == {"cheer": 0.5}
+    assert parsed("--config.reward.weights.cheer=-2", f"--plugins={toy}").reward.weights.cheer == -2
+    with pytest.raises(InputError, match=r"--config\.reward\.weights\.cheer=5000\.0: must lie between -1000 and 1000"):
+        parsed("--config.reward.weights.cheer=5000", f"--plugins={toy}")
     with pytest.raises(InputError, match=r"--config\.ppo\.group=1: must be at least 2 for --config\.algorithm=median"):
         derive(parsed("--config.algorithm=median", "--config.ppo.group=1", f"--plugins={toy}"), 1)
 
@@ -128,7 +147,12 @@ def test_a_run_uses_it_and_nobody_else_runs_it_unasked(toy, tmp_path, monkeypatc
     assert done.returncode == 0, done.stderr
     assert read_json(workdir / "config.json")["plugins"] == str(toy)
     assert "The corner shop" in (workdir / "report.html").read_text()
-    assert read_json(workdir / "metrics.json")["data"]["items"] == 30
+    metrics = read_json(workdir / "metrics.json")
+    assert metrics["data"]["items"] == 30
+    assert -1 <= metrics["reward_model"]["cheer"]["pearson"] <= 1
+    assert metrics["rewards"]["ppo"]["cheer"]["low"] <= metrics["rewards"]["ppo"]["cheer"]["high"]
+    assert read_json(workdir / "config.json")["reward"]["weights"] == {"cheer": 0.5}
+    assert "Cheer" in (workdir / "report.html").read_text()
     with pytest.raises(InputError, match=r"config.json: its config names Python code, plugins=.* trust_code=True"):
         crs_jax.load(workdir)
     assert "median" not in ALGORITHMS
@@ -136,6 +160,9 @@ def test_a_run_uses_it_and_nobody_else_runs_it_unasked(toy, tmp_path, monkeypatc
     run = crs_jax.load(workdir, trust_code=True)
     assert "median" in ALGORITHMS
     assert "A toy." in model_card(workdir, "ppo")
+    foretold = run.score([("user", "I liked thing a1")], "Then take thing b2").signals
+    assert list(foretold) == ["engagement", "relevance", "sentiment", "cheer"]
+    assert foretold["cheer"] is not None
     assert run.recommend([("user", "I liked thing a1")], top=1)[0].title.startswith("thing")
     run.export(tmp_path / "shared")
     again = subprocess.run(

@@ -18,10 +18,9 @@ import numpy as np
 from crs_jax.data.corpora import is_simulated
 from crs_jax.data.simulated import retest
 from crs_jax.evaluation.signals import correlation
-from crs_jax.inputs.labels import carried, engagement_model
+from crs_jax.inputs.labels import sources
 from crs_jax.inputs.task import Task
-from crs_jax.models.heads import SIGNALS
-from crs_jax.signals.sentiment import sentiment_shift
+from crs_jax.signals.registry import SIGNALS
 
 DRAWS = 4  # other reactions to each message
 KNOWN = "exact: a function of context and reply"
@@ -30,7 +29,7 @@ NONE = "none: one reaction a context"
 
 
 def repeated(task: Task, split: str) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Engagement and sentiment shift `[P, 1 + DRAWS]` of each labelled reply of the simulator's corpus, as it is and
+    """Each signal without a formula, `[P, 1 + DRAWS]`, of each labelled reply of the simulator's corpus, as it is and
     with other reactions; NaN where there is none. And the dialogue of each, `[P]`.
     """
     assert task.corpus.folder is not None
@@ -40,10 +39,8 @@ def repeated(task: Task, split: str) -> tuple[dict[str, np.ndarray], np.ndarray]
         (d, other) for d, dialogue in enumerate(dialogues) for o in again[dialogue.dialogue_id].values() for other in o
     ]
     talks = [*dialogues, *(other for _, other in draws)]
-    scored = {
-        "engagement": engagement_model(task).score(talks),
-        "sentiment": sentiment_shift(talks, task.config.signals.sentiment, carried(task)),
-    }
+    given = sources(task)
+    scored = {name: signal.fit(given).label(talks) for name, signal in SIGNALS.items() if signal.score is None}
     place = {id(other): number for number, (_, other) in enumerate(draws, len(dialogues))}
     rows: dict[str, list[list[float]]] = {name: [] for name in scored}
     where = task.replies(split)
@@ -61,8 +58,10 @@ def noise_ceiling(task: Task, split: str) -> dict[str, dict[str, Any]]:
 
     Intervals resample dialogues.
     """
-    found: dict[str, dict[str, Any]] = {name: {"ceiling-from": NONE} for name in SIGNALS}
-    found["relevance"] = {"ceiling": 1.0, "ceiling-from": KNOWN}
+    found: dict[str, dict[str, Any]] = {
+        name: {"ceiling-from": NONE} if signal.score is None else {"ceiling": 1.0, "ceiling-from": KNOWN}
+        for name, signal in SIGNALS.items()
+    }
     if not is_simulated(task.corpus.name) or task.config.signals.log:
         return found
     values, group_P = repeated(task, split)

@@ -14,16 +14,15 @@ import numpy as np
 
 from crs_jax.data.dialogue import Dialogue
 from crs_jax.evaluation.signals import auc, correlation
-from crs_jax.inputs.labels import engagement_model, label
+from crs_jax.inputs.labels import label, sources
 from crs_jax.inputs.task import Task
-from crs_jax.models.heads import SIGNALS
 from crs_jax.rl.reward import combine
-from crs_jax.signals.engagement import PARTS, timing
+from crs_jax.signals.engagement import PARTS, EngagementModel, timing
 from crs_jax.signals.reactions import Reaction, plain_text, reactions
+from crs_jax.signals.registry import SIGNALS, weights
 from crs_jax.signals.sentiment import sentiment
 
 OUTCOMES = ("liked", "seen", "continuation")
-HOLDS_STAYING = ("continuation", "engagement", "reward")  # signals that it is a part of
 
 
 def answered(dialogue: Dialogue, reaction: Reaction, question: str) -> float:
@@ -44,18 +43,15 @@ def observed(task: Task, split: str) -> tuple[dict[str, np.ndarray], dict[str, n
     found = [(d, r) for d, dialogue in enumerate(dialogues) for r in reactions(dialogue)]
     found = [(d, r) for d, r in found if r.after and any(turn.items for turn in r.proposal)]
     at = [(d, r.turn) for d, r in found]
-    parts = engagement_model(task)
+    parts = EngagementModel.of(sources(task))
     scaled, labels = parts.standardised(dialogues), label(task, split).signal_DTS
     label_PS = np.array([labels[d, t] for d, t in at], np.float32).reshape(-1, len(SIGNALS))
-    c = task.config.reward
-    weight_S = jnp.array([c.alpha, c.beta, c.gamma], jnp.float32)
+    weight_S = jnp.array(weights(task.config.reward), jnp.float32)
     signals = {
         "latency": np.array([(timing(r) or (np.nan,))[0] for _, r in found]),
         **{part: np.array([scaled[part][d][t] for d, t in at]) for part in PARTS},
-        "engagement": label_PS[:, SIGNALS.index("engagement")],
-        "relevance": label_PS[:, SIGNALS.index("relevance")],
         "reaction's sentiment": sentiment([plain_text(r.after) for _, r in found], task.config.signals.sentiment),
-        "sentiment": label_PS[:, SIGNALS.index("sentiment")],
+        **dict(zip(SIGNALS, label_PS.T, strict=True)),
         "reward": np.asarray(combine(jnp.asarray(label_PS), weight_S, float("inf"))),
     }
     outcomes = {name: np.array([answered(dialogues[d], r, name) for d, r in found]) for name in OUTCOMES[:2]}
@@ -64,7 +60,7 @@ def observed(task: Task, split: str) -> tuple[dict[str, np.ndarray], dict[str, n
 
 
 def by_place(task: Task, split: str, where: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Signals `[P, 3]` of replies by what asks for no model: turn, its square, words, whether anything is proposed.
+    """Signals `[P, S]` of replies by what asks for no model: turn, its square, words, whether anything is proposed.
 
     Least squares on the labels of train: what a reward model must beat to have understood more than the place.
     """
@@ -92,12 +88,13 @@ def signal_table(task: Task, split: str) -> dict[str, Any]:
     that is constant or missing) is left out.
     """
     signals, outcomes, group_P = observed(task, split)
+    holds_staying = ("continuation", "reward", *(name for name, signal in SIGNALS.items() if signal.of_staying))
     bootstrap = task.config.evaluation.bootstrap
     table: dict[str, Any] = {}
     for outcome, outcome_P in outcomes.items():
         rows = {}
         for name, value_P in signals.items():
-            if outcome == "continuation" and name in HOLDS_STAYING:
+            if outcome == "continuation" and name in holds_staying:
                 continue
             keep = np.isfinite(value_P) & np.isfinite(outcome_P)
             if keep.sum() < 3 or len(np.unique(outcome_P[keep])) < 2 or np.ptp(value_P[keep]) == 0:

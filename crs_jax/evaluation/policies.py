@@ -117,8 +117,8 @@ def _generator(graphdef: Any, mesh: Mesh, reply_tokens: int, greedy: bool):
 def _judge(graph: Any, graphs: Graphs, mesh: Mesh, exact: bool, clip: float, temperature: float):
     def run(params, judges, normaliser, contexts, tokens, mask):
         replies = Replies(tokens, mask, jnp.zeros(tokens.shape))
-        say_JBS, end_JBS, relevance_JB, split = judge(graphs, judges, contexts, replies, exact)
-        scores = score(say_JBS, end_JBS, relevance_JB, normaliser, judges.weight_S, clip, judges.spread)
+        say_JBS, end_JBS, by_formula, split = judge(graphs, judges, contexts, replies, exact)
+        scores = score(say_JBS, end_JBS, by_formula, normaliser, judges.weight_S, clip, judges.spread)
         own = policy_likelihood(graph, params, judges.frozen, contexts, replies, temperature)
         reference = policy_likelihood(graphs.policy, judges.reference, judges.frozen, contexts, replies, temperature)
         k1_BR = ppo.kl_k1(own.logp_BR, reference.logp_BR)

@@ -9,9 +9,9 @@ from scipy.special import softmax
 
 from crs_jax.evaluation.policies import Judged, ranking_scores
 from crs_jax.inputs.task import Task
-from crs_jax.models.heads import REWARDS
 from crs_jax.rl.contexts import Contexts
 from crs_jax.rl.frozen_models import Model
+from crs_jax.signals.registry import rewards
 
 
 def sample_lines(
@@ -68,7 +68,7 @@ def sample_lines(
                     "items": [catalogue.items[i].name for i in items],
                     "reward": float(j.reward_B[n]),
                 }
-                for s, name in enumerate(REWARDS[: j.signal_BS.shape[1]]):
+                for s, name in enumerate(rewards()[: j.signal_BS.shape[1]]):
                     value = float(j.signal_BS[n, s])
                     line[row][name] = value if np.isfinite(value) else None
         lines.append(line)

@@ -31,11 +31,11 @@ from crs_jax.features.context import context_vectors
 from crs_jax.inputs.contexts import contexts_at
 from crs_jax.inputs.replies import whole_replies
 from crs_jax.inputs.task import Task
-from crs_jax.models.heads import REWARDS
 from crs_jax.rl.contexts import take
 from crs_jax.rl.frozen_models import Aligned, Model
 from crs_jax.runtime.errors import InputError
 from crs_jax.runtime.progress import say
+from crs_jax.signals.registry import rewards
 
 Tree = dict[str, Any]
 
@@ -225,7 +225,7 @@ def reply_rows(task: Task, models: dict[str, Model], aligned: Aligned | None) ->
 
 def _rewards_of(j: Judged, group_B: np.ndarray, bootstrap: int, ensemble: bool) -> Tree:
     """Mean rewards of sampled replies, KL in nats a reply, entropies in nats a token, lengths and shares."""
-    columns = dict(zip(REWARDS, j.signal_BS.T, strict=False)) | ({"spread": j.spread_B} if ensemble else {})
+    columns = dict(zip(rewards(), j.signal_BS.T, strict=False)) | ({"spread": j.spread_B} if ensemble else {})
     columns = {"reward": j.reward_B, **columns, "kl": (j.act_kl_B + j.word_kl_B).astype(np.float64)}
     return {
         **{name: mean_with_interval(column_B, group_B, bootstrap) for name, column_B in columns.items()},

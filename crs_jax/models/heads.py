@@ -1,4 +1,4 @@
-"""Scalar heads on hidden states: the value function and the reward model's three signals."""
+"""Scalar heads on hidden states: the value function and the reward model's signals."""
 
 from __future__ import annotations
 
@@ -8,10 +8,7 @@ from flax import nnx
 
 from crs_jax.models.decisions import normalised
 from crs_jax.models.match_features import MATCH_FEATURES
-
-SIGNALS = ("engagement", "relevance", "sentiment")
-REWARDS = (*SIGNALS, "own")
-"""What a reward is made of: the signals, and last a user's own where there is one."""
+from crs_jax.signals.registry import SIGNALS
 
 
 class ValueHead(nnx.Module):
@@ -40,6 +37,6 @@ class SignalHeads(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(len(SIGNALS)))
 
     def __call__(self, hidden: jax.Array, features: jax.Array) -> jax.Array:
-        """`[..., D]` and `[..., len(MATCH_FEATURES)]` to `[..., 3]` in the order of `SIGNALS`, float32."""
+        """`[..., D]` and `[..., len(MATCH_FEATURES)]` to `[..., S]` in the order of `SIGNALS`, float32."""
         state = normalised(hidden.astype(jnp.float32))
         return state @ self.kernel[...] + features @ self.feature_kernel[...] + self.bias[...]

@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from crs_jax.models.heads import SIGNALS
 from crs_jax.models.policy import Layout
 from crs_jax.rl.contexts import Contexts
 from crs_jax.rl.reward import Normaliser, members, predict, score
 from crs_jax.rl.rollout import Replies
 from crs_jax.rl.scoring import TokenMasks
-from crs_jax.signals.relevance import new_items, relevance
+from crs_jax.signals.registry import SIGNALS, column
+from crs_jax.signals.relevance import new_items
 
 
 class FrozenModels(NamedTuple):
@@ -25,8 +25,8 @@ class FrozenModels(NamedTuple):
       reward: parameters of the reward model, or by number of an ensemble's members (`rl/reward.py`).
       frozen: the item contents of policy-shaped models.
       reward_frozen: those of the reward model.
-      items_NE: `Task.contrast_NE`, for exact relevance.
-      weight_S: alpha, beta, gamma, and with a reward of one's own delta.
+      items_NE: `Task.contrast_NE`, for signals with a formula.
+      weight_S: of each signal, and with a reward of one's own delta.
       spread: standard deviations over members that are taken from their mean.
     """
 
@@ -76,12 +76,16 @@ class Aligned(NamedTuple):
 
 def judge(
     graphs: Graphs, judges: FrozenModels, contexts: Contexts, replies: Replies, exact: bool
-) -> tuple[jax.Array, jax.Array, jax.Array, TokenMasks]:
-    """Predicted signals at `<|say|>` and at the end by each reward model, `[J, B, S]`, the relevance (exact, `[B]`, or
-    the heads', `[J, B]`), the replies' parts.
+) -> tuple[jax.Array, jax.Array, dict[str, jax.Array], TokenMasks]:
+    """What the reward models say of replies; inside jit.
 
-    Relevance is NaN for acts that propose nothing new: there is none. With a reward of one's own it stands behind the
-    signals, NaN at `<|say|>`, the same for all members.
+    Args:
+      exact: signals with a formula are computed by it, else by their heads wherever the formula has a value.
+
+    Returns:
+      Predicted signals at `<|say|>` and at the end by each reward model, `[J, B, S]`. With a reward of one's own it
+      stands behind them, NaN at `<|say|>`, the same for all members. Then, by name, signals with a formula, `[B]`
+      where they are exact, else `[J, B]`, for `with_formulas`; and the replies' token masks.
     """
     C = contexts.prompt_CP.shape[0]
     tokens, mask = (a.reshape(C, -1, a.shape[-1]) for a in (replies.tokens_BR, replies.mask_BR))
@@ -91,20 +95,22 @@ def judge(
     say_JBS, end_JBS = jnp.stack([say_BS for say_BS, _, _ in reads]), jnp.stack([end_BS for _, end_BS, _ in reads])
     split = reads[0][2]
     G = replies.tokens_BR.shape[0] // C
-    features = contexts.features
-    asked = (features.text, features.named_mean, features.named)
-    text_BE, named_BE, named_BX = (jnp.repeat(a, G, axis=0) for a in asked)
-    new_BM = new_items(split.items_BM, named_BX)
+    features = jax.tree.map(lambda a: jnp.repeat(a, G, axis=0), contexts.features)
+    new_BM = new_items(split.items_BM, features.named)
+    formulas = {name: signal.score for name, signal in SIGNALS.items() if signal.score is not None}
+    by_formula = {name: score_of(features, new_BM, judges.items_NE) for name, score_of in formulas.items()}
+    if not exact:
+        by_formula = {
+            name: jnp.where(jnp.isfinite(value_B), end_JBS[..., column(name)], jnp.nan)
+            for name, value_B in by_formula.items()
+        }
     if graphs.own is not None:
         own_B = graphs.own(contexts, replies, split)
         both = ((say_JBS, jnp.full_like(own_B, jnp.nan)), (end_JBS, own_B))
         say_JBS, end_JBS = (
             jnp.concatenate([read, jnp.broadcast_to(own[:, None], (*read.shape[:2], 1))], -1) for read, own in both
         )
-    if exact:
-        return say_JBS, end_JBS, relevance(new_BM, text_BE, named_BE, judges.items_NE), split
-    learned_JB = end_JBS[..., SIGNALS.index("relevance")]
-    return say_JBS, end_JBS, jnp.where((new_BM >= 0).any(-1), learned_JB, jnp.nan), split
+    return say_JBS, end_JBS, by_formula, split
 
 
 def act_scores(
@@ -125,9 +131,9 @@ def act_scores(
     mask_BR = jnp.stack([jnp.ones_like(first_CA, bool), second_CA == layout.say], -1).reshape(-1, 2)
     replies = Replies(tokens_BR, mask_BR, jnp.zeros(tokens_BR.shape))
     model_only = graphs._replace(own=None)  # of an act alone a reward of one's own says nothing
-    say_JBS, _, relevance_JB, _ = judge(model_only, judges, contexts, replies, exact)
+    say_JBS, _, by_formula, _ = judge(model_only, judges, contexts, replies, exact)
     if graphs.own is not None:
         say_JBS = jnp.pad(say_JBS, ((0, 0), (0, 0), (0, 1)), constant_values=jnp.nan)
-    scores = score(say_JBS, say_JBS, relevance_JB, normaliser, judges.weight_S, clip, judges.spread)
+    scores = score(say_JBS, say_JBS, by_formula, normaliser, judges.weight_S, clip, judges.spread)
     score_CA = scores.act_B.reshape(C, A + 1)
     return score_CA[:, :-1], score_CA[:, -1]

@@ -1,8 +1,8 @@
-"""The reward: three signals predicted from (context, reply), standardised, weighted, clipped; and where it is paid.
+"""The reward: signals predicted from (context, reply), standardised, weighted, clipped; and where it is paid.
 
-R = alpha * engagement + beta * relevance + gamma * sentiment shift. The whole of R is read at the reply's last token;
-the part that the act alone explains is read at `<|say|>` and paid there, the rest at the end, so that a reply's total
-is R.
+R = alpha * engagement + beta * relevance + gamma * sentiment shift, and what plugins add (`signals/registry.py`). The
+whole of R is read at the reply's last token; the part that the act alone explains is read at `<|say|>` and paid there,
+the rest at the end, so that a reply's total is R.
 
 Of an ensemble of J reward models R is the mean of the members' totals less `spread` times their standard deviation: a
 policy that goes where the members were not taught the same finds less there than one of them would promise (Coste et
@@ -14,7 +14,7 @@ it. It is taken before clipping, since members beyond the bound would all say th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,10 +22,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from crs_jax.features.context import ContextFeatures
-from crs_jax.models.heads import SIGNALS, SignalHeads
+from crs_jax.models.heads import SignalHeads
 from crs_jax.models.match_features import match_features
 from crs_jax.models.policy import Policy
 from crs_jax.rl.scoring import Hidden, TokenMasks, token_masks, tree_hidden
+from crs_jax.signals.registry import column
 from crs_jax.signals.relevance import new_items
 
 
@@ -45,7 +46,7 @@ class RewardModel(nnx.Module):
 
 
 class Normaliser(NamedTuple):
-    """Of reference samples: mean and standard deviation of each signal, `[3]` in the order of `SIGNALS`, and the
+    """Of reference samples: mean and standard deviation of each signal, `[S]` in the order of `SIGNALS`, and the
     standard deviation of their weighted sum. Fixed before PPO starts, so that the objective stays one and the same.
     """
 
@@ -91,7 +92,7 @@ def spread_of(each_J: jax.Array) -> jax.Array:
 def read_heads(
     heads: SignalHeads, hidden: Hidden, split: TokenMasks, features_BF: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Predicted signals at `<|say|>` and at the last token, `[B, 3]` each."""
+    """Predicted signals at `<|say|>` and at the last token, `[B, S]` each."""
     C, G, R, D = hidden.at.shape
     at_BRD = hidden.at.reshape(C * G, R, D)
     say_BR = jnp.where(split.say_BR.any(-1, keepdims=True), split.say_BR, split.last_BR)
@@ -117,7 +118,7 @@ def combine(signal_BS: jax.Array, weight_S: jax.Array, clip: float) -> jax.Array
 def score(
     say_JBS: jax.Array,
     end_JBS: jax.Array,
-    relevance_JB: jax.Array,
+    by_formula: Mapping[str, jax.Array],
     normaliser: Normaliser,
     weight_S: jax.Array,
     clip: float,
@@ -127,14 +128,14 @@ def score(
 
     Args:
       say_JBS, end_JBS: predicted signals at `<|say|>` and at the end, label units.
-      relevance_JB: of the act, the learned heads', or `[B]`, exact; NaN for an act that proposes nothing new.
+      by_formula: from `judge`, what takes the place of heads.
       normaliser: standardises each signal and the total, the same for all members.
-      weight_S: alpha, beta, gamma.
+      weight_S: of the signals, and of a reward of one's own behind them.
       clip: bound of the total, both sides.
       spread: how many standard deviations over members are taken from the mean; nothing where J is 1.
     """
     say_JBS, end_JBS = (
-        (with_relevance(s, relevance_JB) - normaliser.mean_S) / normaliser.std_S for s in (say_JBS, end_JBS)
+        (with_formulas(s, by_formula) - normaliser.mean_S) / normaliser.std_S for s in (say_JBS, end_JBS)
     )
     weight_S = weight_S / normaliser.total_std
     if say_JBS.shape[0] == 1:
@@ -145,9 +146,11 @@ def score(
     return Scores(act_B, total_B, mean_of(end_JBS), spread_of(total_JB))
 
 
-def with_relevance(signal_BS: jax.Array, relevance_B: jax.Array) -> jax.Array:
-    """The signals with the given relevance in its column; leading axes as they come."""
-    return signal_BS.at[..., SIGNALS.index("relevance")].set(relevance_B)
+def with_formulas(signal_BS: jax.Array, by_formula: Mapping[str, jax.Array]) -> jax.Array:
+    """The signals with these values in their columns; leading axes as they come."""
+    for name, value_B in by_formula.items():
+        signal_BS = signal_BS.at[..., column(name)].set(value_B)
+    return signal_BS
 
 
 def fit_normaliser(signal_BS: jax.Array, weight_S: jax.Array) -> Normaliser:
@@ -175,7 +178,7 @@ def predict(
     mask_CGR: jax.Array,
     features: ContextFeatures,
 ) -> tuple[jax.Array, jax.Array, TokenMasks]:
-    """Predicted signals at `<|say|>` and at the end of each reply, `[C * G, 3]` each, and the replies' parts.
+    """Predicted signals at `<|say|>` and at the end of each reply, `[C * G, S]` each, and the replies' parts.
 
     Args:
       model: the reward model.

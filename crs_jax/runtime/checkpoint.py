@@ -84,7 +84,8 @@ def identity(config: ConfigDict, stage: str) -> dict[str, Any]:
             counts = ("model.value", *(f"reward.{name}" for name in REWARD_ALONE))
             free = tuple(name for name in free if name not in counts)
         for name, value in flat.items():
-            if name.split(".")[0] in SECTIONS[earlier] and name not in free:
+            weighs = name.startswith("reward.weights.") and stage != "ppo"
+            if name.split(".")[0] in SECTIONS[earlier] and name not in free and not weighs:
                 kept[name] = value
     return kept
 

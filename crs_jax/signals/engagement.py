@@ -25,6 +25,7 @@ from crs_jax.data.dialogue import Dialogue
 from crs_jax.runtime.errors import InputError
 from crs_jax.signals.feedback_log import FeedbackLog, Logged
 from crs_jax.signals.reactions import Reaction, plain_text, reactions, words_of
+from crs_jax.signals.registry import Sources
 
 PARTS = ("dwell", "length", "continuation", "uptake", "clicks")
 CLIP = 3.0  # standard deviations; a seeker who left the desk for ten minutes is not ten minutes engaged
@@ -115,6 +116,11 @@ class EngagementModel:
             if len(flat) and flat.std() > 1e-6:
                 mean[part], std[part] = float(flat.mean()), float(flat.std())
         return cls(dwell_weights, mean, std, weights, log)
+
+    @classmethod
+    def of(cls, sources: Sources) -> EngagementModel:
+        """Fitted with the weights and the log that a run names."""
+        return cls.fit(sources.train, sources.settings["engagement"], sources.log)
 
     def parts(self, dialogues: Sequence[Dialogue]) -> dict[str, list[np.ndarray]]:
         """Raw value of each part: for each dialogue float32 [turns], NaN where it is not defined.

@@ -18,14 +18,14 @@ from crs_jax.data.windows import make_windows
 from crs_jax.inputs.features import SplitFeatures
 from crs_jax.inputs.replies import reply_arrays
 from crs_jax.inputs.task import Task, log_popularity
-from crs_jax.models.heads import SIGNALS
 from crs_jax.signals.engagement import EngagementModel
+from crs_jax.signals.registry import column
 
 
 def not_taken_up(task: Task, signal_DTS: np.ndarray) -> float:
     """Mean engagement label of the training split's proposals that were not taken up; 0 where there are none."""
     uptake = EngagementModel(None, {}, {}, {}).parts(task.dialogues("train"))["uptake"]
-    engagement_DT = signal_DTS[..., SIGNALS.index("engagement")]
+    engagement_DT = signal_DTS[..., column("engagement")]
     labels = np.concatenate([engagement_DT[d, : len(row)][row <= 0] for d, row in enumerate(uptake)])
     labels = labels[np.isfinite(labels)]
     return float(labels.mean()) if len(labels) else 0.0
@@ -55,7 +55,7 @@ class Counterfactuals:
         self.task, self.label = task, not_taken_up(task, signal_DTS)
         self._member = [member] if member else []
         dialogues, catalogue = task.dialogues("train"), task.corpus.catalogue
-        engagement_DT, times = signal_DTS[..., SIGNALS.index("engagement")], Counter(numbers.tolist())
+        engagement_DT, times = signal_DTS[..., column("engagement")], Counter(numbers.tolist())
         share_N = np.exp(log_popularity(task))
         self.where, self._barred = [], []
         for d, t in task.replies("train"):

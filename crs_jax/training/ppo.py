@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from crs_jax.rl.algorithms import ALGORITHMS
 from crs_jax.rl.contexts import Contexts
 from crs_jax.rl.frozen_models import FrozenModels, Graphs, judge
-from crs_jax.rl.reward import Normaliser, mean_of, with_relevance
+from crs_jax.rl.reward import Normaliser, mean_of, with_formulas
 from crs_jax.rl.rollout import sample
 from crs_jax.runtime.compilation import Once
 from crs_jax.runtime.sharding import on_mesh
@@ -32,7 +32,7 @@ from crs_jax.training.update import make_update
 
 
 def make_sampler(graphs: Graphs, config: ConfigDict, mesh: Mesh):
-    """Jitted (reference params, judges, contexts, key) -> signals of SFT samples, `[B, 3]`: reference samples."""
+    """Jitted (reference params, judges, contexts, key) -> signals of SFT samples, `[B, S]`: reference samples."""
     c = config.ppo
 
     def signals(judges: FrozenModels, contexts: Contexts, key: jax.Array) -> jax.Array:
@@ -41,8 +41,8 @@ def make_sampler(graphs: Graphs, config: ConfigDict, mesh: Mesh):
             policy, contexts.prompt_CP, contexts.mask_CP, key, group=c.group, reply_tokens=config.data.reply_tokens,
             features=contexts.features, temperature=c.temperature, block=c.decode_block,
         )  # fmt: skip
-        _, end_JBS, relevance_JB, _ = judge(graphs, judges, contexts, replies, config.reward.relevance == "exact")
-        return mean_of(with_relevance(end_JBS, relevance_JB))
+        _, end_JBS, by_formula, _ = judge(graphs, judges, contexts, replies, config.reward.relevance == "exact")
+        return mean_of(with_formulas(end_JBS, by_formula))
 
     return jax.jit(on_mesh(signals, mesh))
 

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from crs_jax.models.actor_critic import ActorCritic
-from crs_jax.models.heads import REWARDS
 from crs_jax.rl import plackett_luce, ppo
 from crs_jax.rl.algorithms import Algorithm
 from crs_jax.rl.frozen_models import FrozenModels
 from crs_jax.rl.reward import members
+from crs_jax.signals.registry import rewards
 from crs_jax.training.advantages import Advantages, has_critic
 from crs_jax.training.checks import gaps
 from crs_jax.training.health import measures
@@ -44,7 +44,7 @@ def of_rewards(rows: Any, ensemble: bool) -> dict[str, jax.Array]:
     scores, alive_B = rows.scores, rows.alive_B
     found = {
         f"reward/{name}": ppo.masked_mean(column, jnp.isfinite(column))
-        for name, column in zip(REWARDS, scores.signal_BS.T, strict=False)
+        for name, column in zip(rewards(), scores.signal_BS.T, strict=False)
     }
     if ensemble:
         found["reward/spread"] = ppo.masked_mean(scores.spread_B, alive_B)

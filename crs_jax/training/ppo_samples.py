@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from crs_jax.inputs.task import Task
-from crs_jax.models.heads import REWARDS
 from crs_jax.rl.reward import Normaliser
 from crs_jax.runtime.metrics import MetricsWriter
 from crs_jax.runtime.tensorboard import markdown_table
+from crs_jax.signals.registry import rewards
 from crs_jax.training.ppo_validation import Validated, Validation
 
 SHOWN = 4  # contexts
@@ -40,7 +40,7 @@ class Samples:
             return
         if self._before is None:
             self._before = now if number == 0 else self._draw()
-        names = ["reward", "kl", *REWARDS[: now.signal_IS.shape[1]]]
+        names = ["reward", "kl", *rewards()[: now.signal_IS.shape[1]]]
         for name, values in zip(names, [now.reward_I, now.kl_I, *now.signal_IS.T], strict=True):
             writer.histogram("ppo", number, f"replies/{name}", values)
         columns = [*PLACES, *(f"{name} {when}" for when in ("before", "now") for name in ("reply", *names))]

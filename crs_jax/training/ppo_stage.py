@@ -26,6 +26,7 @@ from crs_jax.runtime.errors import InputError
 from crs_jax.runtime.metrics import MetricsWriter, read_json_lines
 from crs_jax.runtime.progress import say
 from crs_jax.runtime.sharding import on_mesh, place, shard_batch
+from crs_jax.signals.registry import weights
 from crs_jax.training import loop
 from crs_jax.training.batches import Batches, chosen
 from crs_jax.training.checks import check_draws, check_first, check_noise, logit_scales, noise_of
@@ -64,10 +65,9 @@ def contexts_of(task: Task) -> list[tuple[int, int]]:
 def make_judges(task: Task, sft: Model, reward: Model) -> FrozenModels:
     """Everything that does not learn, on the mesh."""
     r = task.config.reward
-    weights = [r.alpha, r.beta, r.gamma, *([r.delta] if r.function else [])]
-    weight_S = jnp.array(weights, jnp.float32)
+    weight_S = jnp.array([*weights(r), *([r.delta] if r.function else [])], jnp.float32)
     if not jnp.abs(weight_S).sum() > 0:
-        raise InputError("config.reward: alpha, beta, gamma and delta are all 0; there is nothing to learn from")
+        raise InputError("config.reward: all weights are 0; there is nothing to learn from")
     spread = jnp.float32(r.spread)
     return FrozenModels(sft[1], reward[1], sft[2], reward[2], jnp.asarray(task.contrast_NE), weight_S, spread)
 

@@ -16,7 +16,6 @@ from crs_jax.evaluation.policies import run_batched
 from crs_jax.evaluation.text import bleu_4, repetition
 from crs_jax.inputs.contexts import contexts_at
 from crs_jax.inputs.task import Task
-from crs_jax.models.heads import SIGNALS
 from crs_jax.models.policy import MASKED, add_at
 from crs_jax.rl.contexts import Contexts
 from crs_jax.rl.forward import first_of, policy_likelihood
@@ -24,6 +23,7 @@ from crs_jax.rl.frozen_models import FrozenModels, Graphs, Model, judge
 from crs_jax.rl.reward import Normaliser, score
 from crs_jax.rl.rollout import keys_of, sample
 from crs_jax.runtime.sharding import everywhere, on_mesh
+from crs_jax.signals.registry import column
 from crs_jax.training.examples import fresh_instances
 
 MOST_TARGETS = 8
@@ -79,8 +79,8 @@ class Validation:
             target_CY1 = jnp.take_along_axis(first_CN, jnp.maximum(target_CY, 0), 1)[..., None]
             rank_CY = lax.map(lambda x: (x[0] >= x[1]).sum(-1), (first_CN, target_CY1))
             replies = draw(params, judges, contexts, keys_of(key, number_C), temperature=p.temperature)
-            say_JBS, end_JBS, relevance_JB, _ = judge(graphs, judges, contexts, replies, exact)
-            scores = score(say_JBS, end_JBS, relevance_JB, normaliser, judges.weight_S, clip, judges.spread)
+            say_JBS, end_JBS, by_formula, _ = judge(graphs, judges, contexts, replies, exact)
+            scores = score(say_JBS, end_JBS, by_formula, normaliser, judges.weight_S, clip, judges.spread)
             both = [
                 policy_likelihood(graph, own, judges.frozen, contexts, replies, p.temperature).logp_BR
                 for graph, own in ((graphs.aligned, params), (graphs.policy, judges.reference))
@@ -119,7 +119,7 @@ class Validation:
 
         rank_IY, self.last, token_IR = self._batched(both)
         total_I, kl_I = self.last.reward_I, self.last.kl_I
-        mood_I = self.last.signal_IS[:, SIGNALS.index("sentiment")]
+        mood_I = self.last.signal_IS[:, column("sentiment")]
         hit = rank_IY[self._target_IY >= 0] <= 10
         said = [self.task.tokenizer.decode_reply(t, self.task.corpus.catalogue)[1] for t in token_IR]
         varied = np.ptp(total_I) > 0 and np.ptp(mood_I) > 0

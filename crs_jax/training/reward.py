@@ -24,13 +24,13 @@ from crs_jax.inputs.features import SplitFeatures, of_split
 from crs_jax.inputs.labels import label, log_fingerprint
 from crs_jax.inputs.replies import reply_arrays
 from crs_jax.inputs.task import Task, copy_tree, split_model
-from crs_jax.models.heads import SIGNALS
 from crs_jax.rl.reward import RewardModel, mean_of, members, predict, stack
 from crs_jax.runtime.checkpoint import digest
 from crs_jax.runtime.compilation import Once
 from crs_jax.runtime.errors import InputError
 from crs_jax.runtime.metrics import MetricsWriter
 from crs_jax.runtime.sharding import everywhere, on_mesh, place, shard_batch
+from crs_jax.signals.registry import SIGNALS
 from crs_jax.training import loop
 from crs_jax.training.counterfactual import Counterfactuals
 from crs_jax.training.ensemble import Member, member

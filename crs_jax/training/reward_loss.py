@@ -12,11 +12,11 @@ from flax import nnx
 
 from crs_jax.data.packing import Rows
 from crs_jax.inputs.task import Task
-from crs_jax.models.heads import SIGNALS
 from crs_jax.rl.ppo import masked_mean
 from crs_jax.rl.reward import RewardModel, read_heads
 from crs_jax.rl.scoring import token_masks, tree_hidden
 from crs_jax.runtime.sharding import on_mesh, shard_batch
+from crs_jax.signals.registry import SIGNALS, column
 from crs_jax.training.sft import DeviceRows, at_slots, packed_hidden
 
 READ_AT = (
@@ -86,7 +86,7 @@ def counterfactual_loss(
     hidden = tree_hidden(policy, policy.tables(), *prompt, tokens, real, other_key)
     split = token_masks(tokens.reshape(R * G, L), real.reshape(R * G, L), policy.layout)
     both = read_heads(model.heads, hidden, split, rows["other_features_RGF"].reshape(R * G, -1))
-    read = [values_BS[:, SIGNALS.index("engagement")].reshape(R, G) for values_BS in both]
+    read = [values_BS[:, column("engagement")].reshape(R, G) for values_BS in both]
     known_RG = jnp.isfinite(rows["other_label_RG"])
     label_RG = jnp.where(known_RG, rows["other_label_RG"], 0.0)
     at_say, at_end = (masked_mean(jnp.square(read_RG - label_RG), known_RG, count) for read_RG in read)

@@ -11,7 +11,6 @@ from jax import lax
 from ml_collections import ConfigDict
 
 from crs_jax.models.actor_critic import ActorCritic
-from crs_jax.models.heads import SIGNALS
 from crs_jax.models.policy import Layout
 from crs_jax.rl import all_acts, ppo
 from crs_jax.rl.forward import actor_pass, first_of, policy_pass
@@ -19,6 +18,7 @@ from crs_jax.rl.frozen_models import FrozenModels, Graphs, act_scores, judge
 from crs_jax.rl.reward import Normaliser, Scores, score
 from crs_jax.rl.turns import permutation
 from crs_jax.runtime.sharding import after
+from crs_jax.signals.registry import SIGNALS
 from crs_jax.training.batch import Rollout, RolloutBatch, Slates
 from crs_jax.training.rollout import actor_of, later_key
 from crs_jax.training.state import TrainState
@@ -46,9 +46,9 @@ def make_score(graphs: Graphs, config: ConfigDict) -> Callable:
         of_sft = graphs.policy, judges.reference, judges.frozen
         reference, _ = policy_pass(*of_sft, contexts, replies, c.temperature)
         exact = config.reward.relevance == "exact"
-        say_JBS, end_JBS, relevance_JB, split = judge(graphs, judges, contexts, replies, exact)
+        say_JBS, end_JBS, by_formula, split = judge(graphs, judges, contexts, replies, exact)
         given = normaliser, judges.weight_S, config.reward.clip, judges.spread
-        scores = score(say_JBS, end_JBS, relevance_JB, *given)
+        scores = score(say_JBS, end_JBS, by_formula, *given)
         scores = shuffle(scores, jax.random.fold_in(key, 1), alive_B)
         read = [jnp.isfinite(read_JBS[..., : len(SIGNALS)]).all((0, 2)) for read_JBS in (say_JBS, end_JBS)]
         return turn._replace(

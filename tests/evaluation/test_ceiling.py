@@ -9,7 +9,7 @@ from tiny_task import make_task, tiny_config
 from crs_jax.evaluation import ceiling
 from crs_jax.evaluation.ceiling import DRAWS, KNOWN, NONE, noise_ceiling, repeated
 from crs_jax.inputs.labels import label
-from crs_jax.models.heads import SIGNALS
+from crs_jax.signals.registry import column
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def test_repeated_reactions_of_the_simulator(task):
     assert group_P.tolist() == [d for d, _ in where]
     for name, value_PJ in values.items():
         known_P = np.isfinite(value_PJ[:, 0])
-        column_P = observed_PS[:, SIGNALS.index(name)]
+        column_P = observed_PS[:, column(name)]
         np.testing.assert_array_equal(known_P, np.isfinite(column_P))
         assert np.corrcoef(column_P[known_P], value_PJ[known_P, 0])[0, 1] == pytest.approx(1, abs=1e-6)
     # After a goodbye nothing can follow; after anything else something else could.

@@ -126,7 +126,7 @@ def test_rewards_of_acts_equal_the_reward_model_on_each_alone(setting):
             parts = [beside[n][0] for n in (0, 1) if beside[n].any()]
             new = act and row not in beside[2]
             relevance = sum(part @ items[row] for part in parts) / max(len(parts), 1) if new else np.nan
-            exact = jnp.array([relevance], jnp.float32)
+            exact = {"relevance": jnp.array([relevance], jnp.float32)}
             expected = score(say_BS[None], say_BS[None], exact, aligned.normaliser, judges.weight_S, 50.0, 0.0).act_B
             assert found[i, a] == pytest.approx(float(expected[0]), abs=2e-4)
 

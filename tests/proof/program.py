@@ -176,7 +176,7 @@ def forward(arrays: dict[str, np.ndarray], folder: pathlib.Path) -> dict[str, np
 
 
 def supervised(arrays: dict[str, np.ndarray], folder: pathlib.Path) -> dict[str, np.ndarray]:
-    """One SFT step and one reward step from fresh optimizers."""
+    """One SFT step and one reward step from fresh optimizers; `before` are the parameters before it."""
     task, *graphs = world(folder)
     of_sft, of_reward = models(arrays, task, *graphs)
     out = {}
@@ -184,6 +184,7 @@ def supervised(arrays: dict[str, np.ndarray], folder: pathlib.Path) -> dict[str,
         ("sft", sft_stage, of_sft, "sft_rows"), ("reward", reward_stage, of_reward, "reward_rows"),
     ):  # fmt: skip
         optimizer = make_optimizer(Rates(1e-3, 0.01), 0.1, 10, 1.0)
+        out |= flat(params, f"{name}_step/before")
         state = fresh_state(params, optimizer, task.mesh)
         batch = shard_batch(rows_of(arrays, rows), task.mesh)
         state, metrics = stage.make_step(graph, optimizer, task)(state, frozen, batch, jax.random.key(7))
@@ -192,12 +193,13 @@ def supervised(arrays: dict[str, np.ndarray], folder: pathlib.Path) -> dict[str,
 
 
 def iteration(arrays: dict[str, np.ndarray], folder: pathlib.Path, variant: str) -> dict[str, np.ndarray]:
-    """The second iteration of PPO: parameters are no longer the reference's."""
+    """The second iteration of PPO: parameters are no longer the reference's, and stand in `before`."""
     task, *graphs = world(folder, **VARIANTS[variant])
     of_sft, of_reward = models(arrays, task, *graphs)
     graphs, params, judges = build(task, of_sft, of_reward)
     rng = np.random.default_rng(5)
     params = jax.tree.map(lambda a: a + jnp.asarray(rng.normal(0, 0.02, a.shape), jnp.float32), params)
+    before = flat(params, f"iteration/{variant}/before")
     optimizer = make_optimizer(Rates(1e-3, 0.01), 0.1, 10, 1.0)
     state = fresh_state(params, optimizer, task.mesh, first_extra(0.1, 0.15, 0.2))
     normaliser = Normaliser(jnp.array([0.1, 0.0, -0.1]), jnp.array([0.5, 0.2, 0.5]), jnp.float32(1.5))
@@ -205,7 +207,7 @@ def iteration(arrays: dict[str, np.ndarray], folder: pathlib.Path, variant: str)
     contexts = take(contexts_of(arrays), np.arange(count))
     step = make_iteration(graphs, optimizer, task.config, task.mesh)
     state, metrics = step(state, judges, normaliser, shard_batch(contexts, task.mesh), jax.random.key(5))
-    return flat({"params": state.params, "extra": state.extra, "metrics": metrics}, f"iteration/{variant}")
+    return before | flat({"params": state.params, "extra": state.extra, "metrics": metrics}, f"iteration/{variant}")
 
 
 def summary(name: str, array: np.ndarray) -> np.ndarray:
@@ -213,6 +215,12 @@ def summary(name: str, array: np.ndarray) -> np.ndarray:
     rng = np.random.default_rng(len(name))
     flat_n = array.astype(np.float64).ravel()
     return np.array([*(rng.normal(size=flat_n.shape) @ flat_n for _ in range(3)), flat_n.sum(), np.abs(flat_n).max()])
+
+
+def summarised(made: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """With `summary` in place of parameters."""
+    of = {name: name.replace("/before/", "/params/") for name in made}  # the same projections before and after
+    return {name: summary(of[name], a) if "/params/" in of[name] else a for name, a in made.items()}
 
 
 def outputs(arrays: dict[str, np.ndarray], variants: list[str]) -> dict[str, np.ndarray]:
@@ -223,9 +231,9 @@ def outputs(arrays: dict[str, np.ndarray], variants: list[str]) -> dict[str, np.
         for variant in variants:
             made = iteration(arrays, folder, variant)
             if variant != next(iter(VARIANTS)):
-                made = {key: summary(key, a) if "/params/" in key else a for key, a in made.items()}
+                made = summarised(made)
             out |= made
-    return {f"out/{name}": array for name, array in out.items()}
+    return {f"out/{name}": array for name, array in out.items() if "/before/" not in name}
 
 
 if __name__ == "__main__":

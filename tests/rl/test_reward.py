@@ -18,7 +18,7 @@ from tiny_policy import (
     unpad,
 )
 
-from crs_jax.models.heads import SIGNALS, SignalHeads
+from crs_jax.models.heads import SignalHeads
 from crs_jax.rl.reward import (
     Normaliser,
     RewardModel,
@@ -29,9 +29,10 @@ from crs_jax.rl.reward import (
     predict,
     score,
     stack,
-    with_relevance,
+    with_formulas,
 )
 from crs_jax.rl.scoring import token_masks
+from crs_jax.signals.registry import column
 from crs_jax.training.advantages import token_rewards
 
 NAN = float("nan")
@@ -62,7 +63,9 @@ def test_scores_equal_a_loop_and_telescope(seed, missing, clip):
     mean, std, total = rng.normal(size=3), rng.uniform(0.5, 2, 3), rng.uniform(0.5, 2)
     normaliser = Normaliser(*(jnp.asarray(a, jnp.float32) for a in (mean, std, total)))
     both = jnp.asarray(say)[None], jnp.asarray(end)[None]
-    got = score(*both, jnp.asarray(relevance), normaliser, jnp.asarray(weight), clip, 2.0)  # one alone has no spread
+    got = score(
+        *both, {"relevance": jnp.asarray(relevance)}, normaliser, jnp.asarray(weight), clip, 2.0
+    )  # one alone has no spread
 
     def loop(signals):
         out = []
@@ -95,8 +98,10 @@ def test_an_ensembles_score_is_the_mean_less_its_spread(learned, spread, clip):
     relevance[..., 2] = NAN
     weight, mean, std, scale = np.array([1.0, 0.5, -2.0]), np.array([0.1, 0.3, -0.2]), np.array([0.5, 2.0, 1.5]), 0.8
     normaliser = Normaliser(*(jnp.asarray(a, jnp.float32) for a in (mean, std, scale)))
-    arrays = (jnp.asarray(a) for a in (say, end, relevance))
-    got = score(*arrays, normaliser, jnp.asarray(weight, jnp.float32), clip, spread)
+    reads = (jnp.asarray(a) for a in (say, end))
+    got = score(
+        *reads, {"relevance": jnp.asarray(relevance)}, normaliser, jnp.asarray(weight, jnp.float32), clip, spread
+    )
 
     def total(read_S, fit):
         values = (np.array([read_S[0], fit, read_S[2]], float) - mean) / std
@@ -119,11 +124,11 @@ def test_an_ensembles_score_is_the_mean_less_its_spread(learned, spread, clip):
 def test_exact_relevance_and_members_that_agree_have_no_spread():
     rng = np.random.default_rng(7)
     reads, relevance = jnp.asarray(rng.normal(size=(3, 5, 3)), jnp.float32), jnp.asarray(rng.normal(size=5))
-    alone = score(reads, reads, relevance, PLAIN, jnp.array([0.0, 2.0, 0.0]), np.inf, 1.0)
+    alone = score(reads, reads, {"relevance": relevance}, PLAIN, jnp.array([0.0, 2.0, 0.0]), np.inf, 1.0)
     np.testing.assert_allclose(alone.total_B, 2.0 * np.asarray(relevance), rtol=1e-5)
     np.testing.assert_allclose(alone.spread_B, 0.0, atol=1e-6)
     same = jnp.broadcast_to(reads[:1], reads.shape)
-    three, one = (score(r, r, relevance, PLAIN, jnp.ones(3), 5.0, 1.0) for r in (same, reads[:1]))
+    three, one = (score(r, r, {"relevance": relevance}, PLAIN, jnp.ones(3), 5.0, 1.0) for r in (same, reads[:1]))
     for found, expected in zip(three, one, strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
@@ -140,8 +145,8 @@ def test_members_keep_their_order():
 
 def test_relevance_takes_its_own_column():
     signals = jnp.arange(6.0).reshape(2, 3)
-    exact = np.asarray(with_relevance(signals, jnp.array([7.0, NAN])))
-    place = SIGNALS.index("relevance")
+    exact = np.asarray(with_formulas(signals, {"relevance": jnp.array([7.0, NAN])}))
+    place = column("relevance")
     np.testing.assert_array_equal(exact[:, place], [7.0, NAN])
     np.testing.assert_array_equal(np.delete(exact, place, 1), np.delete(np.asarray(signals), place, 1))
 
@@ -173,7 +178,9 @@ def test_normaliser_ignores_what_does_not_exist():
     kept = [column[~np.isnan(column)].astype(float) for column in signals.T]
     np.testing.assert_allclose(got.mean_S, [c.mean() for c in kept], atol=1e-5)
     np.testing.assert_allclose(got.std_S, [c.std() for c in kept], rtol=1e-5)
-    totals = score(*[jnp.asarray(signals)[None]] * 2, jnp.asarray(signals[:, 1]), got, weight, np.inf, 0.0).total_B
+    totals = score(
+        *[jnp.asarray(signals)[None]] * 2, {"relevance": jnp.asarray(signals[:, 1])}, got, weight, np.inf, 0.0
+    ).total_B
     assert float(totals.std()) == pytest.approx(1.0, rel=1e-4)  # on the samples it was fitted on
 
 

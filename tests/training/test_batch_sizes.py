@@ -9,11 +9,11 @@ from crs_jax.data.dialogue import RECOMMENDER
 from crs_jax.evaluation.stage import run_evaluate
 from crs_jax.inputs.features import of_split
 from crs_jax.inputs.labels import label
-from crs_jax.models.heads import SIGNALS
 from crs_jax.pipeline import held_out
 from crs_jax.rl.reward import Normaliser, RewardModel
 from crs_jax.runtime.metrics import MetricsWriter
 from crs_jax.runtime.sharding import shard_batch
+from crs_jax.signals.registry import SIGNALS
 from crs_jax.training import loop, reward, sft
 from crs_jax.training.act_head import head_validation
 from crs_jax.training.counterfactual import Counterfactuals

@@ -10,10 +10,10 @@ from crs_jax.data.windows import make_windows
 from crs_jax.inputs.features import of_split
 from crs_jax.inputs.labels import label
 from crs_jax.inputs.task import log_popularity
-from crs_jax.models.heads import SIGNALS
 from crs_jax.rl.reward import RewardModel, predict
 from crs_jax.runtime.sharding import shard_batch
 from crs_jax.signals.engagement import EngagementModel
+from crs_jax.signals.registry import column
 from crs_jax.training.counterfactual import Counterfactuals, known_by_then, not_taken_up
 from crs_jax.training.ppo_stage import contexts_of
 from crs_jax.training.reward import reward_loss, slot_labels, split_holdout
@@ -105,7 +105,7 @@ def test_loss_adds_the_squared_error_of_each_reply_read_alone(world, others, lab
             one = [drawn[name][r : r + 1] for name in ("other_prompt_RP", "other_mask_RP")]
             reply = [drawn[name][r : r + 1, g : g + 1] for name in ("other_tokens_RGL", "other_real_RGL")]
             read = run(model, *one, *reply, evidence)[:2]
-            values = [float(read_BS[0, SIGNALS.index("engagement")]) for read_BS in read]
+            values = [float(read_BS[0, column("engagement")]) for read_BS in read]
             errors += [(value - label_of) ** 2 for value in values]
             said.append(values[0])
         gaps.append(said[0] - np.mean(said[1:]))

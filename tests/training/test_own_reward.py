@@ -63,10 +63,10 @@ def test_it_joins_the_weighted_sum_at_the_end_alone(world, tmp_path):
     graphs, _, judges = build(task, world.sft, world.reward)
     assert judges.weight_S.tolist() == [1, 1, 1, 1]
     _, contexts, replies = human(task, 8)
-    say, end, relevance, _ = judge(graphs, judges, contexts, replies, True)
+    say, end, by_formula, _ = judge(graphs, judges, contexts, replies, True)
     plain = Normaliser(jnp.zeros(4), jnp.ones(4), jnp.float32(1))
-    found = score(say, end, relevance, plain, judges.weight_S, np.inf, 0.0)
-    say, end = say[0], end[0]
+    found = score(say, end, by_formula, plain, judges.weight_S, np.inf, 0.0)
+    say, end, relevance = say[0], end[0], by_formula["relevance"]
     for b in range(8):
         parts = [end[b, 0], relevance[b], end[b, 2], end[b, 3]]
         known = [float(x) for x in parts if np.isfinite(x)]

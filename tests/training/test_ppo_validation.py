@@ -12,11 +12,11 @@ from crs_jax.evaluation.policies import generate, judge_replies, ranking_scores
 from crs_jax.evaluation.text import text_metrics
 from crs_jax.inputs.contexts import contexts_at
 from crs_jax.inputs.task import copy_tree
-from crs_jax.models.heads import SIGNALS
 from crs_jax.rl.reward import Normaliser
 from crs_jax.rl.rollout import sample
 from crs_jax.runtime.checkpoint import done_meta
 from crs_jax.runtime.metrics import MetricsWriter, read_json_lines
+from crs_jax.signals.registry import column
 from crs_jax.training import ppo_stage
 from crs_jax.training.examples import fresh_instances
 from crs_jax.training.ppo_samples import Samples
@@ -103,7 +103,7 @@ def test_sentiment_is_correlated_with_the_reward(world, checked):
     said = np.asarray(replies.tokens_BR), np.asarray(replies.mask_BR)
     judged = judge_replies(task, aligned, world.sft, contexts, *said, "x")
     assert found["validation/reward"] == pytest.approx(judged.reward_B.mean(), abs=1e-5)
-    pearson = scipy.stats.pearsonr(judged.signal_BS[:, SIGNALS.index("sentiment")], judged.reward_B)[0]
+    pearson = scipy.stats.pearsonr(judged.signal_BS[:, column("sentiment")], judged.reward_B)[0]
     assert abs(pearson) > 0.01
     assert found["validation/sentiment-reward"] == pytest.approx(pearson, abs=1e-4)
 

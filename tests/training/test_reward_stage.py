@@ -8,10 +8,10 @@ from flax import nnx
 
 from crs_jax.inputs.features import of_split
 from crs_jax.inputs.labels import Labels
-from crs_jax.models.heads import SIGNALS
 from crs_jax.rl.reward import RewardModel
 from crs_jax.runtime.metrics import MetricsWriter
 from crs_jax.runtime.sharding import shard_batch
+from crs_jax.signals.registry import SIGNALS
 from crs_jax.training import reward
 from crs_jax.training.reward import (
     RIDGE,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -53,18 +53,14 @@ class Score:
     In standard deviations over replies of the SFT model, whose mean is 0.
 
     Attributes:
-      engagement: how long and how far they go along.
-      relevance: how well the proposal fits what was asked for; None where nothing new is proposed.
-      sentiment_shift: how their mood moves.
-      reward: the weighted sum that PPO pays (`config.reward`), clipped.
-      own: the run's own reward function; None without one, or where it has no opinion.
+      signals: by name: `engagement`, how long and how far they go along; `relevance`, how well the proposal fits what
+        was asked for; `sentiment`, how their mood moves; what plugins add; `own`, of a run with a reward function of
+        its own. None where a signal has no value: relevance where nothing new is proposed.
+      reward: their weighted sum that PPO pays (`config.reward`), clipped.
     """
 
-    engagement: float
-    relevance: float | None
-    sentiment_shift: float
+    signals: Mapping[str, float | None]
     reward: float
-    own: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,6 +25,7 @@ from crs_jax.rl.contexts import Contexts
 from crs_jax.rl.frozen_models import Model
 from crs_jax.runtime import arguments, memory
 from crs_jax.runtime.errors import InputError
+from crs_jax.signals.registry import rewards
 from crs_jax.tools.api.loading import MODELS, NO_ID, Loaded, load_run
 from crs_jax.tools.api.proposals import Recommendation, Reply, Score, recommendations
 from crs_jax.tools.export import shared_model
@@ -184,7 +185,7 @@ class Run:
 
         >>> run = crs_jax.load(workdir)
         >>> score = run.score([("seeker", "Something light and funny?")], "What do you like best?")
-        >>> score.relevance is None, -5 <= score.reward <= 5
+        >>> score.signals["relevance"] is None, -5 <= score.reward <= 5
         (True, True)
 
         Raises:
@@ -202,9 +203,7 @@ class Run:
         with self._loaded.precision():
             judged = judge_replies(task, aligned, self._policy, self._contexts(turns), tokens_BR, mask_BR, "")
         found = [float(value) if np.isfinite(value) else None for value in judged.signal_BS[0]]
-        engagement, relevance, sentiment, *own = found
-        assert engagement is not None and sentiment is not None  # noqa: PT018  heads give numbers
-        return Score(engagement, relevance, sentiment, float(judged.reward_B[0]), *own)
+        return Score(dict(zip(rewards(), found, strict=False)), float(judged.reward_B[0]))
 
     def message(self, role: str, text: str) -> Turn:
         """A message as a record: its words, and the items whose titles stand in them.

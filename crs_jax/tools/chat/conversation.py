@@ -133,9 +133,7 @@ class Talker:
 
 def signals(score: Score) -> dict[str, float | None]:
     """What is shown of a score, by name."""
-    own = {} if score.own is None else {"own": score.own}
-    found = {"engagement": score.engagement, "relevance": score.relevance, "sentiment": score.sentiment_shift}
-    return {**found, **own, "reward": score.reward}
+    return {**score.signals, "reward": score.reward}
 
 
 def signed(value: float | None) -> str:

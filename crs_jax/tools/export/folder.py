@@ -129,6 +129,7 @@ def settings(config: ConfigDict, model: str) -> dict[str, Any]:
         config.data.dir = config.data.metadata = config.data.cache_dir = config.encoder.path = ""
         if config.plugins:  # they say how it was trained, which the folder needs not
             config.plugins, config.algorithm, config.data.dataset = "", "ppo", "redial"
+            config.reward.weights = ConfigDict()
         if model == "ppo" and config.ppo.evidence == "all":
             config.model.leave_out = ()
     return {name: _without_folders(value) for name, value in config.to_dict().items()}

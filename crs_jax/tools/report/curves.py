@@ -14,6 +14,8 @@ X_LABELS = {"head": "optimizer step", "sft": "optimizer step", "reward": "optimi
 OPEN = {"head": 1, "sft": 3, "reward": 1, "ppo": 10}  # charts that stand open
 MOST_KL = 10.0  # nats a reply that PPO's monitors warn of
 # title, unit of y, metrics drawn together; in the order of the page
+# drawn as the parts of the reward: all that is logged as reward/NAME but these
+NO_PARTS = ("reward/act", "reward/std", "reward/list", "reward/spread")
 CHARTS: Mapping[str, Sequence[tuple[str, str, tuple[str, ...]]]] = {
     "sft": (
         ("Loss", "nats", ("loss", "validation/loss")),
@@ -36,7 +38,7 @@ CHARTS: Mapping[str, Sequence[tuple[str, str, tuple[str, ...]]]] = {
             "mean, validation",
             ("validation/reward-sft", "validation/reward-ppo", "validation/reward-optimum", "validation/reward-rerank"),
         ),
-        ("TokenMasks of the reward", "mean", ("reward/engagement", "reward/relevance", "reward/sentiment")),
+        ("Parts of the reward", "mean", ()),
         ("KL to the SFT policy", f"nats a reply; warned of above {MOST_KL:g}", ("kl", "kl/act", "kl/word")),
         ("Replies that recommend", "share", ("recommends",)),
         ("Validation HR@10", "share of new items", ("validation/hr@10",)),
@@ -63,9 +65,6 @@ CHARTS: Mapping[str, Sequence[tuple[str, str, tuple[str, ...]]]] = {
     ),
 }
 LINE_NAMES = {
-    "reward/engagement": "engagement",
-    "reward/relevance": "relevance",
-    "reward/sentiment": "sentiment",
     "kl": "all",
     "kl/act": "acts",
     "kl/word": "words",
@@ -83,7 +82,9 @@ def _line_name(metric: str, together: Sequence[str]) -> str:
         return LINE_NAMES[metric]
     if metric.startswith("validation/"):
         return "validation"
-    return "train" if len(together) > 1 else name_of(metric)
+    if len(together) > 1:
+        return metric.removeprefix("reward/") if metric.startswith("reward/") else "train"
+    return name_of(metric)
 
 
 def _chart(
@@ -122,7 +123,8 @@ def reward_by_kl(series: Mapping[str, Series]) -> Html | None:
 
 
 def _stage_curves(stage: str, series: Mapping[str, Series], guides: Sequence[tuple[str, float]]) -> Html:
-    specified = CHARTS.get(stage, ())
+    parts = tuple(name for name in series if name.startswith("reward/") and name not in NO_PARTS)
+    specified = [(title, unit, metrics or parts) for title, unit, metrics in CHARTS.get(stage, ())]
     charts = [_chart(stage, title, unit, metrics, series, guides) for title, unit, metrics in specified]
     if stage == "ppo":
         charts.insert(3, reward_by_kl(series))

@@ -11,7 +11,7 @@ from crs_jax.tools.report.workdir import Run
 
 OPEN = 3  # samples that stand open
 SHOWN = 10  # that stand there, closed ones too
-REWARDS = ("reward", "engagement", "relevance", "sentiment", "own")
+NO_REWARDS = ("text", "greedy", "items", "top", "chances")  # of a reply's fields
 
 
 def _real(value: Any) -> bool:
@@ -39,9 +39,8 @@ def _reply(who: str, reply: Mapping[str, Any] | None, human: set[str]) -> Html:
         return tag("div", heading, missing("No reply in this run."), class_="reply")
     numbers = []
     if _real(reply.get("reward")):
-        for name in REWARDS:
-            value = reply.get(name)
-            if name in reply:
+        for name, value in reply.items():
+            if name not in NO_REWARDS:
                 cells = tag("th", name_of(name), scope="row"), tag("td", _signed(value), class_="n")
                 numbers.append(tag("tr", *cells, class_="total" if name == "reward" else None))
     chances = reply.get("chances")

@@ -180,11 +180,11 @@ def test_predictions_are_the_evaluations(run, task):
         score = run.score(dialogues[d].turns[:t], dialogues[d].turns[t])
         expected = judged.signal_BS[n]
         assert score.reward == pytest.approx(float(judged.reward_B[n]), abs=1e-4)
-        assert score.engagement == pytest.approx(float(expected[0]), abs=1e-4)
-        assert (score.relevance is None) == bool(np.isnan(expected[1]))
-        if score.relevance is not None:
-            assert score.relevance == pytest.approx(float(expected[1]), abs=1e-4)
-        assert score.sentiment_shift == pytest.approx(float(expected[2]), abs=1e-4)
+        assert score.signals["engagement"] == pytest.approx(float(expected[0]), abs=1e-4)
+        assert (score.signals["relevance"] is None) == bool(np.isnan(expected[1]))
+        if score.signals["relevance"] is not None:
+            assert score.signals["relevance"] == pytest.approx(float(expected[1]), abs=1e-4)
+        assert score.signals["sentiment"] == pytest.approx(float(expected[2]), abs=1e-4)
 
 
 def test_a_reply_names_what_it_proposes_and_is_scored_by_its_own_tokens(run, task):

@@ -67,7 +67,7 @@ def test_both_side_by_side_and_one_below_the_other(run):
         for name, answer in answers.items():
             shown = words("".join(lines))
             assert answer.score is not None
-            assert f"{answer.score.engagement:+.2f}" in shown
+            assert f"{answer.score.signals['engagement']:+.2f}" in shown
             assert all(words(f"{item.probability:.1%}") in shown for item in answer.reply.top), name
     one = terminal.beside({"sft": answers["sft"]}, 80)
     assert all(item.title in "\n".join(one) for item in answers["sft"].reply.top)
