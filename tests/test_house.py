@@ -3,6 +3,7 @@
 import ast
 import math
 import pathlib
+import re
 
 import budget
 import pytest
@@ -30,6 +31,22 @@ LAYERS = (
 METHOD = {name for layer in LAYERS[2:] for name in layer}
 COMMANDS = {"main", "chat", "chat/collect", "sweep", "report", "export", "benchmark", "benchmark/ahead"}
 """`python -m crs_jax.NAME`; each says its help and calls its tool."""
+
+
+CORE = (
+    "data/dialogue", "data/windows", "features/context", "models/policy", "rl/sampling", "rl/reward",
+    "training/batch", "training/ppo", "training/rollout", "training/score", "training/advantages", "training/update",
+)  # fmt: skip
+"""What a newcomer reads first, in this order; the README has the same list."""
+
+BESIDE_THE_CORE = {
+    "data/catalogue", "data/encoded", "data/tokenizer", "models/actor_critic", "models/decisions", "models/gpt2",
+    "models/heads", "models/items", "models/likelihood", "models/match_features", "models/products", "models/query",
+    "rl/algorithms", "rl/all_acts", "rl/contexts", "rl/forward", "rl/frozen_models", "rl/groups", "rl/plackett_luce",
+    "rl/ppo", "rl/scoring", "rl/turns", "signals/registry", "signals/relevance", "training/episodes",
+    "training/ppo_metrics", "training/state", "training/trust", "training/turns",
+}  # fmt: skip
+"""What the core imports that is not the core nor `runtime/`. It should be empty: take away from it, add nothing."""
 
 
 def layer(name: str) -> int:
@@ -108,6 +125,24 @@ def test_top_level_holds_only_the_house():
     } - ignored
     files = {"pyproject.toml", "README.md", "LICENSE", "SECURITY.md"}
     assert shown <= files | {"crs_jax", "configs", "docs", "launch", "tests", "colab"}
+
+
+def test_the_core_is_short_and_in_the_readme():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^(\d+)\. `crs_jax/([\w/]+)\.py`: ", text, re.MULTILINE)
+    assert listed == [(str(number), name) for number, name in enumerate(CORE, 1)]
+    lines = sum(len((PACKAGE / f"{name}.py").read_text(encoding="utf-8").splitlines()) for name in CORE)
+    assert len(CORE) <= 12
+    assert lines <= 2500
+    found = {module.removeprefix("crs_jax.").replace(".", "/") for name in CORE for module in modules(name)}
+    assert {name for name in found if not name.startswith("runtime/")} - set(CORE) == BESIDE_THE_CORE
+
+
+def modules(name: str) -> set[str]:
+    """Files of crs_jax that a file imports."""
+    found = imports(PACKAGE / f"{name}.py")
+    found |= {module.rpartition(".")[0] for module in found}  # `from crs_jax.rl import ppo` or a name in a module
+    return {module for module in found if (PACKAGE / f"{'/'.join(module.split('.')[1:])}.py").is_file()}
 
 
 def test_the_documented_budget_is_the_sum():

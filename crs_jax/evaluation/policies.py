@@ -19,7 +19,7 @@ from crs_jax.rl.contexts import Contexts, after_rec, take
 from crs_jax.rl.forward import policy_likelihood
 from crs_jax.rl.frozen_models import Aligned, Graphs, Model, judge
 from crs_jax.rl.reward import score
-from crs_jax.rl.rollout import Replies, keys_of, sample
+from crs_jax.rl.sampling import Replies, keys_of, sample
 from crs_jax.runtime.progress import Progress
 from crs_jax.runtime.sharding import everywhere, on_mesh, shard_batch
 

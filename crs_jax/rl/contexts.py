@@ -10,7 +10,7 @@ import numpy as np
 from crs_jax.features.context import ContextFeatures
 from crs_jax.models.policy import Policy, Tables
 from crs_jax.models.query import ItemQuery
-from crs_jax.rl.rollout import causal, positions
+from crs_jax.rl.sampling import causal, positions
 
 
 class Contexts(NamedTuple):

@@ -14,7 +14,7 @@ from crs_jax.models.likelihood import FirstToken, first_token
 from crs_jax.models.policy import Policy, Tables
 from crs_jax.models.query import ItemQuery
 from crs_jax.rl.contexts import Contexts, after_rec
-from crs_jax.rl.rollout import Replies
+from crs_jax.rl.sampling import Replies
 from crs_jax.rl.scoring import TokenLikelihood, reply_likelihood, token_masks, tree_hidden
 
 

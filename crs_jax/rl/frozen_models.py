@@ -11,7 +11,7 @@ from flax import nnx
 from crs_jax.models.policy import Layout
 from crs_jax.rl.contexts import Contexts
 from crs_jax.rl.reward import Normaliser, members, predict, score
-from crs_jax.rl.rollout import Replies
+from crs_jax.rl.sampling import Replies
 from crs_jax.rl.scoring import TokenMasks
 from crs_jax.signals.registry import SIGNALS, column
 from crs_jax.signals.relevance import new_items

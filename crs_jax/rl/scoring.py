@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from crs_jax.models.likelihood import act_likelihood, word_likelihood
 from crs_jax.models.policy import Layout, Policy, Tables
 from crs_jax.models.query import ItemQuery
-from crs_jax.rl.rollout import positions
+from crs_jax.rl.sampling import positions
 
 
 class Hidden(NamedTuple):

@@ -9,7 +9,7 @@ import jax
 from crs_jax.models.likelihood import FirstToken
 from crs_jax.rl.contexts import Contexts
 from crs_jax.rl.reward import Scores
-from crs_jax.rl.rollout import Replies
+from crs_jax.rl.sampling import Replies
 from crs_jax.rl.scoring import TokenLikelihood, TokenMasks
 from crs_jax.training.episodes import Answer
 

@@ -32,7 +32,7 @@ from ml_collections import ConfigDict
 from crs_jax.models.policy import MASKED, Logits
 from crs_jax.rl.contexts import Contexts
 from crs_jax.rl.ppo import masked_mean
-from crs_jax.rl.rollout import causal, positions
+from crs_jax.rl.sampling import causal, positions
 from crs_jax.rl.scoring import TokenMasks
 
 UNIT = {"float32": 2.0**-24, "tensorfloat32": 2.0**-11, "bfloat16": 2.0**-8}

@@ -29,7 +29,7 @@ from crs_jax.data.catalogue import Catalogue
 from crs_jax.data.tokenizer import DialogueTokenizer
 from crs_jax.inputs.task import Task
 from crs_jax.rl.contexts import Contexts
-from crs_jax.rl.rollout import Replies
+from crs_jax.rl.sampling import Replies
 from crs_jax.rl.scoring import TokenMasks
 from crs_jax.runtime.errors import InputError
 from crs_jax.runtime.user_function import FLAG, load

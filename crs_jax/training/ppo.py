@@ -19,7 +19,7 @@ from crs_jax.rl.algorithms import ALGORITHMS
 from crs_jax.rl.contexts import Contexts
 from crs_jax.rl.frozen_models import FrozenModels, Graphs, judge
 from crs_jax.rl.reward import Normaliser, mean_of, with_formulas
-from crs_jax.rl.rollout import sample
+from crs_jax.rl.sampling import sample
 from crs_jax.runtime.compilation import Once
 from crs_jax.runtime.sharding import on_mesh
 from crs_jax.training.advantages import Coefficients, make_advantages

@@ -21,7 +21,7 @@ from crs_jax.rl.contexts import Contexts
 from crs_jax.rl.forward import first_of, policy_likelihood
 from crs_jax.rl.frozen_models import FrozenModels, Graphs, Model, judge
 from crs_jax.rl.reward import Normaliser, score
-from crs_jax.rl.rollout import keys_of, sample
+from crs_jax.rl.sampling import keys_of, sample
 from crs_jax.runtime.sharding import everywhere, on_mesh
 from crs_jax.signals.registry import column
 from crs_jax.training.examples import fresh_instances

@@ -23,7 +23,7 @@ from crs_jax.rl import all_acts
 from crs_jax.rl.algorithms import Algorithm
 from crs_jax.rl.contexts import Contexts, after_rec
 from crs_jax.rl.frozen_models import FrozenModels, Graphs
-from crs_jax.rl.rollout import sample
+from crs_jax.rl.sampling import sample
 from crs_jax.runtime.sharding import after, in_parts
 from crs_jax.training.batch import Rollout, RolloutBatch, Slates
 from crs_jax.training.episodes import Talk

@@ -26,7 +26,7 @@ from crs_jax.inputs.task import Task, copy_tree
 from crs_jax.models.likelihood import word_likelihood
 from crs_jax.models.policy import Policy
 from crs_jax.rl.ppo import masked_mean
-from crs_jax.rl.rollout import sample
+from crs_jax.rl.sampling import sample
 from crs_jax.rl.scoring import token_masks
 from crs_jax.runtime.checkpoint import digest
 from crs_jax.runtime.compilation import Once

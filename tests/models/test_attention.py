@@ -12,7 +12,7 @@ from configs import common
 from crs_jax.config import validate
 from crs_jax.models.attention import TILE, attend, attention_weights, refuse_where_missing
 from crs_jax.models.gpt2 import GPT2Config, Trunk
-from crs_jax.rl.rollout import causal
+from crs_jax.rl.sampling import causal
 from crs_jax.runtime.errors import InputError
 
 ON_GPU = jax.default_backend() == "gpu"

@@ -37,7 +37,7 @@ from crs_jax.models.query import PLACE
 from crs_jax.rl.contexts import Contexts
 from crs_jax.rl.frozen_models import FrozenModels, Graphs
 from crs_jax.rl.reward import Normaliser, RewardModel, stack
-from crs_jax.rl.rollout import Replies
+from crs_jax.rl.sampling import Replies
 from crs_jax.runtime.sharding import make_mesh
 from crs_jax.training import ppo, rollout
 from crs_jax.training.state import TrainState

@@ -30,7 +30,7 @@ from crs_jax.models.actor_critic import ActorCritic
 from crs_jax.rl import ppo
 from crs_jax.rl.contexts import Contexts
 from crs_jax.rl.forward import actor_pass, policy_likelihood
-from crs_jax.rl.rollout import Replies
+from crs_jax.rl.sampling import Replies
 from crs_jax.rl.scoring import reply_likelihood, token_masks, tree_hidden
 
 LAYOUT = make_layout(words=11, items=5, act_items=3, unused=(4,))

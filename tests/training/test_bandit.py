@@ -25,7 +25,7 @@ from crs_jax.rl.contexts import Contexts
 from crs_jax.rl.forward import policy_likelihood
 from crs_jax.rl.frozen_models import FrozenModels, Graphs
 from crs_jax.rl.reward import Normaliser, RewardModel
-from crs_jax.rl.rollout import Replies
+from crs_jax.rl.sampling import Replies
 from crs_jax.runtime.sharding import make_mesh, shard_batch
 from crs_jax.training.optimizer import Rates, make_optimizer
 from crs_jax.training.ppo import first_extra, make_iteration

@@ -12,7 +12,7 @@ from crs_jax.inputs.contexts import contexts_at
 from crs_jax.rl.contexts import take
 from crs_jax.rl.forward import policy_pass
 from crs_jax.rl.reward import Normaliser
-from crs_jax.rl.rollout import sample
+from crs_jax.rl.sampling import sample
 from crs_jax.runtime.checkpoint import identity
 from crs_jax.runtime.errors import InputError
 from crs_jax.runtime.metrics import MetricsWriter

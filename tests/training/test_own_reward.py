@@ -9,7 +9,7 @@ from crs_jax.inputs.contexts import contexts_at
 from crs_jax.inputs.replies import reply_arrays
 from crs_jax.rl.frozen_models import act_scores, judge
 from crs_jax.rl.reward import Normaliser, score, stack
-from crs_jax.rl.rollout import Replies
+from crs_jax.rl.sampling import Replies
 from crs_jax.runtime.errors import InputError
 from crs_jax.runtime.metrics import MetricsWriter, read_json_lines
 from crs_jax.runtime.user_function import load

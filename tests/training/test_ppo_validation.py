@@ -13,7 +13,7 @@ from crs_jax.evaluation.text import text_metrics
 from crs_jax.inputs.contexts import contexts_at
 from crs_jax.inputs.task import copy_tree
 from crs_jax.rl.reward import Normaliser
-from crs_jax.rl.rollout import sample
+from crs_jax.rl.sampling import sample
 from crs_jax.runtime.checkpoint import done_meta
 from crs_jax.runtime.metrics import MetricsWriter, read_json_lines
 from crs_jax.signals.registry import column

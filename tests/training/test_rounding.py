@@ -17,7 +17,7 @@ from crs_jax.models.gpt2 import GPT2Config, Trunk
 from crs_jax.models.policy import Layout, Policy
 from crs_jax.rl.contexts import Contexts
 from crs_jax.rl.forward import policy_pass
-from crs_jax.rl.rollout import sample
+from crs_jax.rl.sampling import sample
 from crs_jax.rl.scoring import token_masks
 from crs_jax.training.checks import SelfCheckError, check_gaps, gaps, logit_scales, noise_of
 

@@ -22,7 +22,7 @@ from crs_jax.models.likelihood import FirstToken
 from crs_jax.rl.contexts import Contexts
 from crs_jax.rl.forward import policy_likelihood
 from crs_jax.rl.reward import Scores
-from crs_jax.rl.rollout import Replies, sample
+from crs_jax.rl.sampling import Replies, sample
 from crs_jax.rl.scoring import TokenLikelihood, TokenMasks
 from crs_jax.runtime.errors import InputError
 from crs_jax.runtime.metrics import MetricsWriter, read_json_lines

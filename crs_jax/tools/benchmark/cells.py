@@ -17,7 +17,7 @@ from crs_jax.inputs.task import copy_tree, count
 from crs_jax.rl.algorithms import ALGORITHMS
 from crs_jax.rl.forward import actor_pass, policy_likelihood
 from crs_jax.rl.frozen_models import Graphs, judge
-from crs_jax.rl.rollout import Replies, causal, positions, sample
+from crs_jax.rl.sampling import Replies, causal, positions, sample
 from crs_jax.runtime.sharding import on_mesh, shard_batch
 from crs_jax.tools.benchmark import counts
 from crs_jax.tools.benchmark.clock import device_peak, measure

@@ -34,7 +34,7 @@ from tiny_policy import (
 from crs_jax.bounds import BOUNDS
 from crs_jax.features.context import ContextFeatures
 from crs_jax.models.policy import MASKED, Logits
-from crs_jax.rl.rollout import Replies, causal, keys_of, positions, sample, sample_logits
+from crs_jax.rl.sampling import Replies, causal, keys_of, positions, sample, sample_logits
 
 LAYOUT = make_layout(words=11, items=5, act_items=2, unused=(4,))
 R = 12
