@@ -140,7 +140,7 @@ def get_config() -> ConfigDict:
     c.ppo.seed = 0  # added to `seed` for what PPO draws: several runs from one SFT and reward model
     c.ppo.iterations = 100
     c.ppo.contexts = 32  # contexts an iteration that are replied to, over all devices
-    c.ppo.slate_batches = 2  # times as many contexts whose first items are learnt (`training/slates.py`)
+    c.ppo.slate_batches = 2  # times as many contexts whose first items are learnt (`training/batch.py`)
     c.ppo.buckets = 1  # widths of prompts, a compiled program each; above 1 batches are of prompts of about one length
     c.ppo.unseen = True  # only contexts of dialogues that the reward model was not fitted on
     c.ppo.recommending = False  # only contexts in which the person proposed something new

@@ -34,15 +34,15 @@ COMMANDS = {"main", "chat", "chat/collect", "sweep", "report", "export", "benchm
 
 
 CORE = (
-    "data/dialogue", "data/windows", "features/context", "models/policy", "rl/sampling", "rl/reward",
+    "data/dialogue", "features/context", "models/policy", "rl/sampling", "rl/reward", "rl/algorithms",
     "training/batch", "training/ppo", "training/rollout", "training/score", "training/advantages", "training/update",
 )  # fmt: skip
 """What a newcomer reads first, in this order; the README has the same list."""
 
 BESIDE_THE_CORE = {
-    "data/catalogue", "data/encoded", "data/tokenizer", "models/actor_critic", "models/decisions", "models/gpt2",
+    "data/catalogue", "models/actor_critic", "models/decisions", "models/gpt2",
     "models/heads", "models/items", "models/likelihood", "models/match_features", "models/products", "models/query",
-    "rl/algorithms", "rl/all_acts", "rl/contexts", "rl/forward", "rl/frozen_models", "rl/groups", "rl/plackett_luce",
+    "rl/all_acts", "rl/contexts", "rl/forward", "rl/frozen_models", "rl/groups", "rl/plackett_luce",
     "rl/ppo", "rl/scoring", "rl/turns", "signals/registry", "signals/relevance", "training/episodes",
     "training/ppo_metrics", "training/state", "training/trust", "training/turns",
 }  # fmt: skip

@@ -143,11 +143,11 @@ def actor_and_reward():
     )  # fmt: skip
 
     def arrays():
-        policy, critic, judge = (
+        policy, critic, predict_signals = (
             Policy(GPT2Config(2, 32, 4, 64), layout, np.ones((10, 8), np.float32), rngs=nnx.Rngs(params=n), pad_to=256)
             for n in range(3)
         )
-        models = ActorCritic(policy, "separate", critic), RewardModel(judge)
+        models = ActorCritic(policy, "separate", critic), RewardModel(predict_signals)
         return [split_model(model)[1:] for model in models]
 
     return jax.eval_shape(arrays)

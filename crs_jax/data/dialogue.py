@@ -7,7 +7,7 @@ in order, so no text a user types can be taken for an item.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 SEEKER = "seeker"
 RECOMMENDER = "recommender"
@@ -56,12 +56,12 @@ class Turn:
         """Items in order of first mention, each once."""
         return tuple(dict.fromkeys(self.items))
 
-    def render(self, titles: Mapping[str, str] | Sequence[str] | None = None) -> str:
+    def render(self, titles: Mapping[str, str] | None = None) -> str:
         """The text as a person reads it, each mention replaced by its title (by `@id` without titles)."""
         parts = self.text.split(MENTION)
         out = [parts[0]]
         for item, rest in zip(self.items, parts[1:], strict=True):
-            out += [titles[item] if isinstance(titles, Mapping) else f"@{item}", rest]
+            out += [titles[item] if titles is not None else f"@{item}", rest]
         return "".join(out)
 
 

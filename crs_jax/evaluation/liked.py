@@ -101,7 +101,7 @@ def reward_table(
         for n, row in zip(number_P, row_P, strict=True)
     ], np.int32)  # fmt: skip
     some: Any = jax.tree.map(lambda a: np.asarray(a)[number_P], contexts)
-    reward_PA = item_rewards(task, aligned.graphs, aligned.judges, aligned.normaliser, some, row_PA)
+    reward_PA = item_rewards(task, aligned.graphs, aligned.frozen_models, aligned.normaliser, some, row_PA)
     group_P = np.array([instances[n].dialogue for n in number_P])
     out: dict[str, Any] = {"reward": auc(reward_PA[:, 0], liked_P, group_P, bootstrap)}
     liked = liked_P == 1

@@ -46,21 +46,23 @@ def first_item(task: Task, model: Model, contexts: Contexts, label: str) -> np.n
 
 @functools.cache
 def _item_rewards(graphs: Graphs, mesh: Mesh, layout: Layout, exact: bool, clip: float):
-    def run(judges, normaliser, contexts, row_IA):
-        return act_scores(graphs, judges, normaliser, contexts, row_IA, layout, exact, clip)[0]
+    def run(frozen_models, normaliser, contexts, row_IA):
+        return act_scores(graphs, frozen_models, normaliser, contexts, row_IA, layout, exact, clip)[0]
 
     return jax.jit(on_mesh(run, mesh), out_shardings=everywhere(mesh))
 
 
 def item_rewards(
-    task: Task, graphs: Graphs, judges: FrozenModels, normaliser: Normaliser, contexts: Contexts, row_IA: np.ndarray,
-    label: str = "rewards of items",
+    task: Task, graphs: Graphs, frozen_models: FrozenModels, normaliser: Normaliser, contexts: Contexts,
+    row_IA: np.ndarray, label: str = "rewards of items",
 ) -> np.ndarray:  # fmt: skip
     """Rewards `[I, A]` at `<|say|>` of slates with one item each, float64."""
     c = task.config.reward
     run = _item_rewards(graphs, task.mesh, task.layout, c.relevance == "exact", c.clip)
     inputs = contexts, row_IA
-    return run_batched(task, lambda b: run(judges, normaliser, *b), len(row_IA), inputs, label).astype(np.float64)
+    return run_batched(task, lambda b: run(frozen_models, normaliser, *b), len(row_IA), inputs, label).astype(
+        np.float64
+    )
 
 
 class Way(NamedTuple):
@@ -132,7 +134,7 @@ def optimum(
       `mass-ppo`). Without a KL or a gain to go for, `share` is NaN.
     """
     reference, learned = (first_item(task, models[row], contexts, f"first item, {row}") for row in ("sft", "ppo"))
-    judged = aligned.graphs, aligned.judges, aligned.normaliser
+    judged = aligned.graphs, aligned.frozen_models, aligned.normaliser
     way = way_of(
         reference, learned, task.config.evaluation.optimum_acts,
         lambda row_IA: item_rewards(task, *judged, contexts, row_IA),

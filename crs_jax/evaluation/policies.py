@@ -17,7 +17,7 @@ from crs_jax.inputs.task import Task
 from crs_jax.rl import ppo
 from crs_jax.rl.contexts import Contexts, after_rec, take
 from crs_jax.rl.forward import policy_likelihood
-from crs_jax.rl.frozen_models import Aligned, Graphs, Model, judge
+from crs_jax.rl.frozen_models import Aligned, Graphs, Model, predict_signals
 from crs_jax.rl.reward import score
 from crs_jax.rl.sampling import Replies, keys_of, sample
 from crs_jax.runtime.progress import Progress
@@ -115,12 +115,14 @@ def _generator(graphdef: Any, mesh: Mesh, reply_tokens: int, greedy: bool):
 
 @functools.cache
 def _judge(graph: Any, graphs: Graphs, mesh: Mesh, exact: bool, clip: float, temperature: float):
-    def run(params, judges, normaliser, contexts, tokens, mask):
+    def run(params, frozen_models, normaliser, contexts, tokens, mask):
         replies = Replies(tokens, mask, jnp.zeros(tokens.shape))
-        say_JBS, end_JBS, by_formula, split = judge(graphs, judges, contexts, replies, exact)
-        scores = score(say_JBS, end_JBS, by_formula, normaliser, judges.weight_S, clip, judges.spread)
-        own = policy_likelihood(graph, params, judges.frozen, contexts, replies, temperature)
-        reference = policy_likelihood(graphs.policy, judges.reference, judges.frozen, contexts, replies, temperature)
+        say_JBS, end_JBS, by_formula, split = predict_signals(graphs, frozen_models, contexts, replies, exact)
+        scores = score(say_JBS, end_JBS, by_formula, normaliser, frozen_models.weight_S, clip, frozen_models.spread)
+        own = policy_likelihood(graph, params, frozen_models.frozen, contexts, replies, temperature)
+        reference = policy_likelihood(
+            graphs.policy, frozen_models.reference, frozen_models.frozen, contexts, replies, temperature
+        )
         k1_BR = ppo.kl_k1(own.logp_BR, reference.logp_BR)
         over = (split.act_BR, split.word_BR)
         kl = [jnp.where(part, k1_BR, 0.0).sum(-1) for part in over]
@@ -186,7 +188,7 @@ def judge_replies(
     return Judged(
         *run_batched(
             task,
-            lambda batch: run(params, aligned.judges, aligned.normaliser, *batch),
+            lambda batch: run(params, aligned.frozen_models, aligned.normaliser, *batch),
             len(tokens_BR),
             inputs,
             label,

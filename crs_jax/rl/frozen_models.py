@@ -1,4 +1,4 @@
-"""What judges replies in PPO and after it: reference, reward model, and the scores of replies and of acts alone."""
+"""What does not learn in PPO: the SFT policy and the reward models; and what these say of replies and of items."""
 
 from __future__ import annotations
 
@@ -65,17 +65,17 @@ class Aligned(NamedTuple):
 
     Attributes:
       policy: the aligned policy.
-      graphs, judges, normaliser: what scores replies as in training.
+      graphs, frozen_models, normaliser: what scores replies as in training.
     """
 
     policy: Model
     graphs: Graphs
-    judges: FrozenModels
+    frozen_models: FrozenModels
     normaliser: Normaliser
 
 
-def judge(
-    graphs: Graphs, judges: FrozenModels, contexts: Contexts, replies: Replies, exact: bool
+def predict_signals(
+    graphs: Graphs, frozen_models: FrozenModels, contexts: Contexts, replies: Replies, exact: bool
 ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array], TokenMasks]:
     """What the reward models say of replies; inside jit.
 
@@ -89,33 +89,33 @@ def judge(
     """
     C = contexts.prompt_CP.shape[0]
     tokens, mask = (a.reshape(C, -1, a.shape[-1]) for a in (replies.tokens_BR, replies.mask_BR))
-    models = [nnx.merge(graphs.reward, params, judges.reward_frozen) for params in members(judges.reward)]
+    models = [nnx.merge(graphs.reward, params, frozen_models.reward_frozen) for params in members(frozen_models.reward)]
     prompts = contexts.prompt_CP, contexts.mask_CP
     reads = [predict(model, *prompts, tokens, mask, contexts.features) for model in models]
     say_JBS, end_JBS = jnp.stack([say_BS for say_BS, _, _ in reads]), jnp.stack([end_BS for _, end_BS, _ in reads])
-    split = reads[0][2]
+    masks = reads[0][2]
     G = replies.tokens_BR.shape[0] // C
     features = jax.tree.map(lambda a: jnp.repeat(a, G, axis=0), contexts.features)
-    new_BM = new_items(split.items_BM, features.named)
+    new_BM = new_items(masks.items_BM, features.named)
     formulas = {name: signal.score for name, signal in SIGNALS.items() if signal.score is not None}
-    by_formula = {name: score_of(features, new_BM, judges.items_NE) for name, score_of in formulas.items()}
+    by_formula = {name: score_of(features, new_BM, frozen_models.items_NE) for name, score_of in formulas.items()}
     if not exact:
         by_formula = {
             name: jnp.where(jnp.isfinite(value_B), end_JBS[..., column(name)], jnp.nan)
             for name, value_B in by_formula.items()
         }
     if graphs.own is not None:
-        own_B = graphs.own(contexts, replies, split)
+        own_B = graphs.own(contexts, replies, masks)
         both = ((say_JBS, jnp.full_like(own_B, jnp.nan)), (end_JBS, own_B))
         say_JBS, end_JBS = (
             jnp.concatenate([read, jnp.broadcast_to(own[:, None], (*read.shape[:2], 1))], -1) for read, own in both
         )
-    return say_JBS, end_JBS, by_formula, split
+    return say_JBS, end_JBS, by_formula, masks
 
 
 def act_scores(
     graphs: Graphs,
-    judges: FrozenModels,
+    frozen_models: FrozenModels,
     normaliser: Normaliser,
     contexts: Contexts,
     row_CA: jax.Array,
@@ -131,9 +131,9 @@ def act_scores(
     mask_BR = jnp.stack([jnp.ones_like(first_CA, bool), second_CA == layout.say], -1).reshape(-1, 2)
     replies = Replies(tokens_BR, mask_BR, jnp.zeros(tokens_BR.shape))
     model_only = graphs._replace(own=None)  # of an act alone a reward of one's own says nothing
-    say_JBS, _, by_formula, _ = judge(model_only, judges, contexts, replies, exact)
+    say_JBS, _, by_formula, _ = predict_signals(model_only, frozen_models, contexts, replies, exact)
     if graphs.own is not None:
         say_JBS = jnp.pad(say_JBS, ((0, 0), (0, 0), (0, 1)), constant_values=jnp.nan)
-    scores = score(say_JBS, say_JBS, by_formula, normaliser, judges.weight_S, clip, judges.spread)
+    scores = score(say_JBS, say_JBS, by_formula, normaliser, frozen_models.weight_S, clip, frozen_models.spread)
     score_CA = scores.act_B.reshape(C, A + 1)
     return score_CA[:, :-1], score_CA[:, -1]

@@ -46,7 +46,7 @@ def _rounding(score_CG: jax.Array, size_CG: jax.Array | None) -> jax.Array:
 
 def group_advantages(
     reward_BR: jax.Array,
-    split: TokenMasks,
+    masks: TokenMasks,
     group: int,
     relative: Callable[[jax.Array, jax.Array], jax.Array],
     words: bool = True,
@@ -64,13 +64,13 @@ def group_advantages(
       term_B: size of the terms that a reply's rewards were made from, where these are larger than the rewards: sums
         round in units of their largest term, so that is what tells equal replies from unequal ones.
     """
-    real_BR = split.act_BR | split.word_BR
+    real_BR = masks.act_BR | masks.word_BR
     size_CG = (jnp.where(real_BR, jnp.abs(reward_BR), 0.0).sum(-1) + term_B).reshape(-1, group)
 
     def of(part_BR: jax.Array) -> jax.Array:
         return relative(jnp.where(part_BR, reward_BR, 0.0).sum(-1).reshape(-1, group), size_CG).reshape(-1)
 
     whole_B = of(real_BR)
-    words_B = of(split.word_BR) if words else whole_B
-    advantage_BR = jnp.where(split.act_BR, whole_B[:, None], words_B[:, None])
+    words_B = of(masks.word_BR) if words else whole_B
+    advantage_BR = jnp.where(masks.act_BR, whole_B[:, None], words_B[:, None])
     return lax.stop_gradient(jnp.where(real_BR, advantage_BR, 0.0))

@@ -2,7 +2,9 @@
 
 R = alpha * engagement + beta * relevance + gamma * sentiment shift, and what plugins add (`signals/registry.py`). The
 whole of R is read at the reply's last token; the part that the act alone explains is read at `<|say|>` and paid there,
-the rest at the end, so that a reply's total is R.
+the rest at the end, so that a reply's total is R. PPO's first items learn from the rewards of all candidates instead
+(`training/batch.py`), and of a sampled reply the words alone learn then. At `<|say|>` a user's own reward says nothing
+yet, and the signals' weights are scaled up to the same total.
 
 Of an ensemble of J reward models R is the mean of the members' totals less `spread` times their standard deviation: a
 policy that goes where the members were not taught the same finds less there than one of them would promise (Coste et
@@ -90,13 +92,13 @@ def spread_of(each_J: jax.Array) -> jax.Array:
 
 
 def read_heads(
-    heads: SignalHeads, hidden: Hidden, split: TokenMasks, features_BF: jax.Array
+    heads: SignalHeads, hidden: Hidden, masks: TokenMasks, features_BF: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Predicted signals at `<|say|>` and at the last token, `[B, S]` each."""
     C, G, R, D = hidden.at.shape
     at_BRD = hidden.at.reshape(C * G, R, D)
-    say_BR = jnp.where(split.say_BR.any(-1, keepdims=True), split.say_BR, split.last_BR)
-    places = (say_BR, split.last_BR)
+    say_BR = jnp.where(masks.say_BR.any(-1, keepdims=True), masks.say_BR, masks.last_BR)
+    places = (say_BR, masks.last_BR)
     read = [heads(jnp.einsum("BR,BRD->BD", where.astype(at_BRD.dtype), at_BRD), features_BF) for where in places]
     return read[0], read[1]
 
@@ -128,7 +130,7 @@ def score(
 
     Args:
       say_JBS, end_JBS: predicted signals at `<|say|>` and at the end, label units.
-      by_formula: from `judge`, what takes the place of heads.
+      by_formula: from `predict_signals`, what takes the place of heads.
       normaliser: standardises each signal and the total, the same for all members.
       weight_S: of the signals, and of a reward of one's own behind them.
       clip: bound of the total, both sides.
@@ -188,6 +190,6 @@ def predict(
     C, G, R = tokens_CGR.shape
     tables = model.policy.tables()
     hidden = tree_hidden(model.policy, tables, prompt_CP, prompt_mask_CP, tokens_CGR, mask_CGR)
-    split = token_masks(tokens_CGR.reshape(C * G, R), mask_CGR.reshape(C * G, R), model.policy.layout)
-    features_BF = model.match_features(jax.tree.map(lambda a: jnp.repeat(a, G, axis=0), features), split.items_BM)
-    return *read_heads(model.heads, hidden, split, features_BF), split
+    masks = token_masks(tokens_CGR.reshape(C * G, R), mask_CGR.reshape(C * G, R), model.policy.layout)
+    features_BF = model.match_features(jax.tree.map(lambda a: jnp.repeat(a, G, axis=0), features), masks.items_BM)
+    return *read_heads(model.heads, hidden, masks, features_BF), masks

@@ -46,12 +46,13 @@ class TokenMasks(NamedTuple):
 class TokenLikelihood(NamedTuple):
     """Per reply token, `[B, R]`, 0 on padding.
 
-    `kind_BR` is the part of an act token's log-probability that is of its kind, an item or `<|say|>`; 0 on words.
+    `decision_BR` is the part of an item's or of `<|say|>`'s log-probability that says which of the two it is; 0 on
+    words.
     """
 
     logp_BR: jax.Array
     entropy_BR: jax.Array
-    kind_BR: jax.Array
+    decision_BR: jax.Array
 
 
 def token_masks(tokens_BR: jax.Array, mask_BR: jax.Array, layout: Layout) -> TokenMasks:
@@ -122,29 +123,29 @@ def reply_likelihood(
       act_chunk, word_chunk: tokens of time at once; None: as many as memory allows (`models/likelihood.py`).
     """
     layout = policy.layout
-    split = token_masks(tokens_BR, mask_BR, layout)
+    masks = token_masks(tokens_BR, mask_BR, layout)
     R = tokens_BR.shape[1]
     A = min(layout.act_items + 1, R)
     before = jnp.arange(layout.act_items)[None, :] < jnp.arange(A)[:, None]
-    used_BAM = jnp.where(before, split.items_BM[:, None], -1)
+    used_BAM = jnp.where(before, masks.items_BM[:, None], -1)
     row_BA = tokens_BR[:, :A] - layout.item_offset
     act_target_BA = jnp.where(tokens_BR[:, :A] == layout.say, layout.num_items, jnp.maximum(row_BA, 0))
     item_query = jax.tree.map(lambda a: a[:, None], item_query)
     acting, beside = policy.acting(hidden_BRD[:, :A], item_query), None if item_query is None else item_query.beside
     act = act_likelihood(policy, tables, acting, used_BAM, act_target_BA, beside, temperature, act_chunk)
 
-    match_BRM = (tokens_BR[..., None] - layout.item_offset) == split.items_BM[:, None]
-    is_own = (match_BRM & (split.items_BM[:, None] >= 0)).any(-1)
+    match_BRM = (tokens_BR[..., None] - layout.item_offset) == masks.items_BM[:, None]
+    is_own = (match_BRM & (masks.items_BM[:, None] >= 0)).any(-1)
     word_target_BR = jnp.where(is_own, layout.item_offset + match_BRM.argmax(-1), tokens_BR)
     word_target_BR = jnp.minimum(word_target_BR, layout.item_offset + layout.act_items - 1)
-    own_BRM = jnp.broadcast_to(split.items_BM[:, None], (*tokens_BR.shape, layout.act_items))
+    own_BRM = jnp.broadcast_to(masks.items_BM[:, None], (*tokens_BR.shape, layout.act_items))
     word = word_likelihood(policy, tables, hidden_BRD, own_BRM, word_target_BR, temperature, word_chunk)
 
     def join(a_BA, w_BR):
         a_BR = jnp.pad(a_BA, ((0, 0), (0, R - A)))
-        return jnp.where(split.act_BR, a_BR, jnp.where(split.word_BR, w_BR, 0.0))
+        return jnp.where(masks.act_BR, a_BR, jnp.where(masks.word_BR, w_BR, 0.0))
 
-    no_kind_BR = jnp.zeros_like(word.kind)
+    no_decision_BR = jnp.zeros_like(word.kind)
     return TokenLikelihood(
-        join(act.logp, word.logp), join(act.entropy, word.entropy), join(act.kind, no_kind_BR)
+        join(act.logp, word.logp), join(act.entropy, word.entropy), join(act.kind, no_decision_BR)
     )  # fmt: skip

@@ -20,7 +20,7 @@ MOST_BYTES = 4 * 2**30
 """Of kept programs; what was not used for longest goes first."""
 
 
-class Once:
+class CompiledOnce:
     """A jitted step, traced with the mesh in sight, that is compiled once.
 
     Given arrays of another shape, type or layout in the middle of a run, a jitted function is compiled again, which can

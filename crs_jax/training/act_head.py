@@ -21,7 +21,7 @@ from crs_jax.evaluation.policies import run_batched
 from crs_jax.features.context import ContextFeatures
 from crs_jax.inputs.task import Task
 from crs_jax.models.policy import MASKED, Policy, add_at
-from crs_jax.runtime.compilation import Once
+from crs_jax.runtime.compilation import CompiledOnce
 from crs_jax.runtime.metrics import MetricsWriter
 from crs_jax.runtime.progress import Progress, say
 from crs_jax.runtime.sharding import everywhere, on_mesh, place, shard_batch
@@ -107,7 +107,7 @@ def fit_head(task: Task, writer: MetricsWriter, graphdef: Any, params: Any, froz
         average = jax.tree.map(lambda old, new: old + rate * (new - old), average, part)
         return *keep_layout((part, average, opt_state), task.mesh), value
 
-    run = Once("head step", step, task.mesh)
+    run = CompiledOnce("head step", step, task.mesh)
     part = average = place(trained_part(params), task.mesh)
     opt_state = fresh_optimizer_state(part, optimizer, task.mesh)
     key = jax.random.key(task.config.seed + 9)

@@ -21,7 +21,7 @@ from crs_jax.rl.contexts import Contexts
 from crs_jax.rl.groups import group_advantages
 from crs_jax.rl.reward import Scores
 from crs_jax.rl.scoring import TokenMasks
-from crs_jax.training.batch import Rollout, RolloutBatch, Slates
+from crs_jax.training.batch import Candidates, Rollout, RolloutBatch
 from crs_jax.training.rollout import replied_to
 from crs_jax.training.turns import advantages as over_turns
 from crs_jax.training.turns import as_rows, by_episode, joined
@@ -94,9 +94,9 @@ def has_critic(algorithm: Algorithm, config: ConfigDict) -> bool:
 
 def token_rewards(
     scores: Scores,
-    split: TokenMasks,
+    masks: TokenMasks,
     kl_BR: jax.Array,
-    kind_BR: jax.Array,
+    decision_BR: jax.Array,
     act_kl: jax.Array,
     decision_kl: jax.Array | float,
     word_kl: jax.Array,
@@ -104,12 +104,12 @@ def token_rewards(
 ) -> jax.Array:
     """Rewards `[B, R]`: scores where they fall, less the KL penalty of each token and that of a missing end.
 
-    `kind_BR` is the part of `kl_BR` that is of whether another item is proposed.
+    `decision_BR` is the part of `kl_BR` that is of whether another item is proposed.
     """
-    word_B = scores.total_B - scores.act_B - penalty * ~split.ended_B
-    placed_BR = ppo.place_rewards(scores.act_B, word_B, split.say_BR, split.last_BR)
-    act_BR = act_kl * (kl_BR - kind_BR) + decision_kl * kind_BR
-    return placed_BR - act_BR * split.act_BR - word_kl * kl_BR * split.word_BR
+    word_B = scores.total_B - scores.act_B - penalty * ~masks.ended_B
+    placed_BR = ppo.place_rewards(scores.act_B, word_B, masks.say_BR, masks.last_BR)
+    act_BR = act_kl * (kl_BR - decision_BR) + decision_kl * decision_BR
+    return placed_BR - act_BR * masks.act_BR - word_kl * kl_BR * masks.word_BR
 
 
 def make_advantages(config: ConfigDict, algorithm: Algorithm, beyond: bool) -> Callable:
@@ -118,8 +118,9 @@ def make_advantages(config: ConfigDict, algorithm: Algorithm, beyond: bool) -> C
     Args:
       config: the whole config.
       algorithm: how scores become advantages.
-      beyond: a reply earns something that the score of its act does not hold, by later turns or a reward of one's own;
-        where first tokens are summed over, sampled acts learn from that alone.
+      beyond: later turns or a user's own reward add something that the reward of the items does not hold. With
+        candidates for first items the items of sampled replies learn from that alone, and from nothing where there is
+        no such thing.
     """
     c = config.ppo
     first_items = make_first_items(config, algorithm)
@@ -135,12 +136,14 @@ def make_advantages(config: ConfigDict, algorithm: Algorithm, beyond: bool) -> C
         begun, *later = rollout.turns
         credited = credit(begun, first, known, c.contexts)
         turns = [paid(begun, baseline(credited[0], c.group), *credited[1:], paid_kl, c.missing_end_penalty)]
-        turns += [paid(t, t.scores, t.k1_BR, t.kind_BR, paid_kl, c.missing_end_penalty) for t in map(as_rows, later)]
+        turns += [
+            paid(t, t.scores, t.k1_BR, t.decision_BR, paid_kl, c.missing_end_penalty) for t in map(as_rows, later)
+        ]
         rows = joined(turns)
         advantage_BR, return_BR = estimate(rows, c)
         advantage_BR, first = relative(advantage_BR, rows, first)
         if not sampled_acts:
-            advantage_BR = jnp.where(rows.split.act_BR, 0.0, advantage_BR)
+            advantage_BR = jnp.where(rows.masks.act_BR, 0.0, advantage_BR)
         replies, start = [], 0
         for turn in turns:
             count = len(turn.reward_BR)
@@ -155,7 +158,7 @@ def make_advantages(config: ConfigDict, algorithm: Algorithm, beyond: bool) -> C
 
 def as_scored(turn: RolloutBatch, *_: Any) -> tuple[Scores, jax.Array, jax.Array]:
     """Scores and KL of tokens as they are."""
-    return turn.scores, turn.k1_BR, turn.kind_BR
+    return turn.scores, turn.k1_BR, turn.decision_BR
 
 
 def beyond_known(
@@ -163,13 +166,13 @@ def beyond_known(
 ) -> tuple[Scores, jax.Array, jax.Array]:
     """Scores less what is known of the first item, and the KL that the sum over first items has not paid."""
     B = len(turn.k1_BR)
-    row_CG = turn.split.items_BM[:, 0].reshape(contexts, -1)
+    row_CG = turn.masks.items_BM[:, 0].reshape(contexts, -1)
     acts, known = replied_to((first.acts, known), contexts)
     known_CG, listed_CG = all_acts.of_sampled(acts, known, row_CG)
-    known_B, item_B = known_CG.reshape(B), turn.k1_BR[:, 0] - turn.kind_BR[:, 0]
+    known_B, item_B = known_CG.reshape(B), turn.k1_BR[:, 0] - turn.decision_BR[:, 0]
     scores = turn.scores._replace(act_B=turn.scores.act_B - known_B, total_B=turn.scores.total_B - known_B)
     k1_BR = turn.k1_BR.at[:, 0].set(jnp.where(listed_CG.reshape(B), 0.0, item_B))
-    return scores, k1_BR, turn.kind_BR.at[:, 0].set(0.0)
+    return scores, k1_BR, turn.decision_BR.at[:, 0].set(0.0)
 
 
 def less_the_others(scores: Scores, group: int) -> Scores:
@@ -179,14 +182,14 @@ def less_the_others(scores: Scores, group: int) -> Scores:
 
 
 def paid(
-    turn: RolloutBatch, scores: Scores, k1_BR: jax.Array, kind_BR: jax.Array, kl: Coefficients, penalty: float
+    turn: RolloutBatch, scores: Scores, k1_BR: jax.Array, decision_BR: jax.Array, kl: Coefficients, penalty: float
 ) -> RolloutBatch:
     """The replies with the rewards of their tokens."""
-    return turn._replace(reward_BR=token_rewards(scores, turn.split, k1_BR, kind_BR, *kl, penalty))
+    return turn._replace(reward_BR=token_rewards(scores, turn.masks, k1_BR, decision_BR, *kl, penalty))
 
 
 def by_return(rows: RolloutBatch, c: ConfigDict) -> tuple[jax.Array, jax.Array]:
-    """Rewards to come, twice."""
+    """Rewards-to-go, as advantages and as returns."""
     return ppo.gae(rows.reward_BR, jnp.zeros_like(rows.reward_BR), rows.replies.mask_BR, c.discount, 1.0)
 
 
@@ -195,15 +198,15 @@ def make_relative(config: ConfigDict, algorithm: Algorithm) -> Callable:
     c = config.ppo
 
     def whitened(advantage_BR: jax.Array, rows: RolloutBatch, first: None) -> tuple[jax.Array, None]:
-        act_BR, word_BR = rows.split.act_BR, rows.split.word_BR
+        act_BR, word_BR = rows.masks.act_BR, rows.masks.word_BR
         return ppo.whiten(advantage_BR, act_BR) + ppo.whiten(advantage_BR, word_BR), first
 
     def whitened_beside_items(
         advantage_BR: jax.Array, rows: RolloutBatch, first: FirstItems
     ) -> tuple[jax.Array, FirstItems]:
-        scale, act_BR = jnp.sqrt(all_acts.variance(first.acts) + 1e-8), rows.split.act_BR
+        scale, act_BR = jnp.sqrt(all_acts.variance(first.acts) + 1e-8), rows.masks.act_BR
         of_act = jnp.where(act_BR, ppo.less_mean(advantage_BR, act_BR) / scale, 0.0)
-        return of_act + ppo.whiten(advantage_BR, rows.split.word_BR), first._replace(acts=scaled(first.acts, scale))
+        return of_act + ppo.whiten(advantage_BR, rows.masks.word_BR), first._replace(acts=scaled(first.acts, scale))
 
     def none(advantage_BR: jax.Array, rows: RolloutBatch, first: Any) -> tuple[jax.Array, Any]:
         return jnp.zeros_like(advantage_BR), first
@@ -211,8 +214,8 @@ def make_relative(config: ConfigDict, algorithm: Algorithm) -> Callable:
     def in_groups(advantage_BR: jax.Array, rows: RolloutBatch, first: Any) -> tuple[jax.Array, Any]:
         assert algorithm.relative is not None
         scores = rows.scores
-        term_B = jnp.abs(scores.act_B) + jnp.abs(scores.total_B) + c.missing_end_penalty * ~rows.split.ended_B
-        return group_advantages(rows.reward_BR, rows.split, c.group, algorithm.relative, algorithm.words, term_B), first
+        term_B = jnp.abs(scores.act_B) + jnp.abs(scores.total_B) + c.missing_end_penalty * ~rows.masks.ended_B
+        return group_advantages(rows.reward_BR, rows.masks, c.group, algorithm.relative, algorithm.words, term_B), first
 
     if not algorithm.replies:
         return none
@@ -230,11 +233,13 @@ def make_first_items(config: ConfigDict, algorithm: Algorithm) -> Callable:
     """(rollout, KL coefficients, key) -> (`FirstItems`, `Known`), None twice without sums over items; inside jit."""
     c = config.ppo
 
-    def lists(slates: Slates, acts: Acts, kl: Coefficients, key: jax.Array) -> Any:
+    def lists(candidates: Candidates, acts: Acts, kl: Coefficients, key: jax.Array) -> Any:
         return plackett_luce.draw(key, acts.logp_CA, c.lists, c.list_items)
 
-    def optimum(slates: Slates, acts: Acts, kl: Coefficients, key: jax.Array) -> Any:
-        return all_acts.tilted(slates.reference, slates.mass_CA, slates.score_CA, slates.empty_C, kl.act, kl.decision)
+    def optimum(candidates: Candidates, acts: Acts, kl: Coefficients, key: jax.Array) -> Any:
+        return all_acts.tilted(
+            candidates.reference, candidates.mass_CA, candidates.score_CA, candidates.empty_C, kl.act, kl.decision
+        )
 
     def nothing(*_: Any) -> Any:
         return None
@@ -242,13 +247,19 @@ def make_first_items(config: ConfigDict, algorithm: Algorithm) -> Callable:
     beside = lists if algorithm.lists else optimum if algorithm.optimum else nothing
 
     def first_items(rollout: Rollout, kl: Coefficients, key: jax.Array) -> tuple[FirstItems, Known]:
-        assert rollout.slates is not None
-        slates, key = rollout.slates, jax.random.split(jax.random.fold_in(key, 1), 3)[2]
+        assert rollout.candidates is not None
+        candidates, key = rollout.candidates, jax.random.split(jax.random.fold_in(key, 1), 3)[2]
         acts, known = all_acts.known_advantages(
-            slates.row_CA, slates.weight_CA, slates.first, slates.reference, slates.score_CA, slates.empty_C, *kl[:2]
+            candidates.row_CA,
+            candidates.weight_CA,
+            candidates.first,
+            candidates.reference,
+            candidates.score_CA,
+            candidates.empty_C,
+            *kl[:2],
         )
-        learned = beside(slates, acts, kl, key)
-        return FirstItems(rollout.contexts.features, slates.hidden_CD, acts, learned), known
+        learned = beside(candidates, acts, kl, key)
+        return FirstItems(rollout.contexts.features, candidates.hidden_CD, acts, learned), known
 
     return first_items if c.all_acts else lambda *_: (None, None)
 
@@ -258,7 +269,7 @@ def experience(
 ) -> Experience:
     """Some of the rows, by context."""
     per_token = (
-        rows.replies.tokens_BR, rows.replies.mask_BR, rows.split.act_BR, rows.old.logp_BR, rows.reference.logp_BR,
+        rows.replies.tokens_BR, rows.replies.mask_BR, rows.masks.act_BR, rows.old.logp_BR, rows.reference.logp_BR,
         rows.value_BR, advantage_BR, return_BR,
     )  # fmt: skip
     return Experience(contexts, *(a[part].reshape(len(contexts.prompt_CP), -1, a.shape[-1]) for a in per_token))

@@ -17,7 +17,7 @@ from crs_jax.training.episodes import Answer
 class RolloutBatch(NamedTuple):
     """Replies on their way to an update: B = C x G rows to C contexts.
 
-    `sample` fills the first three, `score` the rest but `reward_BR`, which `advantages` does.
+    `rollout` fills the first three, `score` the rest but `reward_BR`, which `advantages` does.
 
     Attributes:
       contexts: C rows.
@@ -26,9 +26,9 @@ class RolloutBatch(NamedTuple):
       old, reference: likelihoods under the policy that sampled and under the SFT policy.
       first: the policy's first tokens in the contexts.
       value_BR: of the value function.
-      split: the replies' parts.
+      masks: which of their tokens are of the slate, and which words.
       scores: their rewards.
-      k1_BR, kind_BR: KL to the SFT policy of each token, and the part of it that is of whether to propose.
+      k1_BR, decision_BR: KL to the SFT policy of each token, and the part of it that is of whether to propose.
       finite_B: whether all signals that exist are finite.
       reward_BR: what each token is paid.
     """
@@ -40,21 +40,21 @@ class RolloutBatch(NamedTuple):
     reference: TokenLikelihood | Any = None
     first: FirstToken | Any = None
     value_BR: jax.Array | Any = None
-    split: TokenMasks | Any = None
+    masks: TokenMasks | Any = None
     scores: Scores | Any = None
     k1_BR: jax.Array | Any = None
-    kind_BR: jax.Array | Any = None
+    decision_BR: jax.Array | Any = None
     finite_B: jax.Array | Any = None
     reward_BR: jax.Array | Any = None
 
 
-class Slates(NamedTuple):
-    """The first items of C contexts, many more than are replied to.
+class Candidates(NamedTuple):
+    """Items that might be proposed first, alternatives to one another, in C contexts, more than are replied to.
 
-    A slate needs no sampled words: one prefill gives the hidden state that has read `<|rec|>`, and the reward model
-    says what each of the likeliest items would earn. So the expectation is taken over hundreds of contexts for the
-    price of a few sampled replies. `sample` fills all but the last three, in parts that are worked on one after the
-    other, `[parts, contexts of one, ...]`; `score` does these, and then C is the leading axis.
+    They need no sampled words: one prefill gives the hidden state that has read `<|rec|>`, and the reward model says
+    what each of the likeliest items would earn. So the expectation is taken over hundreds of contexts for the price of
+    a few sampled replies. `rollout` fills all but the last three, in parts that are worked on one after the other,
+    `[parts, contexts of one, ...]`; `score` does these, and then C is the leading axis.
 
     Attributes:
       contexts: in parts.
@@ -83,13 +83,13 @@ class Rollout(NamedTuple):
 
     Attributes:
       contexts: all of them.
-      slates: their first items; None where first tokens are sampled alone.
+      candidates: for their first items; None where first items learn from sampled replies only.
       turns: replies of the first turn, to `config.ppo.contexts` of the contexts, and where there are more turns those
         of all later ones, a leading axis of turns before them.
       answers: of seekers before the later turns.
     """
 
     contexts: Contexts
-    slates: Slates | None
+    candidates: Candidates | None
     turns: tuple[RolloutBatch, ...]
     answers: Answer | None = None

@@ -84,12 +84,12 @@ def _scale(logits: Logits, temperature: float | jax.Array) -> Scale:
     return Scale(spread, jnp.sqrt(jnp.square(logits_CN).max(-1).mean()))
 
 
-def gaps(logp_BR: jax.Array, split: TokenMasks, **others_BR: jax.Array) -> dict[str, jax.Array]:
+def gaps(logp_BR: jax.Array, masks: TokenMasks, **others_BR: jax.Array) -> dict[str, jax.Array]:
     """What `check_gaps` reads of log-probabilities and others that should be equal, for acts and for words."""
     found: dict[str, jax.Array] = {}
     for name, other_BR in others_BR.items():
         gap_BR, rest_BR = logp_BR - other_BR, 1.0 - jnp.exp(jnp.minimum(logp_BR, other_BR))
-        for part, mask_BR in zip(PARTS, (split.act_BR, split.word_BR), strict=True):
+        for part, mask_BR in zip(PARTS, (masks.act_BR, masks.word_BR), strict=True):
             size_BR = jnp.where(mask_BR, jnp.abs(gap_BR), jnp.nan)
             found |= {
                 f"check/{name}/{part}/rms": jnp.sqrt(masked_mean(jnp.square(gap_BR), mask_BR)),

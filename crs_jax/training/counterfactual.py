@@ -47,8 +47,10 @@ class Counterfactuals:
       label: of the copies.
     """
 
-    def __init__(self, task: Task, numbers: np.ndarray, signal_DTS: np.ndarray, wishes: SplitFeatures, member: int = 0):
-        """`numbers` are the training dialogues whose replies are used; labels and `wishes` are of the whole split.
+    def __init__(
+        self, task: Task, numbers: np.ndarray, signal_DTS: np.ndarray, split_features: SplitFeatures, member: int = 0
+    ):
+        """`numbers` are the training dialogues whose replies are used; labels and features are of the whole split.
 
         Each `member` of an ensemble has draws of its own.
         """
@@ -73,7 +75,7 @@ class Counterfactuals:
         self._windows = make_windows(task.config, task.encoded["train"], self.where, task.tokenizer)
         self._tokens_BL, self._mask_BL = reply_arrays(task, "train", self.where)
         self._item_B = self._tokens_BL[:, 0] - task.layout.item_offset
-        self._wishes, self._at = wishes, np.array(self.where).T
+        self._split_features, self._at = split_features, np.array(self.where).T
 
     def draw(self, count: int, step: int) -> Rows:
         """`count` rows, each a logged reply (first of its group G) and its copies; the same for the same step.
@@ -92,7 +94,7 @@ class Counterfactuals:
         own_RL = tokens_RL == offset + items_RG[:, :1]
         tokens_RGL = np.where(own_RL[:, None], offset + items_RG[..., None], tokens_RL[:, None])
         dialogue_B, turn_B = (np.repeat(a[index_R], G) for a in self._at)
-        features_BF = self._wishes.matches_of(dialogue_B, turn_B, items_RG.reshape(-1, 1))
+        features_BF = self._split_features.matches_of(dialogue_B, turn_B, items_RG.reshape(-1, 1))
         label_RG = np.full((count, G), self.label, np.float32)
         label_RG[:, 0] = self._real[index_R]
         return {

@@ -56,10 +56,16 @@ def drawn(seed: int, fitted: np.ndarray, number: int) -> np.ndarray:
     return np.sort(np.random.default_rng([seed, 43, number]).choice(fitted, len(fitted)))
 
 
-def member(task: Task, number: int, fitted: np.ndarray, signal_DTS: np.ndarray, wishes: SplitFeatures) -> Member:
+def member(
+    task: Task, number: int, fitted: np.ndarray, signal_DTS: np.ndarray, split_features: SplitFeatures
+) -> Member:
     """The member of that number; `fitted` are the dialogues that may be used."""
     seed, dialogues = task.config.seed, drawn(task.config.seed, fitted, number)
-    others = Counterfactuals(task, dialogues, signal_DTS, wishes, number) if task.config.reward.counterfactual else None
+    others = (
+        Counterfactuals(task, dialogues, signal_DTS, split_features, number)
+        if task.config.reward.counterfactual
+        else None
+    )
     key = jax.random.key(seed + 3)
     if number:
         key = jax.random.fold_in(key, 2**31 + number)  # no number of a step

@@ -102,7 +102,7 @@ class Episodes:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Talk:
+class Continuation:
     """What goes on after a reply.
 
     Attributes:

@@ -47,11 +47,11 @@ def of_proposals(items_BM: jax.Array, popularity_N: jax.Array) -> tuple[jax.Arra
     return masked_mean(popularity_N[items_BM], there_BM), (count_N > 0).sum() / jnp.maximum(there_BM.sum(), 1)
 
 
-def measures(tokens_BR: jax.Array, split: TokenMasks, popularity_N: jax.Array) -> dict[str, jax.Array]:
+def measures(tokens_BR: jax.Array, masks: TokenMasks, popularity_N: jax.Array) -> dict[str, jax.Array]:
     """`health/...` of sampled replies."""
-    popularity, distinct = of_proposals(split.items_BM, popularity_N)
+    popularity, distinct = of_proposals(masks.items_BM, popularity_N)
     return {
-        "health/repetition": repetition(tokens_BR, split.word_BR),
+        "health/repetition": repetition(tokens_BR, masks.word_BR),
         "health/popularity": popularity,
         "health/distinct": distinct,
     }

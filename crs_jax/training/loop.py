@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 from crs_jax.inputs.task import Task, copy_tree
 from crs_jax.rl.reward import members, stack
 from crs_jax.runtime.checkpoint import Checkpoints, Saved
-from crs_jax.runtime.compilation import Once
+from crs_jax.runtime.compilation import CompiledOnce
 from crs_jax.runtime.interruption import Pace, leave_if_asked, saving
 from crs_jax.runtime.metrics import MetricsWriter
 from crs_jax.runtime.progress import Progress, say
@@ -237,7 +237,7 @@ def make_step(
     mesh: Mesh,
     micro_batches: int = 1,
     average: float = 0.0,
-) -> Once:
+) -> CompiledOnce:
     """Jitted (state, frozen, batch, key) -> (state, metrics): one supervised update.
 
     Args:
@@ -269,7 +269,7 @@ def make_step(
         new_state = TrainState(state.step + 1, params, opt_state, halted, extra)
         return keep_layout(new_state, mesh), metrics | {"grad_norm": norm, "halted": halted}
 
-    return Once(name, step, mesh, donate=0)
+    return CompiledOnce(name, step, mesh, donate=0)
 
 
 def averaged(average: Any, params: Any, step: jax.Array, decay: float) -> Any:

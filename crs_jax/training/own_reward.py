@@ -81,11 +81,11 @@ class OwnReward:
         found.__cause__ = error
         return found
 
-    def __call__(self, contexts: Contexts, replies: Replies, split: TokenMasks) -> jax.Array:
+    def __call__(self, contexts: Contexts, replies: Replies, masks: TokenMasks) -> jax.Array:
         """Float32 `[B]` of B = C x G replies; inside jit."""
         tokens_BR, mask_BR = replies.tokens_BR, replies.mask_BR
         if self.traced:
-            values_B = jnp.asarray(self.function(contexts, tokens_BR, mask_BR, split), jnp.float32)
+            values_B = jnp.asarray(self.function(contexts, tokens_BR, mask_BR, masks), jnp.float32)
             if values_B.shape != (len(tokens_BR),):
                 rule = f"a traced one returned {values_B.shape}, expected ({len(tokens_BR)},), one number a reply"
                 raise InputError(f"{FLAG}={self.name}: {rule}")

@@ -21,19 +21,19 @@ from crs_jax.training.turns import Answer, by_turn
 
 
 def measured(
-    batch: Advantages, actor: ActorCritic, judges: FrozenModels, answers: Answer | None, algorithm: Algorithm,
+    batch: Advantages, actor: ActorCritic, frozen_models: FrozenModels, answers: Answer | None, algorithm: Algorithm,
     config: ConfigDict,
 ) -> dict[str, jax.Array]:  # fmt: skip
     """Inside jit; the actor is that of before the updates."""
     rows = batch.rows
-    found = of_rewards(rows, len(members(judges.reward)) > 1) | of_replies(rows)
+    found = of_rewards(rows, len(members(frozen_models.reward)) > 1) | of_replies(rows)
     if has_critic(algorithm, config):
         found["explained_variance"] = ppo.explained_variance(rows.value_BR, batch.return_BR, rows.replies.mask_BR)
     if algorithm.lists and batch.first is not None and batch.known is not None:
         found["reward/list"] = plackett_luce.gain(batch.known.score_CA, batch.first.beside).mean()
     sampled_BR, reference_BR = rows.replies.logp_BR, rows.reference.logp_BR
-    found |= gaps(rows.old.logp_BR, rows.split, sampler=sampled_BR, reference=reference_BR)
-    found |= measures(rows.replies.tokens_BR, rows.split, actor.policy.items.content[...][:, -1])
+    found |= gaps(rows.old.logp_BR, rows.masks, sampler=sampled_BR, reference=reference_BR)
+    found |= measures(rows.replies.tokens_BR, rows.masks, actor.policy.items.content[...][:, -1])
     if answers is not None:
         found |= by_turn(rows, config.ppo.turns, answers, actor.policy.layout.pad)
     return found
@@ -57,22 +57,22 @@ def of_rewards(rows: Any, ensemble: bool) -> dict[str, jax.Array]:
 
 def of_replies(rows: Any) -> dict[str, jax.Array]:
     """KL to the SFT policy in nats a reply, entropies in nats a token, lengths and shares of replies."""
-    mask, split, alive_B = rows.replies.mask_BR, rows.split, rows.alive_B
+    mask, masks, alive_B = rows.replies.mask_BR, rows.masks, rows.alive_B
     count = alive_B.sum()
-    kl_act, kl_word = (ppo.masked_sum(rows.k1_BR, part) / count for part in (split.act_BR, split.word_BR))
-    proposed_B = (split.items_BM >= 0).sum(-1)
+    kl_act, kl_word = (ppo.masked_sum(rows.k1_BR, part) / count for part in (masks.act_BR, masks.word_BR))
+    proposed_B = (masks.items_BM >= 0).sum(-1)
     return {
         "kl": kl_act + kl_word,
         "kl/act": kl_act,
-        "kl/decision": ppo.masked_sum(rows.kind_BR, split.act_BR) / count,
+        "kl/decision": ppo.masked_sum(rows.decision_BR, masks.act_BR) / count,
         "kl/word": kl_word,
         "kl/k3": ppo.masked_sum(ppo.kl_k3(rows.old.logp_BR, rows.reference.logp_BR), mask) / count,
         "kl/max": jnp.where(mask, jnp.abs(rows.k1_BR), 0.0).max(),
-        "entropy/act": ppo.masked_mean(rows.old.entropy_BR, split.act_BR),
-        "entropy/word": ppo.masked_mean(rows.old.entropy_BR, split.word_BR),
+        "entropy/act": ppo.masked_mean(rows.old.entropy_BR, masks.act_BR),
+        "entropy/word": ppo.masked_mean(rows.old.entropy_BR, masks.word_BR),
         "sampler_gap": jnp.where(mask, jnp.abs(rows.old.logp_BR - rows.replies.logp_BR), 0.0).max(),
         "reply_length": ppo.masked_mean(mask.sum(-1), alive_B),
-        "ended": ppo.masked_mean(split.ended_B, alive_B),
+        "ended": ppo.masked_mean(masks.ended_B, alive_B),
         "items_per_reply": ppo.masked_mean(proposed_B, alive_B),
         "recommends": ppo.masked_mean(proposed_B > 0, alive_B),
     }

@@ -34,7 +34,7 @@ from crs_jax.training.examples import fresh_instances
 from crs_jax.training.health import warnings
 from crs_jax.training.optimizer import make_optimizer, ppo_rates, schedule
 from crs_jax.training.own_reward import own_reward
-from crs_jax.training.ppo import first_extra, make_iteration, make_sampler
+from crs_jax.training.ppo import first_extra, make_iteration, make_reference_signals
 from crs_jax.training.ppo_samples import Samples
 from crs_jax.training.ppo_validation import Validation
 from crs_jax.training.reward import split_holdout
@@ -62,7 +62,7 @@ def contexts_of(task: Task) -> list[tuple[int, int]]:
     return where
 
 
-def make_judges(task: Task, sft: Model, reward: Model) -> FrozenModels:
+def make_frozen_models(task: Task, sft: Model, reward: Model) -> FrozenModels:
     """Everything that does not learn, on the mesh."""
     r = task.config.reward
     weight_S = jnp.array([*weights(r), *([r.delta] if r.function else [])], jnp.float32)
@@ -72,19 +72,19 @@ def make_judges(task: Task, sft: Model, reward: Model) -> FrozenModels:
     return FrozenModels(sft[1], reward[1], sft[2], reward[2], jnp.asarray(task.contrast_NE), weight_S, spread)
 
 
-def reference_normaliser(task: Task, graphs: Graphs, judges: FrozenModels, contexts: Contexts) -> Normaliser:
+def reference_normaliser(task: Task, graphs: Graphs, frozen_models: FrozenModels, contexts: Contexts) -> Normaliser:
     """Fitted on replies of the SFT policy to training contexts."""
-    sampler, c = make_sampler(graphs, task.config, task.mesh), task.config.ppo
+    sampler, c = make_reference_signals(graphs, task.config, task.mesh), task.config.ppo
     total, signals, seed = len(contexts.prompt_CP), [], task.config.seed + c.seed + 5
     for i in range(REFERENCE_BATCHES):
         batch = shard_batch(take(contexts, chosen(seed, i, total, c.contexts)), task.mesh)
-        signals.append(sampler(judges, batch, jax.random.fold_in(jax.random.key(seed), i)))
+        signals.append(sampler(frozen_models, batch, jax.random.fold_in(jax.random.key(seed), i)))
         if i == 0 and c.checks:
-            check_draws(signals[0], sampler(judges, batch, jax.random.key(0)), c.temperature)
+            check_draws(signals[0], sampler(frozen_models, batch, jax.random.key(0)), c.temperature)
     found = jax.block_until_ready(jnp.concatenate(signals))
     if graphs.own is not None:
         graphs.own.check()
-    return fit_normaliser(found, judges.weight_S)
+    return fit_normaliser(found, frozen_models.weight_S)
 
 
 def open_evidence(task: Task, sft: Model) -> Model:
@@ -98,14 +98,14 @@ def open_evidence(task: Task, sft: Model) -> Model:
 
 
 def build(task: Task, sft: Model, reward: Model) -> tuple[Graphs, Any, FrozenModels]:
-    """Graph definitions, the first parameters of the actor-critic, and the judges."""
+    """Graph definitions, the first parameters of the actor-critic, and the frozen models."""
     opened = open_evidence(task, sft) if task.config.ppo.evidence == "all" else None
     policy = nnx.merge(*(opened or sft))
     separate = task.config.model.value == "separate"
     critic = nnx.merge(sft[0], copy_tree(sft[1]), sft[2]) if separate else None
     graph, params, _ = split_model(ActorCritic(policy, task.config.model.value, critic))
     graphs = Graphs(graph, sft[0], reward[0], own_reward(task), None if opened is None else opened[0])
-    return graphs, copy_tree(place(params, task.mesh)), make_judges(task, sft, reward)
+    return graphs, copy_tree(place(params, task.mesh)), make_frozen_models(task, sft, reward)
 
 
 class PPOStage(loop.Stage):
@@ -114,7 +114,7 @@ class PPOStage(loop.Stage):
     Args:
       task, writer: where it works.
       sft: the policy that it starts from.
-      graphs, judges: `build`.
+      graphs, frozen_models: `build`.
       where, contexts: what it starts from (`contexts_of`).
     """
 
@@ -122,11 +122,11 @@ class PPOStage(loop.Stage):
     log_every = agree_every = 1
 
     def __init__(
-        self, task: Task, writer: MetricsWriter, sft: Model, graphs: Graphs, judges: FrozenModels,
+        self, task: Task, writer: MetricsWriter, sft: Model, graphs: Graphs, frozen_models: FrozenModels,
         where: list[tuple[int, int]], contexts: Contexts,
     ):  # fmt: skip
         c = task.config.ppo
-        self.task, self.writer, self.graphs, self.judges = task, writer, graphs, judges
+        self.task, self.writer, self.graphs, self.frozen_models = task, writer, graphs, frozen_models
         self.steps, self.eval_every = c.iterations, max(c.iterations // c.checks_a_run, 1)
         self.optimizer = make_optimizer(ppo_rates(task.config), c.warmup, c.iterations, c.clip_norm, c.decay_to)
         self._rate = schedule(c.learning_rate, c.warmup, c.iterations, c.decay_to)
@@ -136,8 +136,8 @@ class PPOStage(loop.Stage):
         self._batches = Batches(lengths, self._count, contexts.mask_CP.shape[1], c.buckets, seed)
         self._noise: float | None = None
         self._warned: set[str] = set()
-        talk: tuple[Any, Any] = find_seeker(task, writer, sft) if c.turns > 1 else (None, None)
-        self._talk, self._seeker = talk
+        continuation: tuple[Any, Any] = find_seeker(task, writer, sft) if c.turns > 1 else (None, None)
+        self._talk, self._seeker = continuation
         made_of = graphs, self.optimizer, task.config, task.mesh, *([] if self._talk is None else [self._talk])
         self._program = functools.cache(lambda width: make_iteration(*made_of))  # one for each width of prompts
 
@@ -145,10 +145,10 @@ class PPOStage(loop.Stage):
         """With the reward's normaliser, which a resumed stage has, and validation before the first iteration."""
         saved, c = resumed.saved, self.task.config.ppo
         if saved is None:
-            normaliser = reference_normaliser(self.task, self.graphs, self.judges, self._contexts)
+            normaliser = reference_normaliser(self.task, self.graphs, self.frozen_models, self._contexts)
             result = {"policy": copy_tree(params["policy"]), "normaliser": normaliser._asdict()}
         self.normaliser, floor = Normaliser(**result["normaliser"]), 0.0 if saved is None else saved.floor
-        self.validation = Validation(self.task, self.graphs, self.judges)
+        self.validation = Validation(self.task, self.graphs, self.frozen_models)
         self._samples = Samples(self.task, self.validation, params["policy"], self.normaliser)
         if saved is None and (found := self._validated(0, params["policy"])):
             floor = c.hr_floor * found["validation/hr@10"]
@@ -169,7 +169,7 @@ class PPOStage(loop.Stage):
         seeking = () if self._talk is None else (self._seeker, self._dialogues(number))
         iteration = self._program(batch.prompt_CP.shape[1])
         return iteration(
-            state, self.judges, self.normaliser, shard_batch(batch, self.task.mesh), self._key, *seeking
+            state, self.frozen_models, self.normaliser, shard_batch(batch, self.task.mesh), self._key, *seeking
         )  # fmt: skip
 
     def _dialogues(self, number: int) -> jax.Array:
@@ -187,7 +187,7 @@ class PPOStage(loop.Stage):
         """What is logged. The first iteration's figures say whether the program is right."""
         c, noise = self.task.config.ppo, values.pop("noise")
         if c.checks and number == 1:
-            of_sft = self.graphs.policy, self.judges.reference, self.judges.frozen
+            of_sft = self.graphs.policy, self.frozen_models.reference, self.frozen_models.frozen
             scales = jax.jit(on_mesh(functools.partial(logit_scales, of_sft[0]), self.task.mesh))(
                 *of_sft[1:], shard_batch(batch, self.task.mesh), c.temperature
             )
@@ -231,27 +231,29 @@ def run_ppo(task: Task, writer: MetricsWriter, sft: Model, reward: Model) -> Ali
     """Aligns the SFT policy, or loads what was aligned before."""
     c = task.config.ppo
     inputs = {**task.made_from, "SFT model": digest(sft[1]), "reward model": digest(reward[1])}
-    graphs, params, judges = build(task, sft, reward)
+    graphs, params, frozen_models = build(task, sft, reward)
     if graphs.own is not None:
         inputs["reward function"] = graphs.own.fingerprint
     resumed = loop.Resumed.of(task, "ppo", inputs)
-    blank = Normaliser(jnp.zeros_like(judges.weight_S), jnp.ones_like(judges.weight_S), jnp.float32(1))
+    blank = Normaliser(jnp.zeros_like(frozen_models.weight_S), jnp.ones_like(frozen_models.weight_S), jnp.float32(1))
     result = resumed.kept(loop.Kept({"policy": params["policy"], "normaliser": blank._asdict()})).result
     if resumed.done:
         resumed.close(f"ppo: done before, {resumed.first} iterations")
-        return Aligned((graphs.aligned, result["policy"], sft[2]), graphs, judges, Normaliser(**result["normaliser"]))
+        return Aligned(
+            (graphs.aligned, result["policy"], sft[2]), graphs, frozen_models, Normaliser(**result["normaliser"])
+        )
     where = contexts_of(task)
     contexts = contexts_at(task, "train", where)
     ppo_rates(task.config).show("ppo", params)
     writer.drop_after("ppo", -1 if resumed.saved is None else resumed.first)
-    stage = PPOStage(task, writer, sft, graphs, judges, where, contexts)
+    stage = PPOStage(task, writer, sft, graphs, frozen_models, where, contexts)
     kept = stage.begin(resumed, params, result)
     if graphs.own is not None:
         say(f"ppo: the reward has {task.config.reward.function}, weight {task.config.reward.delta:g}")
     first = first_extra(c.act_kl, c.decision_kl, c.word_kl)
     state = resumed.state(fresh_state(params, stage.optimizer, task.mesh, first))
     kept = loop.train(stage, resumed, state, kept)
-    return Aligned((graphs.aligned, kept.result["policy"], sft[2]), graphs, judges, stage.normaliser)
+    return Aligned((graphs.aligned, kept.result["policy"], sft[2]), graphs, frozen_models, stage.normaliser)
 
 
 def logged(workdir: Any) -> list[dict[str, Any]]:

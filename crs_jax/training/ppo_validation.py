@@ -19,7 +19,7 @@ from crs_jax.inputs.task import Task
 from crs_jax.models.policy import MASKED, add_at
 from crs_jax.rl.contexts import Contexts
 from crs_jax.rl.forward import first_of, policy_likelihood
-from crs_jax.rl.frozen_models import FrozenModels, Graphs, Model, judge
+from crs_jax.rl.frozen_models import FrozenModels, Graphs, Model, predict_signals
 from crs_jax.rl.reward import Normaliser, score
 from crs_jax.rl.sampling import keys_of, sample
 from crs_jax.runtime.sharding import everywhere, on_mesh
@@ -47,11 +47,11 @@ class Validation:
       last: the sampled replies of the last check.
     """
 
-    def __init__(self, task: Task, graphs: Graphs, judges: FrozenModels):
+    def __init__(self, task: Task, graphs: Graphs, frozen_models: FrozenModels):
         c, found = task.config, fresh_instances(task, "validation")
         order = np.random.default_rng([c.seed, 29]).permutation(len(found))[: c.ppo.validation_contexts]
         chosen = [found[i] for i in sorted(order)]
-        self.task, self.judges, self.count = task, judges, len(chosen)
+        self.task, self.frozen_models, self.count = task, frozen_models, len(chosen)
         self._target_IY = np.full((len(chosen), MOST_TARGETS), -1, np.int32)
         for i, instance in enumerate(chosen):
             rows = instance.fresh[:MOST_TARGETS]
@@ -59,7 +59,7 @@ class Validation:
         self.where = where = [(i.dialogue, i.turn) for i in chosen]
         self.last: Validated | None = None
         self._key = jax.random.key(c.seed + 31)
-        self._sft: Model = (graphs.policy, judges.reference, judges.frozen)
+        self._sft: Model = (graphs.policy, frozen_models.reference, frozen_models.frozen)
         self._graphs, self._reference_IN = graphs, np.zeros(0)
         if self.count:
             self._contexts: Contexts = contexts_at(task, "validation", where)
@@ -67,29 +67,32 @@ class Validation:
         self._references = [dialogues[d].turns[t].render(names) for d, t in where]
         p, clip, exact = c.ppo, c.reward.clip, c.reward.relevance == "exact"
 
-        def draw(params, judges: FrozenModels, contexts: Contexts, key, **how):
+        def draw(params, frozen_models: FrozenModels, contexts: Contexts, key, **how):
             return sample(
-                nnx.merge(graphs.aligned, params, judges.frozen), contexts.prompt_CP, contexts.mask_CP, key, group=1,
-                reply_tokens=c.data.reply_tokens, features=contexts.features, block=p.decode_block, **how,
+                nnx.merge(graphs.aligned, params, frozen_models.frozen), contexts.prompt_CP, contexts.mask_CP, key,
+                group=1, reply_tokens=c.data.reply_tokens, features=contexts.features,
+                block=p.decode_block, **how,
             )  # fmt: skip
 
-        def check(params, judges: FrozenModels, normaliser: Normaliser, contexts: Contexts, target_CY, number_C, key):
-            first_CN = first_of(graphs.aligned, params, judges.frozen, contexts, p.temperature).item_CN
+        def check(
+            params, frozen_models: FrozenModels, normaliser: Normaliser, contexts: Contexts, target_CY, number_C, key
+        ):
+            first_CN = first_of(graphs.aligned, params, frozen_models.frozen, contexts, p.temperature).item_CN
             first_CN = add_at(first_CN, contexts.features.named, jnp.full(contexts.features.named.shape, MASKED))
             target_CY1 = jnp.take_along_axis(first_CN, jnp.maximum(target_CY, 0), 1)[..., None]
             rank_CY = lax.map(lambda x: (x[0] >= x[1]).sum(-1), (first_CN, target_CY1))
-            replies = draw(params, judges, contexts, keys_of(key, number_C), temperature=p.temperature)
-            say_JBS, end_JBS, by_formula, _ = judge(graphs, judges, contexts, replies, exact)
-            scores = score(say_JBS, end_JBS, by_formula, normaliser, judges.weight_S, clip, judges.spread)
+            replies = draw(params, frozen_models, contexts, keys_of(key, number_C), temperature=p.temperature)
+            say_JBS, end_JBS, by_formula, _ = predict_signals(graphs, frozen_models, contexts, replies, exact)
+            scores = score(say_JBS, end_JBS, by_formula, normaliser, frozen_models.weight_S, clip, frozen_models.spread)
             both = [
-                policy_likelihood(graph, own, judges.frozen, contexts, replies, p.temperature).logp_BR
-                for graph, own in ((graphs.aligned, params), (graphs.policy, judges.reference))
+                policy_likelihood(graph, own, frozen_models.frozen, contexts, replies, p.temperature).logp_BR
+                for graph, own in ((graphs.aligned, params), (graphs.policy, frozen_models.reference))
             ]
             kl_B = (both[0] - both[1]).sum(-1)
             return rank_CY, Validated(replies.tokens_BR, scores.total_B, kl_B, scores.signal_BS)
 
-        def mode(params, judges: FrozenModels, contexts: Contexts):
-            return draw(params, judges, contexts, jax.random.key(0), greedy=True).tokens_BR
+        def mode(params, frozen_models: FrozenModels, contexts: Contexts):
+            return draw(params, frozen_models, contexts, jax.random.key(0), greedy=True).tokens_BR
 
         self._check, self._mode = (
             jax.jit(on_mesh(f, task.mesh), out_shardings=everywhere(task.mesh)) for f in (check, mode)
@@ -114,8 +117,8 @@ class Validation:
             return {}
 
         def both(contexts: Contexts, *rest: jax.Array) -> tuple[Any, ...]:
-            found = self._check(params, self.judges, normaliser, contexts, *rest, self._key)
-            return *found, self._mode(params, self.judges, contexts)
+            found = self._check(params, self.frozen_models, normaliser, contexts, *rest, self._key)
+            return *found, self._mode(params, self.frozen_models, contexts)
 
         rank_IY, self.last, token_IR = self._batched(both)
         total_I, kl_I = self.last.reward_I, self.last.kl_I
@@ -141,8 +144,8 @@ class Validation:
             return {}
         if not len(self._reference_IN):
             self._reference_IN = first_item(task, self._sft, self._contexts, "")
-        learned_IN = first_item(task, (self._graphs.aligned, params, self.judges.frozen), self._contexts, "")
-        judged = self._graphs, self.judges, normaliser
+        learned_IN = first_item(task, (self._graphs.aligned, params, self.frozen_models.frozen), self._contexts, "")
+        judged = self._graphs, self.frozen_models, normaliser
         way = way_of(
             self._reference_IN, learned_IN, acts, lambda row_IA: item_rewards(task, *judged, self._contexts, row_IA, "")
         )
@@ -155,7 +158,7 @@ class Validation:
 
     def replies(self, params: Any, normaliser: Normaliser) -> Validated:
         """The sampled replies, as a check draws them."""
-        return self._batched(lambda *batch: self._check(params, self.judges, normaliser, *batch, self._key)[1])
+        return self._batched(lambda *batch: self._check(params, self.frozen_models, normaliser, *batch, self._key)[1])
 
     def _batched(self, function: Callable) -> Any:
         """`function(contexts, targets, their numbers)` over the contexts in batches; joined."""

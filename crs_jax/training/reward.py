@@ -26,7 +26,7 @@ from crs_jax.inputs.replies import reply_arrays
 from crs_jax.inputs.task import Task, copy_tree, split_model
 from crs_jax.rl.reward import RewardModel, mean_of, members, predict, stack
 from crs_jax.runtime.checkpoint import digest
-from crs_jax.runtime.compilation import Once
+from crs_jax.runtime.compilation import CompiledOnce
 from crs_jax.runtime.errors import InputError
 from crs_jax.runtime.metrics import MetricsWriter
 from crs_jax.runtime.sharding import everywhere, on_mesh, place, shard_batch
@@ -57,7 +57,9 @@ def split_holdout(task: Task) -> tuple[np.ndarray, np.ndarray]:
 HELD = 1_000_000_000  # number of the draw of copies that is held out
 
 
-def slot_labels(task: Task, rows: Rows, numbers: np.ndarray, signal_DTS: np.ndarray, wishes: SplitFeatures) -> Rows:
+def slot_labels(
+    task: Task, rows: Rows, numbers: np.ndarray, signal_DTS: np.ndarray, split_features: SplitFeatures
+) -> Rows:
     """The rows with the labels and features of the slots whose target is `<|say|>` or `<|end|>`; labels NaN elsewhere.
 
     `numbers` are the dialogues the packer had.
@@ -71,7 +73,7 @@ def slot_labels(task: Task, rows: Rows, numbers: np.ndarray, signal_DTS: np.ndar
         turn = np.take_along_axis(rows["utterance_RT"], rows[at], 1)
         here = rows[mask] & (rows[target] == stop)
         out[labels] = np.where(here[..., None], signal_DTS[dialogue, turn], np.nan).astype(np.float32)
-        out[features] = wishes.matches(dialogue, turn)
+        out[features] = split_features.matches(dialogue, turn)
     return out
 
 
@@ -79,7 +81,7 @@ RIDGE = 10.0  # of the least squares, in replies
 
 
 def least_squares(
-    task: Task, numbers: np.ndarray, signal_DTS: np.ndarray, wishes: SplitFeatures
+    task: Task, numbers: np.ndarray, signal_DTS: np.ndarray, split_features: SplitFeatures
 ) -> tuple[np.ndarray, np.ndarray]:
     """Weights `[len(MATCH_FEATURES), 3]` and biases `[3]` that explain the labels of the dialogues best.
 
@@ -88,7 +90,7 @@ def least_squares(
     """
     times = Counter(numbers.tolist())
     at = tuple(np.array([place for place in task.replies("train") for _ in range(times[place[0]])]).T)
-    fit_PF, label_PS = wishes.matches(*at).astype(np.float64), signal_DTS[at].astype(np.float64)
+    fit_PF, label_PS = split_features.matches(*at).astype(np.float64), signal_DTS[at].astype(np.float64)
     kernel_FS, bias_S = np.zeros((fit_PF.shape[1], len(SIGNALS))), np.zeros(len(SIGNALS))
     for s in range(len(SIGNALS)):
         known = np.isfinite(label_PS[:, s])
@@ -109,12 +111,14 @@ def with_heads(params: Any, kernel_FS: np.ndarray, bias_S: np.ndarray) -> Any:
     return {**params, "heads": heads}
 
 
-def first_params(task: Task, params: Any, one: Member, signal_DTS: np.ndarray, wishes: SplitFeatures) -> Any:
+def first_params(task: Task, params: Any, one: Member, signal_DTS: np.ndarray, split_features: SplitFeatures) -> Any:
     """A member's parameters before the first step: a copy of `params` with heads at least squares, on the mesh."""
-    return place(with_heads(copy_tree(params), *least_squares(task, one.dialogues, signal_DTS, wishes)), task.mesh)
+    return place(
+        with_heads(copy_tree(params), *least_squares(task, one.dialogues, signal_DTS, split_features)), task.mesh
+    )
 
 
-def make_step(graphdef: Any, optimizer: Any, task: Task) -> Once:
+def make_step(graphdef: Any, optimizer: Any, task: Task) -> CompiledOnce:
     """Jitted (state, frozen, rows, key) -> (state, metrics)."""
     c, weight = task.config, task.config.reward.counterfactual
 
@@ -151,21 +155,23 @@ class RewardStage(loop.FittedStage):
     def __init__(self, task: Task, writer: MetricsWriter, graphdef: Any, frozen: Any):
         c = task.config
         self.task, self.writer, self.log_every, self._frozen = task, writer, c.log_every, frozen
-        self._signal_DTS, self._wishes = label(task, "train").signal_DTS, of_split(task, "train")
+        self._signal_DTS, self._split_features = label(task, "train").signal_DTS, of_split(task, "train")
         fitted, held = split_holdout(task)
-        labels = fitted, self._signal_DTS, self._wishes
+        labels = fitted, self._signal_DTS, self._split_features
         self.team = [member(task, number, *labels) for number in range(c.reward.ensemble)]
         per_epoch = len(self.team[0].packer.epoch(rows=c.sft.rows, crop=c.sft.crop, rng=epoch_seed(task, "reward", 0)))
         self.steps, self.eval_every = max(round(c.reward.epochs * per_epoch), 1), max(per_epoch // 2, 1)
         self.optimizer = make_optimizer(reward_rates(c), 0.05, self.steps, c.reward.clip_norm)
-        others = Counterfactuals(task, held, self._signal_DTS, self._wishes) if c.reward.counterfactual else None
+        others = (
+            Counterfactuals(task, held, self._signal_DTS, self._split_features) if c.reward.counterfactual else None
+        )
         held_rows = self._labelled(make_packer(task, "train", held).pack(), held, others, HELD)
         self._held_out = held_out_loss(task, graphdef, frozen, held_rows)
         self._step = functools.cache(lambda beside: make_step(graphdef, self.optimizer, task))
 
     def start(self, params: Any) -> Any:
         """The members' states before the first step."""
-        first = (first_params(self.task, params, one, self._signal_DTS, self._wishes) for one in self.team)
+        first = (first_params(self.task, params, one, self._signal_DTS, self._split_features) for one in self.team)
         return stack([fresh_state(own, self.optimizer, self.task.mesh) for own in first])
 
     def batches(self, first: int) -> Iterator[Any]:
@@ -189,7 +195,7 @@ class RewardStage(loop.FittedStage):
         return self._held_out(params)
 
     def _labelled(self, rows: Rows, numbers: np.ndarray, beside: Counterfactuals | None, step: int) -> Rows:
-        rows = slot_labels(self.task, rows, numbers, self._signal_DTS, self._wishes)
+        rows = slot_labels(self.task, rows, numbers, self._signal_DTS, self._split_features)
         return rows | beside.draw(len(rows["tokens_RT"]), step) if beside is not None and beside.where else rows
 
 

@@ -84,8 +84,8 @@ def counterfactual_loss(
     prompt = rows["other_prompt_RP"], rows["other_mask_RP"]
     other_key = None if key is None else jax.random.fold_in(key, 1)
     hidden = tree_hidden(policy, policy.tables(), *prompt, tokens, real, other_key)
-    split = token_masks(tokens.reshape(R * G, L), real.reshape(R * G, L), policy.layout)
-    both = read_heads(model.heads, hidden, split, rows["other_features_RGF"].reshape(R * G, -1))
+    masks = token_masks(tokens.reshape(R * G, L), real.reshape(R * G, L), policy.layout)
+    both = read_heads(model.heads, hidden, masks, rows["other_features_RGF"].reshape(R * G, -1))
     read = [values_BS[:, column("engagement")].reshape(R, G) for values_BS in both]
     known_RG = jnp.isfinite(rows["other_label_RG"])
     label_RG = jnp.where(known_RG, rows["other_label_RG"], 0.0)

@@ -29,12 +29,12 @@ from crs_jax.rl.ppo import masked_mean
 from crs_jax.rl.sampling import sample
 from crs_jax.rl.scoring import token_masks
 from crs_jax.runtime.checkpoint import digest
-from crs_jax.runtime.compilation import Once
+from crs_jax.runtime.compilation import CompiledOnce
 from crs_jax.runtime.errors import InputError
 from crs_jax.runtime.metrics import MetricsWriter
 from crs_jax.runtime.sharding import place, shard_batch
 from crs_jax.training import loop
-from crs_jax.training.episodes import Answer, Episodes, Seeker, Talk
+from crs_jax.training.episodes import Answer, Continuation, Episodes, Seeker
 from crs_jax.training.optimizer import make_optimizer, seeker_rates
 from crs_jax.training.reward import split_holdout
 from crs_jax.training.sft import DeviceRows, at_slots, batches, epoch_seed, packed_hidden
@@ -43,12 +43,12 @@ from crs_jax.training.state import TrainState, fresh_state
 Model = tuple[Any, Any, Any]  # graphdef, params, frozen
 
 
-def find_seeker(task: Task, writer: MetricsWriter, sft: Model) -> tuple[Talk, Any]:
+def find_seeker(task: Task, writer: MetricsWriter, sft: Model) -> tuple[Continuation, Any]:
     """What goes on after a reply, by `config.ppo.seeker`, and the parameters of the seeker."""
     episodes = Episodes(task, "train")
     if task.config.ppo.seeker == "simulator":
-        return Talk(episodes, simulated_seeker(task, episodes)), {}
-    return Talk(episodes, model_seeker(task, episodes, sft[0])), run_seeker(task, writer, sft)
+        return Continuation(episodes, simulated_seeker(task, episodes)), {}
+    return Continuation(episodes, model_seeker(task, episodes, sft[0])), run_seeker(task, writer, sft)
 
 
 def model_seeker(task: Task, episodes: Episodes, graphdef: Any) -> Seeker:
@@ -154,7 +154,7 @@ class SeekerStage(loop.FittedStage):
             return value, rows["word_mask_RW"].sum()
 
         self._step = loop.make_step("seeker step", loss, lambda rows: None, self.optimizer, task.mesh)
-        self._held_loss = Once("seeker loss", held_loss, task.mesh)
+        self._held_loss = CompiledOnce("seeker loss", held_loss, task.mesh)
 
     def batches(self, first: int) -> Iterator[Rows]:
         """Packed rows."""

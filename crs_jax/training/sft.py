@@ -25,7 +25,7 @@ from crs_jax.inputs.task import Task, copy_tree, corpus_rates, new_policy, split
 from crs_jax.models.likelihood import act_likelihood, word_likelihood
 from crs_jax.models.policy import Policy, Tables
 from crs_jax.rl.ppo import masked_mean
-from crs_jax.runtime.compilation import Once
+from crs_jax.runtime.compilation import CompiledOnce
 from crs_jax.runtime.errors import InputError
 from crs_jax.runtime.metrics import MetricsWriter
 from crs_jax.runtime.sharding import place, shard_batch
@@ -88,11 +88,11 @@ def sft_loss(
     return loss, {"loss": loss, "act_loss": act_loss, "word_loss": word_loss}
 
 
-def with_features(rows: Rows, wishes: SplitFeatures) -> Rows:
+def with_features(rows: Rows, split_features: SplitFeatures) -> Rows:
     """The rows and the features of their act slots; the packer had the whole split."""
     dialogue_RA = np.take_along_axis(rows["dialogue_RT"], rows["act_at_RA"], 1)
     turn_RA = np.take_along_axis(rows["utterance_RT"], rows["act_at_RA"], 1)
-    return {**rows, "features": wishes.at(dialogue_RA, turn_RA)._replace(named_mean=None)}
+    return {**rows, "features": split_features.at(dialogue_RA, turn_RA)._replace(named_mean=None)}
 
 
 def make_packer(task: Task, split: str, numbers: Sequence[int] | np.ndarray | None = None) -> Packer:
@@ -128,7 +128,7 @@ def batches(
     raise InputError(f"{task.corpus.name}: no training dialogue of the {stage} stage has a recommender's reply")
 
 
-def make_step(graphdef: Any, optimizer: Any, task: Task) -> Once:
+def make_step(graphdef: Any, optimizer: Any, task: Task) -> CompiledOnce:
     """Jitted (state, frozen, rows, key) -> (state, metrics)."""
     c = task.config
 
@@ -181,14 +181,14 @@ class SftStage(loop.FittedStage):
         self.optimizer = make_optimizer(sft_rates(task.config), c.warmup, self.steps, c.clip_norm)
         self._frozen, self._packer, self._key = frozen, packer, jax.random.key(task.config.seed + 1)
         self._rate = schedule(c.learning_rate, c.warmup, self.steps)
-        self._wishes, self._validation = of_split(task, "train"), Validation(task, graphdef)
+        self._split_features, self._validation = of_split(task, "train"), Validation(task, graphdef)
         self._step = make_step(graphdef, self.optimizer, task)
 
     def batches(self, first: int) -> Iterator[Rows]:
         """Packed rows with the features of their act slots."""
         c = self.task.config.sft
         for _, rows in loop.after(batches(self._packer, self.task, "sft", c.rows, c.crop), first):
-            yield with_features(rows, self._wishes)
+            yield with_features(rows, self._split_features)
 
     def step(self, number: int, state: TrainState, batch: Rows) -> tuple[TrainState, dict[str, Any]]:
         """One update."""

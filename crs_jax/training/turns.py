@@ -20,7 +20,7 @@ from crs_jax.rl.contexts import Contexts
 from crs_jax.rl.sampling import Replies
 from crs_jax.rl.turns import gae_over_turns
 from crs_jax.training.batch import RolloutBatch
-from crs_jax.training.episodes import Answer, Talk
+from crs_jax.training.episodes import Answer, Continuation
 
 
 def silenced(replies: Replies, alive_B: jax.Array, pad: int) -> Replies:
@@ -31,7 +31,7 @@ def silenced(replies: Replies, alive_B: jax.Array, pad: int) -> Replies:
 
 
 def go_on(
-    talk: Talk,
+    continuation: Continuation,
     reply: Callable[[Contexts, jax.Array, jax.Array], RolloutBatch],
     seeking: tuple[Any, jax.Array],
     first: RolloutBatch,
@@ -55,16 +55,16 @@ def go_on(
       answers before them, all padding where the seeker had left.
     """
     params, where_C2 = seeking
-    (B, R), pad = first.replies.tokens_BR.shape, talk.episodes.tokenizer.pad
+    (B, R), pad = first.replies.tokens_BR.shape, continuation.episodes.tokenizer.pad
     said_BUR = jnp.full((B, 2 * turns - 1, R), pad, jnp.int32).at[:, 0].set(first.replies.tokens_BR)
 
     def turn(carry: tuple[jax.Array, jax.Array], now: tuple[jax.Array, jax.Array, jax.Array]):
         (said_BUR, alive_B), (number, seeker_key, reply_key) = carry, now
-        answer = talk.seeker(params, frozen, where_C2, said_BUR, number, seeker_key)
+        answer = continuation.seeker(params, frozen, where_C2, said_BUR, number, seeker_key)
         heard = Answer(jnp.where(alive_B[:, None], answer.tokens_BR, pad), answer.gone_B & alive_B)
         alive_B = alive_B & ~answer.gone_B
         said_BUR = said_BUR.at[:, 2 * number - 1].set(heard.tokens_BR)
-        replied = reply(talk.grown(first.contexts, where_C2, said_BUR), reply_key, alive_B)
+        replied = reply(continuation.grown(first.contexts, where_C2, said_BUR), reply_key, alive_B)
         said_BUR = said_BUR.at[:, 2 * number].set(replied.replies.tokens_BR)
         return (said_BUR, alive_B), (replied, heard)
 

@@ -133,11 +133,11 @@ def make_first_loss(graphs: Graphs, config: ConfigDict, algorithm: Algorithm) ->
 
 
 def make_update(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mesh, algorithm: Algorithm) -> Callable:
-    """(state, judges, advantages, key) -> (state, metrics): all updates of an iteration; inside jit."""
+    """(state, frozen models, advantages, key) -> (state, metrics): all updates of an iteration; inside jit."""
     c = config.ppo
     step = make_step(graphs, optimizer, config, mesh, algorithm)
 
-    def update(state: TrainState, judges: FrozenModels, batch: Advantages, key: jax.Array):
+    def update(state: TrainState, frozen_models: FrozenModels, batch: Advantages, key: jax.Array):
         def epoch(carry, epoch_key):
             order_C = jax.random.permutation(epoch_key, c.contexts)
             items, replies = batch.first, jax.tree.map(lambda a: a[order_C], batch.replies)
@@ -147,7 +147,7 @@ def make_update(graphs: Graphs, optimizer: Any, config: ConfigDict, mesh: Mesh, 
             return lax.scan(step, carry, in_parts((items, replies), c.minibatches, mesh))
 
         finite, learns, pace = all_finite(batch), state.step >= c.value_warmup, state.extra["pace"]
-        fixed = frozen_of(config, judges), state.extra["act_kl"], state.extra["word_kl"]
+        fixed = frozen_of(config, frozen_models), state.extra["act_kl"], state.extra["word_kl"]
         carry = (state.params, state.opt_state, state.step, state.halted | ~finite, fixed, learns, pace)
         (params, opt_state, _, halted, *_), made = lax.scan(epoch, carry, jax.random.split(key, c.epochs))
 
@@ -190,8 +190,8 @@ def how_far(actor: ActorCritic, batch: Advantages, temperature: float) -> Moved:
     before, B = rows.first.joint, len(found.logp_BR)
     first_C = (jnp.exp(before) * (before - now.joint)).sum(1)
     k3_BR = ppo.approximate_kl(found.logp_BR, rows.old.logp_BR[:B])
-    later_BR = rows.split.act_BR[:B].at[:, 0].set(False)
-    word = ppo.masked_sum(k3_BR, rows.split.word_BR[:B]) / B
+    later_BR = rows.masks.act_BR[:B].at[:, 0].set(False)
+    word = ppo.masked_sum(k3_BR, rows.masks.word_BR[:B]) / B
     return Moved(first_C.mean() + ppo.masked_sum(k3_BR, later_BR) / B, word)
 
 
@@ -199,7 +199,7 @@ def adapted(extra: dict[str, jax.Array], rows: RolloutBatch, share: jax.Array, c
     """KL coefficients towards their targets, and the pace of the next iteration."""
     count = rows.alive_B.sum()
     new = {**extra, "pace": next_pace(extra["pace"], share)}
-    for part, mask_BR in (("act", rows.split.act_BR), ("word", rows.split.word_BR)):
+    for part, mask_BR in (("act", rows.masks.act_BR), ("word", rows.masks.word_BR)):
         name, target = f"{part}_kl", c[f"{part}_kl_target"]
         if target > 0:
             measured = ppo.masked_sum(rows.k1_BR, mask_BR) / count

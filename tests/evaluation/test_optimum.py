@@ -22,7 +22,7 @@ from crs_jax.inputs.labels import label
 from crs_jax.inputs.task import copy_tree
 from crs_jax.rl.frozen_models import Aligned, Graphs, act_scores
 from crs_jax.rl.reward import Normaliser, predict, score
-from crs_jax.training.ppo_stage import make_judges
+from crs_jax.training.ppo_stage import make_frozen_models
 
 
 def acts(rng, contexts, count, mass=1.0):
@@ -78,14 +78,14 @@ def setting(tmp_path_factory):
     sft, reward = fresh_models(task)
     rng = np.random.default_rng(3)
     heads = jax.tree.map(lambda a: a + jnp.asarray(rng.normal(0, 1, a.shape), a.dtype), reward[1]["heads"])
-    judges = make_judges(task, sft, (reward[0], {**reward[1], "heads": heads}, reward[2]))
+    frozen_models = make_frozen_models(task, sft, (reward[0], {**reward[1], "heads": heads}, reward[2]))
     normaliser = Normaliser(jnp.array([0.1, 0.2, -0.1]), jnp.array([1.5, 0.4, 2.0]), jnp.float32(1.3))
     params = copy_tree(sft[1])
     params["items"]["bias"] = params["items"]["bias"] + jnp.asarray(
         rng.normal(0, 1, params["items"]["bias"].shape), jnp.float32
     )
     ppo = (sft[0], params, sft[2])
-    aligned = Aligned(ppo, Graphs(None, sft[0], reward[0]), judges, normaliser)
+    aligned = Aligned(ppo, Graphs(None, sft[0], reward[0]), frozen_models, normaliser)
     where = [(d, t) for d, t in task.replies("test")][:20]
     return task, aligned, {"sft": sft, "ppo": ppo}, contexts_at(task, "test", where), np.array([d for d, _ in where])
 
@@ -111,9 +111,9 @@ def test_rewards_of_acts_equal_the_reward_model_on_each_alone(setting):
     scored = act_scores(*aligned[1:], contexts, jnp.asarray(rows), layout, True, 50.0)
     found = np.concatenate([scored[0], scored[1][:, None]], 1)
     np.testing.assert_allclose(rewards_of(task, aligned, contexts, rows), found[:, :-1], atol=1e-4)
-    judges = aligned.judges
-    model = nnx.merge(aligned.graphs.reward, judges.reward, judges.reward_frozen)
-    items = np.asarray(judges.items_NE)
+    frozen_models = aligned.frozen_models
+    model = nnx.merge(aligned.graphs.reward, frozen_models.reward, frozen_models.reward_frozen)
+    items = np.asarray(frozen_models.items_NE)
     for i in (0, 1, 7, 19):
         for a, row in enumerate([*rows[i].tolist(), None]):
             act = [] if row is None else [layout.item_offset + row]
@@ -127,7 +127,9 @@ def test_rewards_of_acts_equal_the_reward_model_on_each_alone(setting):
             new = act and row not in beside[2]
             relevance = sum(part @ items[row] for part in parts) / max(len(parts), 1) if new else np.nan
             exact = {"relevance": jnp.array([relevance], jnp.float32)}
-            expected = score(say_BS[None], say_BS[None], exact, aligned.normaliser, judges.weight_S, 50.0, 0.0).act_B
+            expected = score(
+                say_BS[None], say_BS[None], exact, aligned.normaliser, frozen_models.weight_S, 50.0, 0.0
+            ).act_B
             assert found[i, a] == pytest.approx(float(expected[0]), abs=2e-4)
 
 

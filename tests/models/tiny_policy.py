@@ -269,12 +269,12 @@ def softmax(logits, temperature):
     return {token: m / sum(mass.values()) for token, m in mass.items()}
 
 
-def plain_likelihood(policy, prompts, replies, temperature=1.0, wishes=None):
+def plain_likelihood(policy, prompts, replies, temperature=1.0, split_features=None):
     """Log-probability and entropy of each token of each reply: lists of floats, from one row a reply."""
-    wishes = [None] * len(replies) if wishes is None else wishes
+    split_features = [None] * len(replies) if split_features is None else split_features
     hidden = plain_hidden(policy, [[*p, *r] for p, r in zip(prompts, replies, strict=True)])
     logp, entropy = [], []
-    for prompt, reply, h, item_query in zip(prompts, replies, hidden, wishes, strict=True):
+    for prompt, reply, h, item_query in zip(prompts, replies, hidden, split_features, strict=True):
         states = h[len(prompt) - 1 :]
         at = [next_token(policy, states[r], reply[:r], temperature, item_query) for r in range(len(reply))]
         logp.append([np.log(p[int(token)]) for p, token in zip(at, reply, strict=True)])

@@ -107,16 +107,16 @@ def inputs(folder: pathlib.Path) -> dict[str, np.ndarray]:
 
     params, reward = moved(params), moved(reward)
     _, rows = next(sft_stage.batches(sft_stage.make_packer(task, "train"), task, "sft", 4, 0.5))
-    wishes = of_split(task, "train")
+    split_features = of_split(task, "train")
     signal_DTS = label(task, "train").signal_DTS
     every = np.arange(len(task.corpus.train))
-    labelled = reward_stage.slot_labels(task, rows, every, signal_DTS, wishes)
+    labelled = reward_stage.slot_labels(task, rows, every, signal_DTS, split_features)
     where = task.replies("train")[:50]
     contexts = contexts_at(task, "train", where)
     replies = reply_arrays(task, "train", where[:8])
     return {
         **flat(params, "sft"), **flat(frozen, "frozen"), **flat(reward, "reward"),
-        **flat(reward_frozen, "reward_frozen"), **flat(sft_stage.with_features(rows, wishes), "sft_rows"),
+        **flat(reward_frozen, "reward_frozen"), **flat(sft_stage.with_features(rows, split_features), "sft_rows"),
         **flat(labelled, "reward_rows"), **flat(contexts._asdict(), "contexts"),
         "replies/tokens": replies[0], "replies/mask": replies[1],
     }  # fmt: skip
@@ -196,7 +196,7 @@ def iteration(arrays: dict[str, np.ndarray], folder: pathlib.Path, variant: str)
     """The second iteration of PPO: parameters are no longer the reference's, and stand in `before`."""
     task, *graphs = world(folder, **VARIANTS[variant])
     of_sft, of_reward = models(arrays, task, *graphs)
-    graphs, params, judges = build(task, of_sft, of_reward)
+    graphs, params, frozen_models = build(task, of_sft, of_reward)
     rng = np.random.default_rng(5)
     params = jax.tree.map(lambda a: a + jnp.asarray(rng.normal(0, 0.02, a.shape), jnp.float32), params)
     before = flat(params, f"iteration/{variant}/before")
@@ -206,7 +206,7 @@ def iteration(arrays: dict[str, np.ndarray], folder: pathlib.Path, variant: str)
     count = task.config.ppo.contexts * task.config.ppo.slate_batches
     contexts = take(contexts_of(arrays), np.arange(count))
     step = make_iteration(graphs, optimizer, task.config, task.mesh)
-    state, metrics = step(state, judges, normaliser, shard_batch(contexts, task.mesh), jax.random.key(5))
+    state, metrics = step(state, frozen_models, normaliser, shard_batch(contexts, task.mesh), jax.random.key(5))
     return before | flat({"params": state.params, "extra": state.extra, "metrics": metrics}, f"iteration/{variant}")
 
 

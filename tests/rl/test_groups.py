@@ -97,7 +97,7 @@ CLIP = 3.7
 def from_signals(say_BS, end_BS, weight_S, split, size):
     """Scores of the replies, and the advantages of each algorithm."""
     normaliser = Normaliser(jnp.full(4, 0.3), jnp.full(4, 0.7), jnp.float32(1.1))
-    scores = score(say_BS[None], end_BS[None], end_BS[:, 1], normaliser, weight_S, CLIP, 0.0)
+    scores = score(say_BS[None], end_BS[None], {"relevance": end_BS[:, 1]}, normaliser, weight_S, CLIP, 0.0)
     reward_BR = token_rewards(scores, split, *[jnp.zeros(split.act_BR.shape)] * 2, 0.0, 0.0, 0.0, 1.0)
     return scores, [advantages_of(reward_BR, split, size, name) for name in ("grpo", "raft", "rloo")]
 

@@ -123,7 +123,9 @@ def world():
         actor_graph, first, _ = split(actor)
         (reward_graph, *_, reward_frozen), reward = split(models[0]), stack([split(model)[1] for model in models])
         first = jax.tree.map(np.asarray, first)  # of the host, so that no run's donation takes it away
-        judges = FrozenModels(params, reward, frozen, reward_frozen, jnp.asarray(items_NE), jnp.asarray(weight), SPREAD)
+        frozen_models = FrozenModels(
+            params, reward, frozen, reward_frozen, jnp.asarray(items_NE), jnp.asarray(weight), SPREAD
+        )
         keys = {"sample": [], "order": []}
 
         def note(name, key):
@@ -148,7 +150,7 @@ def world():
             extra = ppo.first_extra(ACT_KL, ACT_KL, WORD_KL)
             opt_state = Probe.state(first, first_move, second_move)
             state = TrainState(np.int32(step), first, opt_state, np.False_, extra)
-            state, metrics = iteration(state, judges, Normaliser(*normaliser), contexts, jax.random.key(7))
+            state, metrics = iteration(state, frozen_models, Normaliser(*normaliser), contexts, jax.random.key(7))
             assert not metrics["halted"]
             return state, {name: float(value) for name, value in metrics.items()}
 
@@ -171,14 +173,14 @@ def plain_pass(world, actor):
     own = [row for row in unpad(world.contexts.prompt_CP, world.contexts.mask_CP) for _ in range(G)]
     replies = unpad(world.tokens, world.mask)
     policy = getattr(actor, "policy", actor)
-    wishes = [item_query for item_query in plain_wishes(policy, world.contexts.features) for _ in range(G)]
-    likelihood = plain_likelihood(policy, own, replies, world.config.temperature, wishes)
+    split_features = [item_query for item_query in plain_wishes(policy, world.contexts.features) for _ in range(G)]
+    likelihood = plain_likelihood(policy, own, replies, world.config.temperature, split_features)
     if policy is actor:
         return [pad(rows, R) for rows in likelihood]
     kernel, bias = np.asarray(actor.head.kernel[...]), float(actor.head.bias[...])
     hidden = plain_hidden(policy, [[*p, *r] for p, r in zip(own, replies, strict=True)])
     seen = [unit(h[len(p) - 1 : -1]) for h, p in zip(hidden, own, strict=True)]
-    for states, (vector, *_), reply in zip(seen, wishes, replies, strict=True):
+    for states, (vector, *_), reply in zip(seen, split_features, replies, strict=True):
         states[: reply.index(LAYOUT.say) + 1] += vector  # in the act the value function knows the query too
     values = [states @ kernel + bias for states in seen]
     return [pad(rows, R) for rows in (*likelihood, values)]

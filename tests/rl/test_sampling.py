@@ -71,11 +71,11 @@ def test_sampler_equals_trainer(policy, contexts, temperature, group):
     """Log-probs as recorded against one row a reply: ragged prompts, early ends, a block that cuts R unevenly."""
     ended, cut, acts = 0, 0, set()
     own = [row for row in unpad(*contexts[:2]) for _ in range(group)]
-    wishes = [item_query for item_query in plain_wishes(policy, contexts[2:]) for _ in range(group)]
+    split_features = [item_query for item_query in plain_wishes(policy, contexts[2:]) for _ in range(group)]
     for seed in range(24 // group):
         replies = draw_from(policy, contexts, seed, temperature, group)
         rows = unpad(replies.tokens_BR, replies.mask_BR)
-        expected = pad(plain_likelihood(policy, own, rows, temperature, wishes)[0], R)
+        expected = pad(plain_likelihood(policy, own, rows, temperature, split_features)[0], R)
         np.testing.assert_allclose(replies.logp_BR, expected, atol=2e-5)
         ended += sum(row[-1] == LAYOUT.end and len(row) < R for row in rows)
         cut += sum(row[-1] != LAYOUT.end for row in rows)
@@ -89,10 +89,10 @@ def test_sampler_equals_trainer(policy, contexts, temperature, group):
 def test_sampler_equals_trainer_at_the_bounds(policy, contexts, temperature):
     """Errors grow as the logits do, by 1 / temperature."""
     own = [row for row in unpad(*contexts[:2]) for _ in range(4)]
-    wishes = [item_query for item_query in plain_wishes(policy, contexts[2:]) for _ in range(4)]
+    split_features = [item_query for item_query in plain_wishes(policy, contexts[2:]) for _ in range(4)]
     replies = draw_from(policy, contexts, 0, temperature)
     rows = unpad(replies.tokens_BR, replies.mask_BR)
-    expected = pad(plain_likelihood(policy, own, rows, temperature, wishes)[0], R)
+    expected = pad(plain_likelihood(policy, own, rows, temperature, split_features)[0], R)
     np.testing.assert_allclose(replies.logp_BR, expected, atol=2e-5 / min(temperature, 1))
 
 
@@ -127,14 +127,14 @@ def test_greedy_takes_the_mode(policy, contexts):
     many = 4 * LENGTHS
     contexts = *random_prompts(rng, LAYOUT, many, P), *random_evidence(rng, LAYOUT, len(many))[:8]
     replies = draw_from(policy, contexts, group=1, block=R, greedy=True)
-    wishes = plain_wishes(policy, contexts[2:])
+    split_features = plain_wishes(policy, contexts[2:])
     split_choices = 0
     for c, (prompt, reply) in enumerate(
         zip(unpad(*contexts[:2]), unpad(replies.tokens_BR, replies.mask_BR), strict=True)
     ):
         hidden = plain_hidden(policy, [[*prompt, *reply]])[0]
         for r, token in enumerate(reply):
-            p = next_token(policy, hidden[len(prompt) - 1 + r], reply[:r], item_query=wishes[c])
+            p = next_token(policy, hidden[len(prompt) - 1 + r], reply[:r], item_query=split_features[c])
             say = p.pop(LAYOUT.say, None)
             best = max(p, key=p.get, default=None)
             if say is not None:

@@ -76,8 +76,8 @@ def score(graph, params, frozen, batch, evidence, temperature, **chunks):
 
 def plain_scores(policy, batch, evidence, temperature):
     """Log-probabilities and entropies `[C * G, R]` by loops."""
-    wishes = [item_query for item_query in plain_wishes(policy, evidence) for _ in range(G)]
-    return [pad(rows, R) for rows in plain_likelihood(policy, *rows_of(batch), temperature, wishes)]
+    split_features = [item_query for item_query in plain_wishes(policy, evidence) for _ in range(G)]
+    return [pad(rows, R) for rows in plain_likelihood(policy, *rows_of(batch), temperature, split_features)]
 
 
 def test_batch_has_all_kinds(batch):

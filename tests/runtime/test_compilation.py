@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from crs_jax.runtime.compilation import Once, keep_programs
+from crs_jax.runtime.compilation import CompiledOnce, keep_programs
 from crs_jax.runtime.sharding import AXES
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -30,7 +30,7 @@ def test_the_same_step_runs_again_and_again(mesh):
         traced.append(None)
         return {"sum": state["sum"] + batch.sum()}
 
-    step = Once("adding", add, mesh, donate=0)
+    step = CompiledOnce("adding", add, mesh, donate=0)
     state = {"sum": jnp.float32(0)}
     for n in range(3):
         state = step(state, np.full(4, n, np.float32))
@@ -54,7 +54,7 @@ def test_another_program_is_refused_before_it_is_compiled(mesh, other, said):
         traced.append(None)
         return state + sum(a.sum() for a in jax.tree.leaves(batch))
 
-    step = Once("adding", add, mesh)
+    step = CompiledOnce("adding", add, mesh)
     step(jnp.float32(0), np.ones(4, np.float32))
     with pytest.raises(RuntimeError, match=f"adding: .*{said}.*compiled a second time"):
         step(jnp.float32(0), other)
@@ -66,12 +66,12 @@ def test_another_layout_is_another_program():
     program = """
 import jax, jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from crs_jax.runtime.compilation import Once
+from crs_jax.runtime.compilation import CompiledOnce
 from crs_jax.runtime.sharding import AXES
 mesh = jax.make_mesh((2, 1, 1), AXES, axis_types=(AxisType.Auto,) * 3)
 def at(*spec):
     return jax.device_put(jnp.ones((4, 2)), NamedSharding(mesh, PartitionSpec(*spec)))
-step = Once("adding", lambda a: a.sum(), mesh)
+step = CompiledOnce("adding", lambda a: a.sum(), mesh)
 for spec in ((), (None,), (None, None), ("fsdp",)):
     step(at(*spec))
 try:
@@ -89,7 +89,7 @@ except RuntimeError as error:
 
 def test_what_looks_alike_and_is_not(mesh):
     """The same arrays under another name, and a number of Python's for an array's."""
-    step = Once("adding", lambda state, number: sum(state.values()) * number, mesh)
+    step = CompiledOnce("adding", lambda state, number: sum(state.values()) * number, mesh)
     step({"a": jnp.float32(1), "b": jnp.float32(2)}, jnp.float32(3))
     with pytest.raises(RuntimeError, match="another structure"):
         step({"a": jnp.float32(1), "c": jnp.float32(2)}, jnp.float32(3))

@@ -60,7 +60,7 @@ def install(patch: pytest.MonkeyPatch, faults: Faults, made: dict[str, Callable]
     """Patches the PPO stage; every run shares the compiled iteration and reference sampler of the first."""
     sample, policy_pass, experience = rollout.sample, score.policy_pass, advantages.Experience
     rewards, value_loss = advantages.token_rewards, update.ppo.value_loss
-    make_iteration, make_sampler = ppo.make_iteration, ppo.make_sampler
+    make_iteration, make_reference_signals = ppo.make_iteration, ppo.make_reference_signals
 
     def faulty_sample(policy, prompt, mask, key, *, temperature, **more):
         fixed, given = jax.random.key_data(jax.random.key(7)), jax.random.key_data(key)
@@ -86,7 +86,7 @@ def install(patch: pytest.MonkeyPatch, faults: Faults, made: dict[str, Callable]
         )
 
     def shared_sampler(*arguments):
-        made["sampler"] = made.get("sampler") or make_sampler(*arguments)
+        made["sampler"] = made.get("sampler") or make_reference_signals(*arguments)
         return made["sampler"]
 
     patch.setattr(rollout, "sample", faulty_sample)
@@ -96,4 +96,4 @@ def install(patch: pytest.MonkeyPatch, faults: Faults, made: dict[str, Callable]
     patch.setattr(advantages, "token_rewards", lambda *arguments: rewards(*arguments) + faults.read("reward"))
     patch.setattr(update.ppo, "value_loss", faulty_value_loss)
     patch.setattr(ppo_stage, "make_iteration", shared_iteration)
-    patch.setattr(ppo_stage, "make_sampler", shared_sampler)
+    patch.setattr(ppo_stage, "make_reference_signals", shared_sampler)

@@ -45,7 +45,7 @@ def run(folder: pathlib.Path, shape: list[int]) -> Iterator[None]:
     )
     task = make_task(own, config, mesh)
     sft, reward = fresh_models(task)
-    graphs, params, judges = build(task, sft, reward)
+    graphs, params, frozen_models = build(task, sft, reward)
     leaves, tree = jax.tree.flatten(params)
     rng = np.random.default_rng(3)  # away from the reference, so that the KL is not 0
     moved = [np.asarray(rng.normal(0, 0.03, leaf.shape), np.float32) for leaf in leaves]
@@ -66,7 +66,10 @@ def run(folder: pathlib.Path, shape: list[int]) -> Iterator[None]:
                 misplaced.setdefault(name, []).append(f"{path_name(path)}: {leaf.sharding}, not {wanted.spec}")
 
     check("start", (state.params, state.opt_state))
-    check("judges", (judges.reference, judges.frozen, judges.reward, judges.reward_frozen))
+    check(
+        "frozen models",
+        (frozen_models.reference, frozen_models.frozen, frozen_models.reward, frozen_models.reward_frozen),
+    )
     out, programs = {}, []
 
     def note(label: str, tree) -> None:
@@ -76,7 +79,7 @@ def run(folder: pathlib.Path, shape: list[int]) -> Iterator[None]:
     def iterate(state, number: int, label: str):
         batch = shard_batch(take(contexts, np.arange(16) + 16 * number), mesh)
         compiled.clear()
-        state, metrics = iteration(state, judges, normaliser, batch, jax.random.key(5))
+        state, metrics = iteration(state, frozen_models, normaliser, batch, jax.random.key(5))
         programs.append(len(compiled))
         check(f"after {label}", (state.params, state.opt_state))
         note(label, (state.params, state.opt_state, state.extra, metrics))

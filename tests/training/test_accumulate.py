@@ -57,9 +57,9 @@ def reward_step(world, config):
     rows = sft.make_packer(task, "train").epoch(rows=8, crop=0.0, rng=np.random.default_rng(0))[0]
     numbers = np.arange(len(task.corpus.train))
     signals_DTS = label(task, "train").signal_DTS
-    wishes = of_split(task, "train")
-    rows = reward.slot_labels(task, rows, numbers, signals_DTS, wishes)
-    rows |= Counterfactuals(task, numbers, signals_DTS, wishes).draw(8, 1)
+    split_features = of_split(task, "train")
+    rows = reward.slot_labels(task, rows, numbers, signals_DTS, split_features)
+    rows |= Counterfactuals(task, numbers, signals_DTS, split_features).draw(8, 1)
     batch = shard_batch(rows, task.mesh)
     params = lively(params)
     step = reward.make_step(graph, optimizer, task)
@@ -69,14 +69,14 @@ def reward_step(world, config):
 
 def ppo_step(world, config):
     task = dataclasses.replace(world.task, config=config)
-    graphs, params, judges = build(task, world.sft, world.reward)
+    graphs, params, frozen_models = build(task, world.sft, world.reward)
     params = place(lively(params), task.mesh)
     optimizer = optax.sgd(RATE)
     contexts = take(contexts_at(task, "train", task.replies("train")), np.arange(8))
     normaliser = Normaliser(jnp.zeros(3), jnp.array([0.5, 0.2, 0.5]), jnp.float32(1.5))
     iteration = make_iteration(graphs, optimizer, config, task.mesh)
     batch = shard_batch(contexts, task.mesh)
-    state, metrics = iteration(start(params, optimizer), judges, normaliser, batch, jax.random.key(0))
+    state, metrics = iteration(start(params, optimizer), frozen_models, normaliser, batch, jax.random.key(0))
     return params, state.params, metrics
 
 

@@ -111,7 +111,7 @@ class Bandit:
         actor = ActorCritic(nnx.merge(policy_graph, self.reference, self.frozen), value, critic)
         actor_graph, self.params, _ = split_model(actor)
         reward_graph, reward, reward_frozen = split_model(RewardModel(make_policy(seed + 1)))
-        self.judges = FrozenModels(
+        self.frozen_models = FrozenModels(
             copy_tree(self.reference), reward, self.frozen, reward_frozen, item_vectors(RELEVANCE_KN),
             jnp.array([0, 1.0, 0]),
         )  # fmt: skip
@@ -175,7 +175,7 @@ class Bandit:
         act_kl: float,
         word_kl: float,
         average: int,
-        judges: FrozenModels | None = None,
+        frozen_models: FrozenModels | None = None,
         decision_kl: float | None = None,
     ) -> np.ndarray:
         """Mean of the policy's distributions over the last `average` iterations."""
@@ -184,7 +184,9 @@ class Bandit:
         state = fresh_state(copy_tree(self.params), self.optimizer, self.mesh, coefficients)
         seen = []
         for number in range(ITERATIONS):
-            state, _ = self.iteration(state, judges or self.judges, self.normaliser, self.contexts, jax.random.key(0))
+            state, _ = self.iteration(
+                state, frozen_models or self.frozen_models, self.normaliser, self.contexts, jax.random.key(0)
+            )
             if number >= ITERATIONS - average:
                 seen.append(self.distribution(state.params["policy"]))
         return np.mean(seen, 0)
@@ -234,8 +236,8 @@ def test_kl_regularised_optimum_with_a_separate_critic_and_lambda_below_one():
 def test_bandit_without_kl_is_solved(bandit):
     relevance_KN = np.full((2, ITEMS), 0.1)
     relevance_KN[0, 4], relevance_KN[1, 1] = 0.6, 0.6
-    judges = bandit.judges._replace(items_NE=item_vectors(relevance_KN))
-    found = bandit.train(0.0, 0.0, average=1, judges=judges)
+    frozen_models = bandit.frozen_models._replace(items_NE=item_vectors(relevance_KN))
+    found = bandit.train(0.0, 0.0, average=1, frozen_models=frozen_models)
     assert (acts(found)[[0, 1], [4, 1]] > 0.98).all()
     assert ((found * ENDED_Y).sum(-1) > 0.98).all()
 

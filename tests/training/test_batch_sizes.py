@@ -63,17 +63,17 @@ def looked(run, task, world, monkeypatch):
 
 
 def of_ppo(world, task):
-    graphs, _, judges = build(task, world.sft, world.reward)
-    validation, writer = Validation(task, graphs, judges), Writer()
+    graphs, _, frozen_models = build(task, world.sft, world.reward)
+    validation, writer = Validation(task, graphs, frozen_models), Writer()
     found = validation(moved(world.sft[1]), NORMALISER)
     Samples(task, validation, world.sft[1], NORMALISER).write(writer, 3)
     return {**found, "replies": validation.last._asdict(), "shown": dict(enumerate(writer.rows))}
 
 
 def of_evaluation(world, task):
-    graphs, _, judges = build(task, world.sft, world.reward)
+    graphs, _, frozen_models = build(task, world.sft, world.reward)
     policy = (world.sft[0], moved(world.sft[1]), world.sft[2])
-    aligned = Aligned(policy, graphs, judges, NORMALISER)
+    aligned = Aligned(policy, graphs, frozen_models, NORMALISER)
     found, lines = run_evaluate(task, {"sft": world.sft, "ppo": policy}, aligned)
     return {**found, "samples": dict(enumerate(lines))}
 
@@ -125,7 +125,7 @@ def test_the_held_out_loss_is_a_mean_over_labels(world, tmp_path, monkeypatch):
     params, found = looked(run_reward, task, world, monkeypatch)
     graph, _, frozen = world.reward
     model: RewardModel = nnx.merge(graph, params, frozen)
-    signal_DTS, wishes, held = label(task, "train").signal_DTS, of_split(task, "train"), split_holdout(task)[1]
+    signal_DTS, split_features, held = label(task, "train").signal_DTS, of_split(task, "train"), split_holdout(task)[1]
     rows, t = make_packer(task, "train", held).pack(), task.tokenizer
     assert len(rows["tokens_RT"]) % task.config.sft.rows
     window = task.config.data.window
@@ -136,15 +136,15 @@ def test_the_held_out_loss_is_a_mean_over_labels(world, tmp_path, monkeypatch):
             here_RT = (rows["dialogue_RT"] == number) & (rows["utterance_RT"] == turn) & (rows["segment_RT"] > 0)
             for place in (t.say, t.end):
                 ((r, at),) = np.argwhere(here_RT & (rows["tokens_RT"] == place))
-                read_S = np.asarray(model.heads(hidden_RTD[r, at], wishes.matches(d, turn)))
+                read_S = np.asarray(model.heads(hidden_RTD[r, at], split_features.matches(d, turn)))
                 for s in np.flatnonzero(np.isfinite(signal_DTS[d, turn])):
                     errors[place, s].append((read_S[s] - signal_DTS[d, turn, s]) ** 2)
     counts = [len(values) for values in errors.values()]
     assert max(counts) > 1.5 * min(counts) > 3
     expected = [np.mean([np.mean(errors[place, s]) for place in (t.say, t.end)]) for s in range(len(SIGNALS))]
     assert [found[f"{name}_loss"] for name in SIGNALS] == pytest.approx(expected, rel=1e-5)
-    others = Counterfactuals(task, held, signal_DTS, wishes).draw(len(rows["tokens_RT"]), reward.HELD)
-    labelled = {**reward.slot_labels(task, rows, held, signal_DTS, wishes), **others}
+    others = Counterfactuals(task, held, signal_DTS, split_features).draw(len(rows["tokens_RT"]), reward.HELD)
+    labelled = {**reward.slot_labels(task, rows, held, signal_DTS, split_features), **others}
     copies = reward.reward_loss(model, shard_batch(labelled, task.mesh), window, None)[1]
     for name in ("counterfactual_loss", "real_over_other"):
         assert found[name] == pytest.approx(float(copies[name]), rel=1e-4, abs=1e-6)

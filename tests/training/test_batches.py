@@ -113,7 +113,7 @@ def first_batch(world, monkeypatch):
         pass
 
     def make_iteration(*arguments):
-        def iteration(state, judges, normaliser, contexts, key):
+        def iteration(state, frozen_models, normaliser, contexts, key):
             raise Seen(contexts, key)
 
         return iteration

@@ -66,9 +66,9 @@ def test_a_value_head_that_does_not_start_at_zero_stops_the_run(world, faults, t
     build = ppo_stage.build
 
     def biased(*arguments):
-        graphs, params, judges = build(*arguments)
+        graphs, params, frozen_models = build(*arguments)
         params["head"]["kernel"] = params["head"]["kernel"] + 0.1
-        return graphs, params, judges
+        return graphs, params, frozen_models
 
     monkeypatch.setattr(ppo_stage, "build", biased)
     with pytest.raises(SelfCheckError, match="explained variance of the fresh detached value head: expected 0 within"):

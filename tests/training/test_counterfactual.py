@@ -91,7 +91,7 @@ def test_loss_adds_the_squared_error_of_each_reply_read_alone(world, others, lab
     numbers = np.array([1, 3, 4, 8])
     rows = slot_labels(task, make_packer(task, "train", numbers).pack(), numbers, labels, of_split(task, "train"))
     drawn = others.draw(len(rows["tokens_RT"]), 5)
-    window, wishes = task.config.data.window, of_split(task, "train")
+    window, split_features = task.config.data.window, of_split(task, "train")
     bare, _ = reward_loss(model, shard_batch(rows, task.mesh), window, None)
     both, metrics = reward_loss(model, shard_batch({**rows, **drawn}, task.mesh), window, None, None, 0.7)
     prompts = make_windows(task.config, task.encoded["train"], others.where, task.tokenizer).tokens_BP
@@ -99,7 +99,7 @@ def test_loss_adds_the_squared_error_of_each_reply_read_alone(world, others, lab
     errors, gaps, run = [], [], jax.jit(predict)
     for r in range(len(drawn["other_label_RG"])):
         d, t = place[drawn["other_prompt_RP"][r].tobytes()]
-        evidence = wishes.at(np.array([d]), np.array([t]))
+        evidence = split_features.at(np.array([d]), np.array([t]))
         said = []
         for g, label_of in enumerate(drawn["other_label_RG"][r]):
             one = [drawn[name][r : r + 1] for name in ("other_prompt_RP", "other_mask_RP")]

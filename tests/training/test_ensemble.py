@@ -87,13 +87,16 @@ def test_a_dialogue_counts_as_often_as_it_was_drawn(world):
     """Least squares against scikit-learn's with the number of draws as weights; copies of a reply as often."""
     from sklearn.linear_model import Ridge
 
-    task, wishes = world.task, of_split(world.task, "train")
+    task, split_features = world.task, of_split(world.task, "train")
     signal_DTS, numbers = label(task, "train").signal_DTS, drawn(0, split_holdout(world.task)[0], 1)
     times = Counter(numbers.tolist())
     assert max(times.values()) > 1
-    kernel_FS, bias_S = least_squares(task, numbers, signal_DTS, wishes)
+    kernel_FS, bias_S = least_squares(task, numbers, signal_DTS, split_features)
     at = [(d, t) for d, t in task.replies("train") if times[d] and np.isfinite(signal_DTS[d, t, 0])]
-    fit_PF, weight_P = np.array([wishes.matches(d, t) for d, t in at], float), np.array([times[d] for d, _ in at])
+    fit_PF, weight_P = (
+        np.array([split_features.matches(d, t) for d, t in at], float),
+        np.array([times[d] for d, _ in at]),
+    )
     mean_F = np.average(fit_PF, axis=0, weights=weight_P)
     std_F = np.sqrt(np.average((fit_PF - mean_F) ** 2, axis=0, weights=weight_P))
     scale_F = np.where(std_F > 1e-6, std_F, 1.0)
@@ -102,10 +105,10 @@ def test_a_dialogue_counts_as_often_as_it_was_drawn(world):
     assert bias_S[0] == pytest.approx(ridge.intercept_, abs=1e-4)
 
     once, others = (
-        Counterfactuals(task, some, signal_DTS, wishes, 1) for some in (np.unique(numbers), np.sort(numbers))
+        Counterfactuals(task, some, signal_DTS, split_features, 1) for some in (np.unique(numbers), np.sort(numbers))
     )
     assert Counter(others.where) == {(d, t): times[d] for d, t in once.where}
-    first = Counterfactuals(task, numbers, signal_DTS, wishes)
+    first = Counterfactuals(task, numbers, signal_DTS, split_features)
     assert not np.array_equal(others.draw(8, 1)["other_tokens_RGL"], first.draw(8, 1)["other_tokens_RGL"])
 
 
@@ -122,14 +125,14 @@ def test_held_out_predictions_are_the_members_means(world, three):
 def test_scores_of_replies_and_acts_are_the_mean_less_the_spread(world, three, tmp_path):
     """In evaluation, of human replies and of single acts: against NumPy on each member's rewards alone."""
     task = world.at(tmp_path, reward__ensemble=3, reward__spread=0.8, reward__clip=1e6)
-    graphs, _, judges = build(task, world.sft, three)
-    aligned = Aligned(world.sft, graphs, judges, PLAIN)
+    graphs, _, frozen_models = build(task, world.sft, three)
+    aligned = Aligned(world.sft, graphs, frozen_models, PLAIN)
     where = task.replies("test")[:8]
     contexts, replies = contexts_at(task, "test", where), reply_arrays(task, "test", where)
     rows = np.array([[0, 3]] * len(where), np.int32)
 
     def both(params):
-        of = aligned._replace(judges=judges._replace(reward=params))
+        of = aligned._replace(frozen_models=frozen_models._replace(reward=params))
         return judge_replies(task, of, world.sft, contexts, *replies, "x"), item_rewards(task, *of[1:], contexts, rows)
 
     (found, acts_IA), *each = (both(params) for params in (three[1], *members(three[1])))
@@ -147,11 +150,11 @@ def test_the_check_on_validation_contexts_takes_the_spread_off(world, three, tmp
     """In proportion: its replies are the same each time."""
     changes = {"reward__ensemble": 3, "reward__spread": 0.5, "reward__clip": 1e6, "ppo__validation_contexts": 8}
     task = world.at(tmp_path, **changes)
-    graphs, params, judges = build(task, world.sft, three)
-    assert judges.spread == 0.5
-    validation, found = Validation(task, graphs, judges), []
+    graphs, params, frozen_models = build(task, world.sft, three)
+    assert frozen_models.spread == 0.5
+    validation, found = Validation(task, graphs, frozen_models), []
     for spread in (0.0, 0.5, 1.0):
-        validation.judges = judges._replace(spread=jnp.float32(spread))
+        validation.frozen_models = frozen_models._replace(spread=jnp.float32(spread))
         found.append(validation(params["policy"], PLAIN)["validation/reward"])
     fell = [a - b for a, b in itertools.pairwise(found)]
     assert fell[0] > 0.005

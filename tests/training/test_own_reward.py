@@ -7,7 +7,7 @@ import pytest
 
 from crs_jax.inputs.contexts import contexts_at
 from crs_jax.inputs.replies import reply_arrays
-from crs_jax.rl.frozen_models import act_scores, judge
+from crs_jax.rl.frozen_models import act_scores, predict_signals
 from crs_jax.rl.reward import Normaliser, score, stack
 from crs_jax.rl.sampling import Replies
 from crs_jax.runtime.errors import InputError
@@ -45,9 +45,9 @@ def test_it_sees_context_words_and_items(world, tmp_path):
         "    said = sum(len(turn.text.split()) for turn in context if turn.role == 'SEEKER')\n"
         "    return 1000 * len(items) + sum(len(i.title) for i in items) + 0.001 * len(reply.split())\n",
     )  # fmt: skip
-    graphs, _, judges = build(task, world.sft, world.reward)
+    graphs, _, frozen_models = build(task, world.sft, world.reward)
     where, contexts, replies = human(task, 12)
-    say, end, _, _ = jax.jit(lambda j, c, r: judge(graphs, j, c, r, True))(judges, contexts, replies)
+    say, end, _, _ = jax.jit(lambda j, c, r: predict_signals(graphs, j, c, r, True))(frozen_models, contexts, replies)
     assert say.shape == end.shape == (1, 12, 4)
     assert np.isnan(say[0, :, 3]).all()
     for b, (d, t) in enumerate(where):
@@ -60,12 +60,12 @@ def test_it_sees_context_words_and_items(world, tmp_path):
 
 def test_it_joins_the_weighted_sum_at_the_end_alone(world, tmp_path):
     task = own_task(world, tmp_path, "def reward(context, reply, items):\n    return float(len(reply)) / 7\n")
-    graphs, _, judges = build(task, world.sft, world.reward)
-    assert judges.weight_S.tolist() == [1, 1, 1, 1]
+    graphs, _, frozen_models = build(task, world.sft, world.reward)
+    assert frozen_models.weight_S.tolist() == [1, 1, 1, 1]
     _, contexts, replies = human(task, 8)
-    say, end, by_formula, _ = judge(graphs, judges, contexts, replies, True)
+    say, end, by_formula, _ = predict_signals(graphs, frozen_models, contexts, replies, True)
     plain = Normaliser(jnp.zeros(4), jnp.ones(4), jnp.float32(1))
-    found = score(say, end, by_formula, plain, judges.weight_S, np.inf, 0.0)
+    found = score(say, end, by_formula, plain, frozen_models.weight_S, np.inf, 0.0)
     say, end, relevance = say[0], end[0], by_formula["relevance"]
     for b in range(8):
         parts = [end[b, 0], relevance[b], end[b, 2], end[b, 3]]
@@ -74,9 +74,9 @@ def test_it_joins_the_weighted_sum_at_the_end_alone(world, tmp_path):
         at_act = [float(x) for x in (say[b, 0], relevance[b], say[b, 2]) if np.isfinite(x)]
         assert float(found.act_B[b]) == pytest.approx(sum(at_act) * 4 / len(at_act), rel=1e-5)
     rows = jnp.array([[0, 1]] * 8)
-    scores = act_scores(graphs, judges, plain, contexts, rows, task.layout, True, np.inf)
+    scores = act_scores(graphs, frozen_models, plain, contexts, rows, task.layout, True, np.inf)
     without = graphs._replace(own=None)
-    three = judges._replace(weight_S=jnp.ones(3)), Normaliser(jnp.zeros(3), jnp.ones(3), jnp.float32(1))
+    three = frozen_models._replace(weight_S=jnp.ones(3)), Normaliser(jnp.zeros(3), jnp.ones(3), jnp.float32(1))
     other = act_scores(without, *three, contexts, rows, task.layout, True, np.inf)
     for found, expected in zip(scores, other, strict=True):
         np.testing.assert_allclose(found, np.asarray(expected) * 4 / 3, rtol=1e-4)  # three of four weights, scaled up
@@ -106,17 +106,17 @@ def test_a_traced_one_runs_inside_the_program(world, tmp_path):
         world, tmp_path,
         "def reward(contexts, tokens, mask, split):\n    return mask.sum(-1) * 1.0\nreward.traced = True\n",
     )  # fmt: skip
-    graphs, _, judges = build(task, world.sft, world.reward)
+    graphs, _, frozen_models = build(task, world.sft, world.reward)
     _, contexts, replies = human(task, 6)
-    two = judges._replace(reward=stack([judges.reward, judges.reward]))
-    end = jax.jit(lambda j, c, r: judge(graphs, j, c, r, True)[1])(two, contexts, replies)
+    two = frozen_models._replace(reward=stack([frozen_models.reward, frozen_models.reward]))
+    end = jax.jit(lambda j, c, r: predict_signals(graphs, j, c, r, True)[1])(two, contexts, replies)
     np.testing.assert_array_equal(end[..., 3], [replies.mask_BR.sum(-1)] * 2)  # the same for all reward models
 
 
 def test_the_example_works(world, tmp_path):
     task = world.at(tmp_path, reward__function=EXAMPLE, reward__delta=0.5)
-    graphs, _, judges = build(task, world.sft, world.reward)
-    assert judges.weight_S.tolist() == [1, 1, 1, 0.5]
+    graphs, _, frozen_models = build(task, world.sft, world.reward)
+    assert frozen_models.weight_S.tolist() == [1, 1, 1, 0.5]
     function, _ = load(EXAMPLE)
     assert function([], "one two three four five six seven eight nine ten eleven twelve", [1]) == 1.0
     assert function([], "no", []) == pytest.approx((1 - 22 / 12) * 0.5)
@@ -158,10 +158,10 @@ def test_one_that_fails_on_what_is_sampled_ends_the_run_in_one_line(world, tmp_p
 def test_a_traced_one_of_another_shape_is_refused(world, tmp_path):
     text = "def reward(contexts, tokens, mask, split):\n    return mask.sum(-1, keepdims=True)\nreward.traced = True\n"
     task = own_task(world, tmp_path, text)
-    graphs, _, judges = build(task, world.sft, world.reward)
+    graphs, _, frozen_models = build(task, world.sft, world.reward)
     _, contexts, replies = human(task, 6)
     with pytest.raises(InputError, match="one number a reply"):
-        judge(graphs, judges, contexts, replies, True)
+        predict_signals(graphs, frozen_models, contexts, replies, True)
 
 
 @pytest.mark.slow

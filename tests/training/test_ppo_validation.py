@@ -30,15 +30,15 @@ PLAIN = Normaliser(np.zeros(3, np.float32), np.ones(3, np.float32), np.float32(1
 def checked(world, tmp_path_factory):
     """The task, its validation, what judges, what a check of the SFT policy finds, and the contexts it is of."""
     task = world.at(tmp_path_factory.mktemp("checked"))
-    graphs, _, judges = build(task, world.sft, world.reward)
-    validation, instances = Validation(task, graphs, judges), fresh_instances(task, "validation")
+    graphs, _, frozen_models = build(task, world.sft, world.reward)
+    validation, instances = Validation(task, graphs, frozen_models), fresh_instances(task, "validation")
     assert validation.count == len(instances) > 10
     contexts = contexts_at(task, "validation", [(i.dialogue, i.turn) for i in instances])
-    return task, validation, graphs, judges, validation(judges.reference, PLAIN), instances, contexts
+    return task, validation, graphs, frozen_models, validation(frozen_models.reference, PLAIN), instances, contexts
 
 
 def test_hits_equal_plain_ranks_and_the_reference_has_no_kl(world, checked):
-    task, validation, _, judges, found, instances, contexts = checked
+    task, validation, _, frozen_models, found, instances, contexts = checked
     scores = ranking_scores(task, world.sft, contexts, "x")
     hits = []
     for instance, score_N in zip(instances, scores, strict=True):
@@ -50,8 +50,8 @@ def test_hits_equal_plain_ranks_and_the_reference_has_no_kl(world, checked):
     assert 0 < np.mean(hits) < 1
     assert found["validation/hr@10"] == pytest.approx(np.mean(hits), abs=1e-6)
     assert found["validation/kl"] == pytest.approx(0.0, abs=1e-4)
-    assert validation(judges.reference, PLAIN) == found
-    assert validation(moved_far(judges.reference), PLAIN)["validation/kl"] > 0.1
+    assert validation(frozen_models.reference, PLAIN) == found
+    assert validation(moved_far(frozen_models.reference), PLAIN)["validation/kl"] > 0.1
 
 
 def moved_far(params):
@@ -59,13 +59,15 @@ def moved_far(params):
 
 
 def test_way_to_the_optimum_is_the_evaluations(world, checked):
-    task, validation, graphs, judges, found, instances, contexts = checked
+    task, validation, graphs, frozen_models, found, instances, contexts = checked
     assert "validation/share" not in found  # SFT went nowhere
-    params = moved_far(judges.reference)
+    params = moved_far(frozen_models.reference)
     checks = validation(params, PLAIN)
     ppo = (world.sft[0], params, world.sft[2])
     group = np.array([i.dialogue for i in instances])
-    facts = optimum(task, Aligned(ppo, graphs, judges, PLAIN), {"sft": world.sft, "ppo": ppo}, contexts, group)[1]
+    facts = optimum(task, Aligned(ppo, graphs, frozen_models, PLAIN), {"sft": world.sft, "ppo": ppo}, contexts, group)[
+        1
+    ]
     assert checks["validation/share"] == pytest.approx(facts["share"]["value"], abs=1e-4)
     assert checks["validation/kl-item"] == pytest.approx(facts["kl"], abs=1e-5) != 0
     for row in ("sft", "ppo", "optimum", "rerank"):
@@ -91,7 +93,7 @@ def test_words_are_those_of_the_evaluation(world, checked):
 
 def test_sentiment_is_correlated_with_the_reward(world, checked):
     """The same sampled replies, each by the key of its context, judged as the stage evaluate judges them."""
-    task, validation, graphs, judges, found, _, contexts = checked
+    task, validation, graphs, frozen_models, found, _, contexts = checked
     assert validation.count % task.config.evaluation.batch  # the last batch is not full
     draw = jax.jit(lambda batch, keys: sample(
         nnx.merge(*world.sft), batch.prompt_CP, batch.mask_CP, keys, group=1, features=batch.features,
@@ -99,7 +101,7 @@ def test_sentiment_is_correlated_with_the_reward(world, checked):
     ))  # fmt: skip
     key = jax.random.key(task.config.seed + 31)
     replies = draw(contexts, jnp.stack([jax.random.fold_in(key, number) for number in range(validation.count)]))
-    aligned = Aligned(world.sft, graphs, judges, PLAIN)
+    aligned = Aligned(world.sft, graphs, frozen_models, PLAIN)
     said = np.asarray(replies.tokens_BR), np.asarray(replies.mask_BR)
     judged = judge_replies(task, aligned, world.sft, contexts, *said, "x")
     assert found["validation/reward"] == pytest.approx(judged.reward_B.mean(), abs=1e-5)
@@ -126,15 +128,15 @@ class Heard:
 
 def test_samples_hold_a_policy_against_the_one_before_also_after_a_resume(checked):
     """The same contexts and random numbers: a stage that goes on at 3 shows what one that began at 0 does."""
-    task, validation, _, judges, _, instances, _ = checked
+    task, validation, _, frozen_models, _, instances, _ = checked
     moved = jax.tree.map(
-        lambda a: a + 0.1 * np.sin(np.arange(a.size)).reshape(a.shape).astype(a.dtype), judges.reference
+        lambda a: a + 0.1 * np.sin(np.arange(a.size)).reshape(a.shape).astype(a.dtype), frozen_models.reference
     )
     heard = []
     for began in (True, False):
-        samples, writer = Samples(task, validation, judges.reference, PLAIN), Heard()
+        samples, writer = Samples(task, validation, frozen_models.reference, PLAIN), Heard()
         if began:
-            validation(judges.reference, PLAIN)
+            validation(frozen_models.reference, PLAIN)
             samples.write(writer, 0)
             assert all(row["reply before"] == row["reply now"] for row in writer.tables["samples"])
         validation(moved, PLAIN)
@@ -161,12 +163,12 @@ def test_samples_hold_a_policy_against_the_one_before_also_after_a_resume(checke
 
 def test_a_part_of_the_contexts_and_none(world, tmp_path):
     task = world.at(tmp_path, ppo__validation_contexts=7)
-    graphs, _, judges = build(task, world.sft, world.reward)
-    assert Validation(task, graphs, judges).count == 7
+    graphs, _, frozen_models = build(task, world.sft, world.reward)
+    assert Validation(task, graphs, frozen_models).count == 7
     task = world.at(tmp_path, ppo__validation_contexts=0)
-    none, writer = Validation(task, graphs, judges), Heard()
-    assert none(judges.reference, PLAIN) == {}
-    Samples(task, none, judges.reference, PLAIN).write(writer, 0)
+    none, writer = Validation(task, graphs, frozen_models), Heard()
+    assert none(frozen_models.reference, PLAIN) == {}
+    Samples(task, none, frozen_models.reference, PLAIN).write(writer, 0)
     assert writer.texts == writer.tables == {}
 
 

@@ -30,10 +30,10 @@ def planted(task) -> np.ndarray:
 
     The first is read off the words, the second off the features beside them, the last mostly off these.
     """
-    dialogues, wishes = task.corpus.train, of_split(task, "train")
+    dialogues, split_features = task.corpus.train, of_split(task, "train")
     out = np.full((len(dialogues), max(len(d.turns) for d in dialogues), 3), np.nan, np.float32)
     for d, t in task.replies("train"):
-        turn, features_F = dialogues[d].turns[t], wishes.matches(d, t)
+        turn, features_F = dialogues[d].turns[t], split_features.matches(d, t)
         fits = features_F[0] - features_F[1] if features_F[-1] else np.nan
         out[d, t] = "?" in turn.text, fits, min(len(turn.distinct_items), task.config.data.act_items)
     return (out - np.nanmean(out, (0, 1))) / np.nanstd(out, (0, 1))
@@ -68,9 +68,9 @@ def test_planted_signals_are_recovered_on_unseen_dialogues(larger, monkeypatch, 
         known = np.isfinite(wanted_PS[:, s])
         pearson = np.corrcoef(found_PS[known, s], wanted_PS[known, s])[0, 1]
         assert pearson > 0.85, (s, pearson)
-    wishes = of_split(task, "train")
-    kernel_FS, _ = least_squares(task, fitted, signal_DTS, wishes)
-    by_features_PS = np.array([wishes.matches(d, t) for d, t in where]) @ kernel_FS
+    split_features = of_split(task, "train")
+    kernel_FS, _ = least_squares(task, fitted, signal_DTS, split_features)
+    by_features_PS = np.array([split_features.matches(d, t) for d, t in where]) @ kernel_FS
     assert np.corrcoef(by_features_PS[:, 0], wanted_PS[:, 0])[0, 1] < 0.5  # what the words say the features do not
 
 
@@ -87,7 +87,7 @@ def test_loss_is_the_mean_over_labels_that_exist(world, tmp_path):
     loss, metrics = reward_loss(model, shard_batch(rows, task.mesh), window, None)
 
     hidden_RTD = np.asarray(packed_hidden(model.policy, model.policy.tables(), rows, window, None))
-    wishes, errors = of_split(task, "train"), {(place, s): [] for place in ("say", "end") for s in range(3)}
+    split_features, errors = of_split(task, "train"), {(place, s): [] for place in ("say", "end") for s in range(3)}
     for r, tokens_T in enumerate(rows["tokens_RT"]):
         replying = False
         for t, token in enumerate(tokens_T):
@@ -95,7 +95,7 @@ def test_loss_is_the_mean_over_labels_that_exist(world, tmp_path):
             place = {task.tokenizer.say: "say", task.tokenizer.end: "end"}.get(int(token))
             if place and replying and rows["segment_RT"][r, t]:
                 d, turn = numbers[rows["dialogue_RT"][r, t]], rows["utterance_RT"][r, t]
-                features_F = wishes.matches(d, turn)
+                features_F = split_features.matches(d, turn)
                 read_S = np.asarray(model.heads(jnp.asarray(hidden_RTD[r, t]), jnp.asarray(features_F)))
                 for s in np.flatnonzero(np.isfinite(signal_DTS[d, turn])):
                     errors[place, s].append((read_S[s] - signal_DTS[d, turn, s]) ** 2)
@@ -113,10 +113,10 @@ def test_least_squares_equals_ridge_regression(world):
     from sklearn.linear_model import Ridge
 
     task, signal_DTS = world.task, planted(world.task)
-    wishes, numbers = of_split(task, "train"), split_holdout(task)[0]
-    kernel_FS, bias_S = least_squares(task, numbers, signal_DTS, wishes)
+    split_features, numbers = of_split(task, "train"), split_holdout(task)[0]
+    kernel_FS, bias_S = least_squares(task, numbers, signal_DTS, split_features)
     at = [(d, t) for d, t in task.replies("train") if d in set(numbers.tolist())]
-    fit_PF = np.array([wishes.matches(d, t) for d, t in at], float)
+    fit_PF = np.array([split_features.matches(d, t) for d, t in at], float)
     std_F = fit_PF.std(0)
     assert (std_F > 1e-3).sum() >= 6
     for s in range(len(SIGNALS)):
@@ -133,13 +133,13 @@ def test_least_squares_equals_ridge_regression(world):
 
 def test_features_are_of_what_was_newly_proposed(world):
     """Of each human reply: the fit of its new items alone, as `fits` of an act given by hand."""
-    task, wishes = world.task, of_split(world.task, "train")
+    task, split_features = world.task, of_split(world.task, "train")
     some = task.replies("train")[:60]
     for d, t in some:
         turns = task.corpus.train[d].turns
         before = {item for turn in turns[:t] for item in turn.items}
         new = [i for i in turns[t].distinct_items[: task.config.data.act_items] if i not in before]
         act_BM = np.array([[*task.corpus.catalogue.rows(new), *[-1] * (4 - len(new))]], np.int32)
-        alone = wishes.matches_of(np.array([d]), np.array([t]), act_BM)[0]
-        np.testing.assert_allclose(wishes.matches(d, t), alone, atol=1e-5)
+        alone = split_features.matches_of(np.array([d]), np.array([t]), act_BM)[0]
+        np.testing.assert_allclose(split_features.matches(d, t), alone, atol=1e-5)
         assert bool(alone.any()) == bool(new)

@@ -73,19 +73,19 @@ def test_loss_equals_that_of_each_reply_given_its_window(world, tmp_path):
     longest = max(len(encoded["train"][d][t]) for d, t in where)
     assert longest <= 100
     prompts = context_windows(encoded["train"], where, 30, 402, task.tokenizer)
-    wishes = of_split(task, "train")
+    split_features = of_split(task, "train")
     slow = {"act_nll": 0.0, "act_tokens": 0, "word_nll": 0.0, "word_tokens": 0}
     one = jax.jit(lambda *arrays: reply_nll(graph, params, frozen, *arrays))
     tokens_BR, mask_BR = reply_arrays(task, "train", where)
     for b in range(len(where)):  # one reply at a time
-        evidence = wishes.at(*np.array(where[b : b + 1]).T)
+        evidence = split_features.at(*np.array(where[b : b + 1]).T)
         at = slice(b, b + 1)
         found = one(prompts.tokens_BP[at], prompts.mask_BP[at], tokens_BR[at], mask_BR[at], evidence)
         for name in slow:
             slow[name] += float(found[name])
 
     policy = nnx.merge(graph, params, frozen)
-    loss, metrics = jax.jit(lambda rows: sft_loss(policy, rows, 30, 0.7, None))(with_features(rows, wishes))
+    loss, metrics = jax.jit(lambda rows: sft_loss(policy, rows, 30, 0.7, None))(with_features(rows, split_features))
     assert rows["act_mask_RA"].sum() == slow["act_tokens"]
     assert rows["word_mask_RW"].sum() == slow["word_tokens"]
     act, word = slow["act_nll"] / slow["act_tokens"], slow["word_nll"] / slow["word_tokens"]
@@ -96,7 +96,7 @@ def test_loss_equals_that_of_each_reply_given_its_window(world, tmp_path):
     np.testing.assert_allclose(float(loss), word + 0.7 * act, rtol=2e-5)
 
     # A narrower band is another number: the mask is what keeps old utterances away.
-    narrow = jax.jit(lambda rows: sft_loss(policy, rows, 1, 0.7, None)[0])(with_features(rows, wishes))
+    narrow = jax.jit(lambda rows: sft_loss(policy, rows, 1, 0.7, None)[0])(with_features(rows, split_features))
     assert abs(float(narrow) - float(loss)) > 1e-3
 
 
@@ -106,13 +106,13 @@ def test_ten_dialogues_are_learned_by_heart(world, tmp_path, fast_code):
     assert len(numbers) == 10
     packer = make_packer(task, "train", numbers)
     part = dataclasses.replace(task.corpus, train=tuple(task.corpus.train[d] for d in numbers))
-    wishes = of_split(dataclasses.replace(task, corpus=part), "train")
+    split_features = of_split(dataclasses.replace(task, corpus=part), "train")
     graph, params, frozen = world.sft
     steps = 300
     optimizer = make_optimizer(Rates(5e-3), 0.05, steps, 1.0)
     state, step = fresh_state(copy_tree(params), optimizer, task.mesh), make_step(graph, optimizer, task)
     rows = packer.pack()
-    batch = shard_batch(with_features(rows, wishes), task.mesh)
+    batch = shard_batch(with_features(rows, split_features), task.mesh)
     policy_loss = jax.jit(
         lambda params, rows: sft_loss(nnx.merge(graph, params, frozen), rows, task.config.data.window, 1.0, None)[1]
     )

@@ -59,7 +59,7 @@ def test_an_iteration_stays_within_its_bound():
         iteration = make_iteration(bandit.graphs, optimizer, bandit.config, bandit.mesh)
         extra = first_extra(0.1, 0.1, 0.1)
         state = fresh_state(copy_tree(bandit.params), optimizer, bandit.mesh, extra)
-        state, metrics = iteration(state, bandit.judges, bandit.normaliser, bandit.contexts, jax.random.key(0))
+        state, metrics = iteration(state, bandit.frozen_models, bandit.normaliser, bandit.contexts, jax.random.key(0))
         before, after = bandit.distribution(bandit.reference), bandit.distribution(state.params["policy"])
         far[bound] = (before * np.log(before / np.maximum(after, 1e-30))).sum(1).mean(), metrics
     free, held = far[1e9], far[0.05]

@@ -28,7 +28,7 @@ from crs_jax.runtime.errors import InputError
 from crs_jax.runtime.metrics import MetricsWriter, read_json_lines
 from crs_jax.training import ppo, ppo_stage, rollout, seeker
 from crs_jax.training.batch import RolloutBatch
-from crs_jax.training.episodes import Answer, Episodes, Talk
+from crs_jax.training.episodes import Answer, Continuation, Episodes
 from crs_jax.training.ppo_stage import run_ppo
 from crs_jax.training.seeker import model_seeker, run_seeker, seeker_packer, simulated_seeker
 from crs_jax.training.turns import advantages, as_rows, by_episode, by_turn, go_on, joined
@@ -171,7 +171,7 @@ def test_the_second_turn_is_sampled_and_scored_in_the_context_built_by_hand(worl
     R, where = task.config.data.reply_tokens, logged(task, 1)[:12]
     text = " I want a comedy movie."
     script = t.encode_text(text)[: R - 1]
-    talk = Talk(episodes, scripted(script, task.layout, R))
+    continuation = Continuation(episodes, scripted(script, task.layout, R))
     first = jax.tree.map(jnp.asarray, contexts_at(task, "train", where))
 
     def one_turn(params, contexts, where, key):
@@ -180,8 +180,8 @@ def test_the_second_turn_is_sampled_and_scored_in_the_context_built_by_hand(worl
             nnx.merge(graph, params, frozen), contexts.prompt_CP, contexts.mask_CP, key, group=1, reply_tokens=R,
             features=contexts.features, block=4,
         )  # fmt: skip
-        answer = talk.seeker(None, None, where, replies.tokens_BR[:, None], 1, key)
-        return replies, talk.grown(contexts, where, jnp.stack([replies.tokens_BR, answer.tokens_BR], 1))
+        answer = continuation.seeker(None, None, where, replies.tokens_BR[:, None], 1, key)
+        return replies, continuation.grown(contexts, where, jnp.stack([replies.tokens_BR, answer.tokens_BR], 1))
 
     roll = quick(jax.jit(one_turn))
     replies, grown = roll(params, first, jnp.array(where), jax.random.key(3))
@@ -315,7 +315,7 @@ def test_it_answers_in_words_and_names_what_was_proposed_alone(world, fitted, ep
 
 @pytest.fixture(scope="module")
 def compiled():
-    return {"mode": "talk", "make_iteration": ppo.make_iteration, "make_sampler": ppo.make_sampler}
+    return {"mode": "talk", "make_iteration": ppo.make_iteration, "make_reference_signals": ppo.make_reference_signals}
 
 
 @pytest.fixture
@@ -328,11 +328,11 @@ def run(world, fitted, compiled, monkeypatch):
     find, draw = ppo_stage.find_seeker, ppo.sample
 
     def finding(*arguments):
-        talk, params = find(*arguments)
-        made = talk.episodes.contexts
+        continuation, params = find(*arguments)
+        made = continuation.episodes.contexts
 
         def switched(*given):
-            answer = talk.seeker(*given)
+            answer = continuation.seeker(*given)
             modes = [jax.ShapeDtypeStruct((), bool)] * 2
             talk_on, leave = io_callback(lambda: [np.bool_(compiled["mode"] == m) for m in ("talk", "leave")], modes)
             return Answer(answer.tokens_BR, (answer.gone_B & talk_on) | leave)
@@ -345,8 +345,8 @@ def run(world, fitted, compiled, monkeypatch):
             again = contexts_at(world.task, "train", [tuple(at) for at in where_C2])
             return jax.tree.map(lambda a: np.repeat(a, group, axis=0), again)
 
-        talk.episodes.contexts = contexts
-        return Talk(talk.episodes, switched), params
+        continuation.episodes.contexts = contexts
+        return Continuation(continuation.episodes, switched), params
 
     def sampled(policy, prompt_CP, mask_CP, key, *, group, **more):
         drawn = draw(policy, prompt_CP, mask_CP, key, group=group, **more)
@@ -372,7 +372,7 @@ def run(world, fitted, compiled, monkeypatch):
     monkeypatch.setattr(ppo_stage, "find_seeker", finding)
     monkeypatch.setattr(ppo, "sample", sampled)
     monkeypatch.setattr(rollout, "sample", sampled)
-    for name in ("make_iteration", "make_sampler"):
+    for name in ("make_iteration", "make_reference_signals"):
         monkeypatch.setattr(ppo_stage, name, once(name))
 
     def align(workdir, turns=2):
@@ -463,7 +463,7 @@ def test_rows_of_later_turns_stand_turn_by_turn_and_advantages_follow_episodes()
     def answering(params, frozen, where_C2, said_BUR, number, key):
         return Answer(jnp.full((B, R), 7, jnp.int32), jnp.arange(B) == 2)
 
-    class Said(Talk):
+    class Said(Continuation):
         def grown(self, like, where_C2, said_BUR):  # tokens so far and whose they are, to look at afterwards
             return Contexts(said_BUR.reshape(B, -1), jnp.arange(B)[:, None], like.features)
 
@@ -483,9 +483,9 @@ def test_rows_of_later_turns_stand_turn_by_turn_and_advantages_follow_episodes()
         )  # fmt: skip
 
     like = Contexts(*(jnp.zeros((C, 1)) for _ in Contexts._fields[:2]), ContextFeatures(*[jnp.zeros((C, 1))] * 9))
-    talk = Said(Now(), answering)
+    continuation = Said(Now(), answering)
     first = reply(like, None)
-    later, answers = jax.jit(lambda: go_on(talk, reply, ({}, None), first, turns, jax.random.key(0), None))()
+    later, answers = jax.jit(lambda: go_on(continuation, reply, ({}, None), first, turns, jax.random.key(0), None))()
     later = as_rows(later)
     said = np.asarray(later.contexts.prompt_CP).reshape(turns - 1, B, 2 * turns - 1, R)
     for b in range(B):

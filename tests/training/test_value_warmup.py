@@ -31,7 +31,7 @@ def states(bandit, iteration, optimizer, count):
     state = fresh_state(copy_tree(bandit.params), optimizer, bandit.mesh, coefficients)
     found = []
     for _ in range(count):
-        state, metrics = iteration(state, bandit.judges, bandit.normaliser, bandit.contexts, jax.random.key(0))
+        state, metrics = iteration(state, bandit.frozen_models, bandit.normaliser, bandit.contexts, jax.random.key(0))
         found.append((copy_tree(state.params), dict(state.extra), metrics))
         state = state._replace(params=copy_tree(state.params), extra=copy_tree(state.extra))
     return found

@@ -220,7 +220,7 @@ def _models(task: Task, results: dict[str, Any]) -> tuple[dict[str, Model], Alig
         return {"sft": sft}, None
     reward_graph, _, reward_frozen = split_model(RewardModel(nnx.merge(*sft)))
     reward = (reward_graph, place(results["reward"], task.mesh), reward_frozen)
-    graphs, _, judges = build(task, sft, reward)
+    graphs, _, frozen_models = build(task, sft, reward)
     normaliser = Normaliser(**{name: jnp.asarray(value) for name, value in results["ppo"]["normaliser"].items()})
     ppo = (graphs.aligned, place(results["ppo"]["policy"], task.mesh), frozen)
-    return {"sft": sft, "ppo": ppo}, Aligned(ppo, graphs, judges, normaliser)
+    return {"sft": sft, "ppo": ppo}, Aligned(ppo, graphs, frozen_models, normaliser)

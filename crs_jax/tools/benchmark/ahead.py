@@ -124,7 +124,7 @@ class Shapes:
 
         self.state = laid(jax.eval_shape(start, params), mesh)
         self.frozen = laid(frozen, mesh)
-        self.judges = FrozenModels(
+        self.frozen_models = FrozenModels(
             laid(reference, mesh), laid(reward, mesh), self.frozen, laid(reward_frozen, mesh),
             laid(floats(items, EMBEDDING), mesh, whole), laid(floats(3), mesh, whole),
         )  # fmt: skip
@@ -183,7 +183,7 @@ def lower(config: ConfigDict, mesh: Mesh, items: int, part: str = "iteration") -
         lowered = make_update_step(*made_of).lower(shapes.state, shapes.frozen, shapes.minibatch())
     else:
         contexts = shapes.contexts(slate_contexts(config))
-        given = shapes.state, shapes.judges, shapes.normaliser, contexts, shapes.key
+        given = shapes.state, shapes.frozen_models, shapes.normaliser, contexts, shapes.key
         lowered = make_iteration(*made_of).lower(*given)
     return lowered, shapes.parameters
 

@@ -16,7 +16,7 @@ from crs_jax.data.packing import slots_of
 from crs_jax.inputs.task import copy_tree, count
 from crs_jax.rl.algorithms import ALGORITHMS
 from crs_jax.rl.forward import actor_pass, policy_likelihood
-from crs_jax.rl.frozen_models import Graphs, judge
+from crs_jax.rl.frozen_models import Graphs, predict_signals
 from crs_jax.rl.sampling import Replies, causal, positions, sample
 from crs_jax.runtime.sharding import on_mesh, shard_batch
 from crs_jax.tools.benchmark import counts
@@ -78,21 +78,23 @@ def rollout(world: World, patience: Patience) -> Found:
 
 def scoring(world: World, patience: Patience) -> Found:
     """What stands between rollout and updates: actor's, reference's and reward model's passes over the replies."""
-    task, graphs, judges = world.task, world.graphs, world.judges
+    task, graphs, frozen_models = world.task, world.graphs, world.frozen_models
     c, batch = task.config.ppo, batch_of(task.config, "scoring")
     exact = task.config.reward.relevance == "exact"
     tokens_CGR = random_replies(task, batch)
     contexts, tokens_CGR = shard_batch((random_contexts(task, batch), tokens_CGR), task.mesh)
 
-    def scores(params, judges, contexts, tokens_CGR):
+    def scores(params, frozen_models, contexts, tokens_CGR):
         mask_CGR = jnp.ones(tokens_CGR.shape, bool)
         replies = Replies(*(a.reshape(-1, a.shape[-1]) for a in (tokens_CGR, mask_CGR, jnp.zeros(tokens_CGR.shape))))
-        actor = nnx.merge(graphs.actor, params, {"policy": judges.frozen})
+        actor = nnx.merge(graphs.actor, params, {"policy": frozen_models.frozen})
         old = actor_pass(actor, contexts, tokens_CGR, mask_CGR, c.temperature)
-        reference = policy_likelihood(graphs.policy, judges.reference, judges.frozen, contexts, replies, c.temperature)
-        return old[:2], reference, judge(graphs, judges, contexts, replies, exact)[:3]
+        reference = policy_likelihood(
+            graphs.policy, frozen_models.reference, frozen_models.frozen, contexts, replies, c.temperature
+        )
+        return old[:2], reference, predict_signals(graphs, frozen_models, contexts, replies, exact)[:3]
 
-    arguments = [world.actor, judges, contexts, tokens_CGR]
+    arguments = [world.actor, frozen_models, contexts, tokens_CGR]
     found, _ = measure(jax.jit(on_mesh(scores, task.mesh)), arguments, patience)
     return found | {"tokens": batch.tokens, "flops": counts.scoring(world.model, batch)}
 
@@ -126,7 +128,7 @@ def update(world: World, patience: Patience) -> Found:
     task, batch = world.task, batch_of(world.task.config, "update")
     optimizer, state = ppo_state(world, 1000)
     minibatch = shard_batch((random_first_items(task), random_experience(task, batch)), task.mesh)
-    arguments = [state, world.judges.frozen, minibatch]
+    arguments = [state, world.frozen_models.frozen, minibatch]
     del state
     step = make_update_step(world.graphs, optimizer, task.config, task.mesh)
     found, (state, _) = measure(step, arguments, patience, carries=True)
@@ -153,7 +155,7 @@ def iteration(world: World, patience: Patience) -> Found:
     optimizer, state = ppo_state(world, 1000)
     contexts = shard_batch(random_contexts(task, batch, slate_contexts(task.config)), task.mesh)
     jitted = make_iteration(world.graphs, optimizer, task.config, task.mesh)
-    arguments = [state, world.judges, world.normaliser, contexts, jax.random.key(task.config.seed)]
+    arguments = [state, world.frozen_models, world.normaliser, contexts, jax.random.key(task.config.seed)]
     del state
     found, (state, metrics) = measure(jitted, arguments, patience, carries=True)
     return {

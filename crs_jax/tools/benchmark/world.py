@@ -82,7 +82,7 @@ class World:
     Attributes:
       task: config, device and ids.
       sft: graphdef, parameters and frozen arrays of the policy.
-      graphs, judges, normaliser: as the PPO stage makes them.
+      graphs, frozen_models, normaliser: as the PPO stage makes them.
       actor: parameters of the actor-critic.
     """
 
@@ -90,7 +90,7 @@ class World:
     sft: tuple[Any, Any, Any]
     graphs: Graphs
     actor: Any
-    judges: FrozenModels
+    frozen_models: FrozenModels
     normaliser: Normaliser
 
     @classmethod
@@ -107,9 +107,11 @@ class World:
             name: jnp.asarray(rng.normal(size=a.shape), jnp.float32) for name, a in reward["heads"].items()
         }
         sft = graph, params, frozen
-        graphs, actor, judges = build(task, sft, (reward_graph, place(copy_tree(reward), task.mesh), reward_frozen))
+        graphs, actor, frozen_models = build(
+            task, sft, (reward_graph, place(copy_tree(reward), task.mesh), reward_frozen)
+        )
         blank = Normaliser(jnp.zeros(3), jnp.ones(3), jnp.float32(1))
-        return cls(task, sft, graphs, actor, judges, blank)
+        return cls(task, sft, graphs, actor, frozen_models, blank)
 
     @property
     def model(self) -> Model:
