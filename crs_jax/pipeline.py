@@ -33,11 +33,13 @@ from crs_jax.models import attention
 from crs_jax.models.heads import REWARDS, SIGNALS
 from crs_jax.prepare import made_from, prepare
 from crs_jax.runtime import weights_and_biases
-from crs_jax.runtime.checkpoint import digest, done_meta, flatten
+from crs_jax.runtime.checkpoint import digest, done_meta
 from crs_jax.runtime.compilation import keep_programs
 from crs_jax.runtime.errors import InputError
+from crs_jax.runtime.identity import flatten
+from crs_jax.runtime.json_files import read_json, write_json, write_json_lines
 from crs_jax.runtime.memory import fitting
-from crs_jax.runtime.metrics import MetricsWriter, read_json, write_json, write_json_lines
+from crs_jax.runtime.metrics import MetricsWriter
 from crs_jax.runtime.processes import process_guard, refuse_unless_shared
 from crs_jax.runtime.progress import duration, mute, print_summary, say
 from crs_jax.runtime.sharding import make_mesh, place

@@ -21,7 +21,7 @@ from crs_jax.models import encoder, hf
 from crs_jax.models.items import padded
 from crs_jax.runtime.checkpoint import KEPT, done_meta
 from crs_jax.runtime.errors import InputError
-from crs_jax.runtime.metrics import read_json
+from crs_jax.runtime.json_files import read_json
 from crs_jax.runtime.storage import is_folder
 from crs_jax.signals import sentiment
 

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from crs_jax import plugins
 from crs_jax.config import validate_values
 from crs_jax.runtime.errors import InputError
-from crs_jax.runtime.metrics import read_json
+from crs_jax.runtime.json_files import read_json
 
 
 def stored_config(found: Any, path: pathlib.Path) -> ConfigDict:

@@ -12,7 +12,8 @@ import time
 import jax
 import numpy as np
 
-from crs_jax.runtime.checkpoint import flatten, load_result
+from crs_jax.runtime.checkpoint import load_result
+from crs_jax.runtime.identity import flatten
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SMALL = {

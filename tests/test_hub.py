@@ -21,7 +21,8 @@ from small_run import ROOT, logged
 from configs import redial_ppo
 from configs.variants import ROBERTA
 from crs_jax.models import hf
-from crs_jax.runtime.checkpoint import flatten, load_result
+from crs_jax.runtime.checkpoint import load_result
+from crs_jax.runtime.identity import flatten
 
 SMALL = {
     "model.layers": made.LAYERS,

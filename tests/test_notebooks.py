@@ -16,8 +16,8 @@ from nbclient import NotebookClient
 
 import crs_jax
 from crs_jax.data import redial
-from crs_jax.runtime.checkpoint import flatten
-from crs_jax.runtime.metrics import read_json
+from crs_jax.runtime.identity import flatten
+from crs_jax.runtime.json_files import read_json
 from crs_jax.tools.export import shared_model
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]

@@ -28,6 +28,7 @@ from jax.experimental.multihost_utils import broadcast_one_to_all
 from ml_collections import ConfigDict
 
 from crs_jax.runtime.errors import InputError
+from crs_jax.runtime.identity import FREE, identity
 from crs_jax.runtime.storage import trouble
 
 # What fails in a thread that saves is raised again where the save is waited for; told there, it is told once. What a
@@ -39,54 +40,6 @@ logging.getLogger("asyncio").addFilter(lambda record: "OCDBT" not in record.getM
 
 KEPT = 2  # training states of a stage
 LAYOUT = 2  # of parameters and optimizer states: changes where those of an older version cannot be read
-# What decides a stage's result: its own sections and those of the stages before it.
-SECTIONS = {
-    "sft": ("head", "seed", "data", "simulator", "tokenizer", "encoder", "model", "mesh", "sft"),
-    "reward": ("signals", "reward"),
-    "seeker": ("seeker",),  # the first part of the stage ppo, where it has several turns
-    "ppo": ("ppo", "algorithm"),
-}
-# Settings that may change without touching a stage's result.
-REWARD_ALONE = ("alpha", "beta", "gamma", "delta", "function", "clip", "relevance", "spread")  # but that of PPO
-FREE = {
-    "sft": (
-        *("data.cache_dir", "data.dir", "data.metadata", "data.pipeline", "data.on_error", "encoder.batch_tokens"),
-        *("model.value", "model.remat", "model.matmul", "model.attention"),
-        *("mesh.data", "mesh.fsdp"),  # mesh.tensor sets how far tables are padded
-        "model.transfer",  # trains nothing
-        "sft.accumulate",  # the same step
-    ),
-    "reward": tuple(f"reward.{name}" for name in (*REWARD_ALONE, "accumulate")),
-    "seeker": (),
-    "ppo": ("ppo.accumulate",),
-}
-
-
-def flatten(config: dict, prefix: str = "") -> dict[str, Any]:
-    """Nested dict to `section.field` keys; tuples as lists, as JSON gives them back."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
-    return flat
-
-
-def identity(config: ConfigDict, stage: str) -> dict[str, Any]:
-    """The settings that decide the result of `stage`, flat."""
-    order = list(SECTIONS)
-    flat = flatten(config.to_dict())
-    kept: dict[str, Any] = {}
-    for earlier in order[: order.index(stage) + 1]:
-        free = FREE[earlier]
-        if stage == "ppo":  # where the reward's weights and the value function count after all
-            counts = ("model.value", *(f"reward.{name}" for name in REWARD_ALONE))
-            free = tuple(name for name in free if name not in counts)
-        for name, value in flat.items():
-            if name.split(".")[0] in SECTIONS[earlier] and name not in free:
-                kept[name] = value
-    return kept
 
 
 @jax.jit

@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from crs_jax.runtime.checkpoint import identity
 from crs_jax.runtime.errors import InputError
-from crs_jax.runtime.metrics import METRICS_LINES, plain, read_json, read_json_lines, write_json
+from crs_jax.runtime.identity import identity
+from crs_jax.runtime.json_files import plain, read_json, read_json_lines, write_json
+from crs_jax.runtime.metrics import METRICS_LINES
 from crs_jax.runtime.progress import say
 
 SUMMARY = ("ranking", "text", "rewards", "success", "simulator")

@@ -11,7 +11,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from crs_jax.runtime.errors import TrainingHaltedError
-from crs_jax.runtime.metrics import write_json
+from crs_jax.runtime.json_files import write_json
 from crs_jax.training.state import TrainState
 
 

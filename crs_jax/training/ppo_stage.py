@@ -23,7 +23,8 @@ from crs_jax.rl.frozen_models import Aligned, FrozenModels, Graphs, Model
 from crs_jax.rl.reward import Normaliser, fit_normaliser
 from crs_jax.runtime.checkpoint import digest
 from crs_jax.runtime.errors import InputError
-from crs_jax.runtime.metrics import MetricsWriter, read_json_lines
+from crs_jax.runtime.json_files import read_json_lines
+from crs_jax.runtime.metrics import MetricsWriter
 from crs_jax.runtime.progress import say
 from crs_jax.runtime.sharding import on_mesh, place, shard_batch
 from crs_jax.training import loop

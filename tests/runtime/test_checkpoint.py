@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from configs.common import get_config
-from crs_jax.runtime.checkpoint import FREE, SECTIONS, Checkpoints, Saved, digest, done_meta, identity
+from crs_jax.runtime.checkpoint import Checkpoints, Saved, digest, done_meta
 from crs_jax.runtime.errors import InputError
+from crs_jax.runtime.identity import FREE, SECTIONS, identity
 
 
 def tree(seed: int = 0) -> dict:

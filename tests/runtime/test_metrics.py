@@ -17,8 +17,7 @@ from ml_collections import ConfigDict
 
 from configs import common
 from crs_jax.runtime.errors import InputError
-from crs_jax.runtime.metrics import (
-    MetricsWriter,
+from crs_jax.runtime.json_files import (
     numbered_json_lines,
     read_json,
     read_json_lines,
@@ -26,6 +25,7 @@ from crs_jax.runtime.metrics import (
     write_json,
     write_json_lines,
 )
+from crs_jax.runtime.metrics import MetricsWriter
 from crs_jax.runtime.tensorboard import markdown_table
 
 

@@ -13,9 +13,10 @@ import pytest
 
 from configs import common
 from crs_jax.runtime import weights_and_biases
-from crs_jax.runtime.checkpoint import SECTIONS
 from crs_jax.runtime.errors import InputError
-from crs_jax.runtime.metrics import MetricsWriter, read_json, read_json_lines
+from crs_jax.runtime.identity import SECTIONS
+from crs_jax.runtime.json_files import read_json, read_json_lines
+from crs_jax.runtime.metrics import MetricsWriter
 from crs_jax.runtime.weights_and_biases import WandbRun, refuse_where_missing
 from crs_jax.tools.sweep.finished_runs import settings
 

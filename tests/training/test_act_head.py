@@ -9,7 +9,8 @@ import pytest
 from flax import nnx
 from tiny_task import change
 
-from crs_jax.runtime.metrics import MetricsWriter, read_json_lines
+from crs_jax.runtime.json_files import read_json_lines
+from crs_jax.runtime.metrics import MetricsWriter
 from crs_jax.training.act_head import (
     KS,
     fit_head,

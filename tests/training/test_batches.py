@@ -13,8 +13,8 @@ from crs_jax.rl.contexts import take
 from crs_jax.rl.forward import policy_pass
 from crs_jax.rl.reward import Normaliser
 from crs_jax.rl.rollout import sample
-from crs_jax.runtime.checkpoint import identity
 from crs_jax.runtime.errors import InputError
+from crs_jax.runtime.identity import identity
 from crs_jax.runtime.metrics import MetricsWriter
 from crs_jax.training import ppo_stage
 from crs_jax.training.batches import Batches, chosen, widths_of

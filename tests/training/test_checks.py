@@ -10,7 +10,8 @@ from tiny_task import fresh_models
 from crs_jax.rl.ppo import gae
 from crs_jax.rl.reward import Scores
 from crs_jax.rl.scoring import TokenMasks
-from crs_jax.runtime.metrics import MetricsWriter, read_json_lines
+from crs_jax.runtime.json_files import read_json_lines
+from crs_jax.runtime.metrics import MetricsWriter
 from crs_jax.training import advantages, checks, ppo_stage
 from crs_jax.training.checks import SelfCheckError
 from crs_jax.training.ppo_stage import run_ppo

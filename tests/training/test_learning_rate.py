@@ -7,7 +7,8 @@ import optax
 import pytest
 
 from crs_jax.inputs.task import copy_tree
-from crs_jax.runtime.metrics import MetricsWriter, read_json_lines
+from crs_jax.runtime.json_files import read_json_lines
+from crs_jax.runtime.metrics import MetricsWriter
 from crs_jax.training import ppo_stage
 from crs_jax.training.optimizer import Rates, make_optimizer, schedule
 from crs_jax.training.ppo_stage import run_ppo

@@ -7,7 +7,8 @@ from tiny_task import fresh_models
 from crs_jax.evaluation.policies import ranking_scores
 from crs_jax.inputs.contexts import contexts_at
 from crs_jax.models.query import KINDS, MATCHES
-from crs_jax.runtime.metrics import MetricsWriter, read_json_lines
+from crs_jax.runtime.json_files import read_json_lines
+from crs_jax.runtime.metrics import MetricsWriter
 from crs_jax.training.ppo_stage import build, open_evidence, run_ppo
 
 

@@ -11,7 +11,8 @@ from crs_jax.rl.frozen_models import act_scores, judge
 from crs_jax.rl.reward import Normaliser, score, stack
 from crs_jax.rl.rollout import Replies
 from crs_jax.runtime.errors import InputError
-from crs_jax.runtime.metrics import MetricsWriter, read_json_lines
+from crs_jax.runtime.json_files import read_json_lines
+from crs_jax.runtime.metrics import MetricsWriter
 from crs_jax.runtime.user_function import load
 from crs_jax.training.ppo_stage import build, run_ppo
 

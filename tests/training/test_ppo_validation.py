@@ -16,7 +16,8 @@ from crs_jax.models.heads import SIGNALS
 from crs_jax.rl.reward import Normaliser
 from crs_jax.rl.rollout import sample
 from crs_jax.runtime.checkpoint import done_meta
-from crs_jax.runtime.metrics import MetricsWriter, read_json_lines
+from crs_jax.runtime.json_files import read_json_lines
+from crs_jax.runtime.metrics import MetricsWriter
 from crs_jax.training import ppo_stage
 from crs_jax.training.examples import fresh_instances
 from crs_jax.training.ppo_samples import Samples

@@ -11,7 +11,8 @@ import pytest
 
 from crs_jax.runtime.checkpoint import Checkpoints
 from crs_jax.runtime.errors import InputError
-from crs_jax.runtime.metrics import MetricsWriter, read_json_lines
+from crs_jax.runtime.json_files import read_json_lines
+from crs_jax.runtime.metrics import MetricsWriter
 from crs_jax.training import ppo_stage, sft
 from crs_jax.training import reward as reward_stage
 from crs_jax.training.ppo_stage import run_ppo

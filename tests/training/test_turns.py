@@ -25,7 +25,8 @@ from crs_jax.rl.reward import Scores
 from crs_jax.rl.rollout import Replies, sample
 from crs_jax.rl.scoring import TokenLikelihood, TokenMasks
 from crs_jax.runtime.errors import InputError
-from crs_jax.runtime.metrics import MetricsWriter, read_json_lines
+from crs_jax.runtime.json_files import read_json_lines
+from crs_jax.runtime.metrics import MetricsWriter
 from crs_jax.training import ppo, ppo_stage, rollout, seeker
 from crs_jax.training.batch import RolloutBatch
 from crs_jax.training.episodes import Answer, Episodes, Talk

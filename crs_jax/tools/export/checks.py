@@ -27,7 +27,7 @@ from crs_jax.models.encoder import FILES
 from crs_jax.models.hf import SINGLE, exported_settings, exported_shapes
 from crs_jax.models.items import padded
 from crs_jax.runtime.errors import InputError
-from crs_jax.runtime.metrics import MOST_JSON, numbered_json_lines, plain, read_json
+from crs_jax.runtime.json_files import MOST_JSON, numbered_json_lines, plain, read_json
 from crs_jax.runtime.storage import sha256
 from crs_jax.stored_config import stored_config
 from crs_jax.tools.export import ABOUT, shared_model

@@ -39,7 +39,7 @@ from crs_jax.models.encoder import FILES, embed_on_host, find_encoder
 from crs_jax.models.hf import SINGLE, export_gpt2, load_gpt2
 from crs_jax.runtime.compilation import keep_programs
 from crs_jax.runtime.errors import InputError
-from crs_jax.runtime.metrics import write_json
+from crs_jax.runtime.json_files import write_json
 from crs_jax.runtime.sharding import place
 from crs_jax.runtime.storage import sha256
 from crs_jax.stored_config import read_config

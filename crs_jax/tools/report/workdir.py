@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from crs_jax.runtime.errors import InputError
-from crs_jax.runtime.metrics import METRICS_LINES, numbered_json_lines, read_json
+from crs_jax.runtime.json_files import numbered_json_lines, read_json
+from crs_jax.runtime.metrics import METRICS_LINES
 from crs_jax.tools.report.figures import Figure
 
 FIGURE_KEYS = frozenset({"value", "low", "high", "p", "n"})

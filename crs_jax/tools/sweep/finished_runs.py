@@ -11,8 +11,8 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from crs_jax import flags as command_line
-from crs_jax.runtime.checkpoint import flatten, identity
-from crs_jax.runtime.metrics import read_json, read_json_lines, write_json, write_json_lines
+from crs_jax.runtime.identity import flatten, identity
+from crs_jax.runtime.json_files import read_json, read_json_lines, write_json, write_json_lines
 
 RECORD = "sweep.json"
 """Written into a run's workdir when it has ended well: its command, settings and seconds."""

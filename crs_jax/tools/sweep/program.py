@@ -19,7 +19,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from crs_jax.runtime.errors import InputError, InterruptedRunError
-from crs_jax.runtime.metrics import read_json, read_json_lines, write_atomically, write_json
+from crs_jax.runtime.json_files import read_json, read_json_lines, write_atomically, write_json
 from crs_jax.runtime.progress import duration, say
 from crs_jax.runtime.python_file import import_file
 from crs_jax.tools.report.figures import Figure

@@ -30,7 +30,7 @@ from crs_jax.inputs.contexts import contexts_at
 from crs_jax.inputs.replies import reply_arrays
 from crs_jax.prepare import prepare
 from crs_jax.runtime.arguments import command_line
-from crs_jax.runtime.metrics import read_json
+from crs_jax.runtime.json_files import read_json
 from crs_jax.runtime.sharding import make_mesh
 from crs_jax.tools.api import run as api
 from crs_jax.tools.api import train as training

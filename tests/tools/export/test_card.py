@@ -8,8 +8,8 @@ import yaml
 from huggingface_hub import ModelCard
 
 from configs import common
-from crs_jax.runtime.checkpoint import flatten
 from crs_jax.runtime.errors import InputError
+from crs_jax.runtime.identity import flatten
 from crs_jax.tools.export.card import model_card
 from crs_jax.tools.report.figures import number
 

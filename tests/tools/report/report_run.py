@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from configs import common
-from crs_jax.runtime.metrics import MetricsWriter, write_json, write_json_lines
+from crs_jax.runtime.json_files import write_json, write_json_lines
+from crs_jax.runtime.metrics import MetricsWriter
 
 HOSTILE = "<script>alert('x')</script> & \"quotes\" <img src=https://example.com/x.png onerror=alert(1)>"
 KS = (1, 5, 10, 50)

@@ -16,7 +16,7 @@ from unittest import mock
 import pytest
 
 from crs_jax.runtime.errors import InputError
-from crs_jax.runtime.metrics import read_json, read_json_lines, write_json, write_json_lines
+from crs_jax.runtime.json_files import read_json, read_json_lines, write_json, write_json_lines
 from crs_jax.tools.report.figures import Figure
 from crs_jax.tools.sweep import program as sweep
 from crs_jax.tools.sweep.finished_runs import record, resolved, share
