@@ -12,8 +12,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from crs_jax.runtime.json_files import read_json_lines, to_json, write_json_lines
+from crs_jax.runtime.json_files import to_json
 from crs_jax.runtime.tensorboard import Board
+from crs_jax.runtime.versions import KEY, VERSION, read_log, write_log
 
 METRICS_LINES = "metrics.jsonl"
 
@@ -58,18 +59,19 @@ class MetricsWriter:
         self._file = None
         if enabled:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._drop_torn_line()
+            self._begin()
             self._file = self._open()
 
     def _open(self):
         return open(self.path, "a", encoding="utf-8", errors="replace", newline="\n")
 
-    def _drop_torn_line(self) -> None:
-        """A run killed while writing leaves a last line without its end."""
-        if self.path.exists():
-            data = self.path.read_bytes()
-            if data and not data.endswith(b"\n"):
-                os.truncate(self.path, data.rfind(b"\n") + 1)
+    def _begin(self) -> None:
+        """Cuts off a last line without its end, which a killed run leaves, and gives an older log today's version."""
+        data = self.path.read_bytes() if self.path.exists() else b""
+        if data and not data.endswith(b"\n"):
+            os.truncate(self.path, data.rfind(b"\n") + 1)
+        if not data.startswith(f"{to_json({KEY: VERSION})}\n".encode()):
+            write_log(self.path, read_log(self.path))
 
     def _stage_board(self, stage: str, purge_step: int | None = None) -> Board:
         if purge_step is not None and stage in self._boards:
@@ -86,13 +88,13 @@ class MetricsWriter:
           step: optimizer step or iteration of that stage.
           values: name to scalar (Python, NumPy or JAX, of one element; it is read from the device here). A value that
             is not finite is null in `metrics.jsonl`. `TypeError` for a value that is not a number, `ValueError` for
-            the names `stage` and `step`.
+            the names `stage`, `step` and `format`.
         """
         if not self._enabled:
             return
         step = operator.index(step)
         numbers = {str(name): _scalar(str(name), value) for name, value in values.items()}
-        if taken := {"stage", "step"} & set(numbers):
+        if taken := {"stage", "step", KEY} & set(numbers):
             raise ValueError(f"a metric cannot be named {sorted(taken)[0]!r}")
         assert self._file is not None, "write after close"
         if self._wandb is not None:
@@ -138,12 +140,12 @@ class MetricsWriter:
             return
         assert self._file is not None, "drop_after after close"
         self._file.close()
-        records = read_json_lines(self.path)
+        records = read_log(self.path)
         kept = [r for r in records if not (r.get("stage") == stage and _step(r) > step)]
         if len(kept) < len(records):
             if self._wandb is not None:
                 self._wandb.before_drop(records)
-            write_json_lines(self.path, kept)
+            write_log(self.path, kept)
             if self._tensorboard:
                 self._stage_board(stage, purge_step=step + 1)
         self._file = self._open()
