@@ -32,16 +32,19 @@ from crs_jax.inputs.task import SPLITS, Task, corpus_rates, count, new_policy, s
 from crs_jax.models import attention
 from crs_jax.prepare import made_from, prepare
 from crs_jax.runtime import weights_and_biases
-from crs_jax.runtime.checkpoint import digest, done_meta, flatten
+from crs_jax.runtime.checkpoint import digest, done_meta
 from crs_jax.runtime.compilation import keep_programs
 from crs_jax.runtime.errors import InputError
+from crs_jax.runtime.identity import flatten
+from crs_jax.runtime.json_files import write_json_lines
 from crs_jax.runtime.memory import fitting
-from crs_jax.runtime.metrics import MetricsWriter, read_json, write_json, write_json_lines
+from crs_jax.runtime.metrics import MetricsWriter
 from crs_jax.runtime.processes import process_guard, refuse_unless_shared
 from crs_jax.runtime.progress import duration, mute, print_summary, say
 from crs_jax.runtime.sharding import make_mesh, place
 from crs_jax.runtime.source_tree import commit
 from crs_jax.runtime.storage import claimed, writing
+from crs_jax.runtime.versions import read_versioned, write_versioned
 from crs_jax.signals.registry import SIGNALS, rewards
 from crs_jax.training.health import monitors, warnings
 from crs_jax.training.own_reward import own_reward
@@ -138,7 +141,7 @@ def _run(config: ConfigDict, workdir: pathlib.Path, report: Report, flags: Seque
         },
     )
     path = workdir / "metrics.json"
-    metrics: dict[str, Any] = read_json(path) if path.exists() else {}
+    metrics: dict[str, Any] = read_versioned(path) if path.exists() else {}
     worked = run_stages(task, stages, metrics, seconds, first)
     if worked or "run" not in metrics:
         before = metrics.get("run", {}).get("seconds_by_stage", {})
@@ -150,8 +153,8 @@ def _run(config: ConfigDict, workdir: pathlib.Path, report: Report, flags: Seque
             "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
     if first:
-        write_json(workdir / "config.json", config.to_dict())
-        write_json(path, metrics)
+        write_versioned(workdir / "config.json", config)
+        write_versioned(path, metrics)
         page = report(workdir)
         headline(metrics)
         say(f"done in {duration(time.monotonic() - started)}: {page}")

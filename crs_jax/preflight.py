@@ -21,8 +21,9 @@ from crs_jax.models import encoder, hf
 from crs_jax.models.items import padded
 from crs_jax.runtime.checkpoint import KEPT, done_meta
 from crs_jax.runtime.errors import InputError
-from crs_jax.runtime.metrics import read_json
+from crs_jax.runtime.identity import SECTIONS
 from crs_jax.runtime.storage import is_folder
+from crs_jax.runtime.versions import read_versioned
 from crs_jax.signals import sentiment
 
 TIMEOUT = 10.0  # seconds that the hub has for one answer
@@ -58,6 +59,7 @@ def check(config: ConfigDict, workdir: pathlib.Path, stages: Sequence[str], firs
       stages: what is asked for.
       first: whether this process is the one that reads the corpus and writes.
     """
+    refuse_other_versions(workdir)
     classifier = needs_classifier(config, workdir, stages)
     if classifier and importlib.util.find_spec("torch") is None:
         raise InputError(
@@ -70,12 +72,21 @@ def check(config: ConfigDict, workdir: pathlib.Path, stages: Sequence[str], firs
     refuse_small_cache(size, workdir, room_for_checkpoints(config, workdir, stages) if first else 0)
 
 
+def refuse_other_versions(workdir: pathlib.Path) -> None:
+    """`InputError` where what the run would go on with, or write over, was written by a version that is not read."""
+    for path in (workdir / "config.json", workdir / "metrics.json"):
+        if path.exists():
+            read_versioned(path)
+    for stage in SECTIONS:
+        done_meta(workdir, stage)
+
+
 def needs_classifier(config: ConfigDict, workdir: pathlib.Path, stages: Sequence[str]) -> bool:
     """Whether this run labels seekers' moods with a model rather than with VADER."""
     if config.signals.sentiment == "vader" or not {"reward", "ppo"} & set(stages):
         return False
     path = workdir / "metrics.json"
-    labelled = path.exists() and "reward_model" in read_json(path) and done_meta(workdir, "reward")
+    labelled = path.exists() and "reward_model" in read_versioned(path) and done_meta(workdir, "reward")
     return not labelled
 
 

@@ -22,8 +22,8 @@ from crs_jax.features.people import People
 from crs_jax.inputs.task import SPLITS, Task
 from crs_jax.models.encoder import embed, embed_on_host, find_encoder
 from crs_jax.runtime.errors import InputError
+from crs_jax.runtime.json_files import read_json, write_json
 from crs_jax.runtime.kept import clean
-from crs_jax.runtime.metrics import read_json, write_json
 from crs_jax.runtime.progress import Progress, say
 from crs_jax.signals.relevance import utterance_texts
 from crs_jax.training.transfer import source_tokenizer

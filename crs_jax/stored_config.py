@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from crs_jax import plugins
 from crs_jax.config import validate_values
 from crs_jax.runtime.errors import InputError
-from crs_jax.runtime.metrics import read_json
+from crs_jax.runtime.versions import read_settings
 
 
 def stored_config(found: Any, path: pathlib.Path) -> ConfigDict:
@@ -35,12 +35,12 @@ def read_config(workdir: pathlib.Path, trusted: bool = False) -> ConfigDict:
     """The config of a run, from its folder.
 
     Raises:
-      InputError: as `stored_config`; there is none; or it names plugins that this process did not get, and the run is
-        not `trusted`.
+      InputError: as `stored_config`; there is none; it is of a version that is not read; or it names plugins that
+        this process did not get, and the run is not `trusted`.
     """
     path = workdir / "config.json"
-    found = read_json(path)
-    named = found.get("plugins", "") if isinstance(found, Mapping) else ""
+    found = read_settings(path)
+    named = found.get("plugins", "")
     plugins.require(named if isinstance(named, str) else "", path, trusted)
     config = stored_config(found, path)
     reward = found.get("reward", {})

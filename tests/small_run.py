@@ -12,7 +12,8 @@ import time
 import jax
 import numpy as np
 
-from crs_jax.runtime.checkpoint import flatten, load_result
+from crs_jax.runtime.checkpoint import load_result
+from crs_jax.runtime.identity import flatten
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SMALL = {
@@ -68,10 +69,10 @@ def start(workdir, *flags: str, **settings) -> subprocess.Popen:
 
 
 def logged(workdir) -> list[dict]:
-    """The lines of metrics.jsonl that are whole, without times."""
+    """The lines of metrics.jsonl that are whole, behind the version, without times."""
     path = pathlib.Path(workdir) / "metrics.jsonl"
     text = path.read_text() if path.exists() else ""
-    lines = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    lines = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()[1:]]
     return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
 
 

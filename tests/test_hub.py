@@ -21,7 +21,9 @@ from small_run import ROOT, logged
 from configs import redial_ppo
 from configs.variants import ROBERTA
 from crs_jax.models import hf
-from crs_jax.runtime.checkpoint import flatten, load_result
+from crs_jax.runtime.checkpoint import load_result
+from crs_jax.runtime.identity import flatten
+from crs_jax.runtime.versions import read_settings
 
 SMALL = {
     "model.layers": made.LAYERS,
@@ -155,7 +157,7 @@ def test_the_run_fits_four_minutes_on_two_cores(workdir):
 
 def test_only_what_the_flags_say_differs_from_the_plain_config(workdir):
     plain = flatten(redial_ppo.get_config().to_dict())
-    run = flatten(json.loads((workdir / "config.json").read_text()))
+    run = flatten(read_settings(workdir / "config.json"))
     assert {name for name in plain if plain[name] != run[name]} == SMALL.keys()
     assert (run["model.dtype"], run["model.remat"], run["tokenizer.kind"]) == ("bfloat16", True, "gpt2")
     assert run["ppo.buckets"] > 1

@@ -16,8 +16,9 @@ from nbclient import NotebookClient
 
 import crs_jax
 from crs_jax.data import redial
-from crs_jax.runtime.checkpoint import flatten
-from crs_jax.runtime.metrics import read_json
+from crs_jax.runtime.identity import flatten
+from crs_jax.runtime.json_files import read_json
+from crs_jax.runtime.versions import read_settings
 from crs_jax.tools.export import shared_model
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -103,7 +104,7 @@ def test_redial_on_ten_dialogues(finished_run, tmp_path, monkeypatch):
     (data / redial.TRAIN).write_text("\n".join(lines[:10]) + "\n")
     test = (finished_run / "data" / redial.TEST).read_text().splitlines()
     (data / redial.TEST).write_text("\n".join(test[:4]) + "\n")
-    made = flatten(read_json(finished_run / "config.json"))
+    made = flatten(read_settings(finished_run / "config.json"))
     kept = ("data.dir", "data.dataset", "data.hub", "simulator.", "evaluation.ks", "mesh.", "model.leave_out")
     small = {name: value for name, value in made.items() if not name.startswith(kept)}
     small |= {"data.validation_dialogues": 3}

@@ -14,6 +14,7 @@ from configs import quickstart
 from crs_jax import pipeline
 from crs_jax.evaluation.console import headline
 from crs_jax.runtime.errors import InputError
+from crs_jax.runtime.versions import VERSION, read_log, read_settings
 
 FILES = ("config.json", "metrics.json", "metrics.jsonl", "samples.jsonl", "report.html")
 
@@ -41,7 +42,9 @@ def test_leaves_what_the_readme_says(workdir):
         assert (workdir / name).stat().st_size > 0, name
     for stage in ("sft", "reward", "ppo"):
         assert any((workdir / "checkpoints" / stage).iterdir())
-    lines = [strict(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    first, *lines = (strict(line) for line in (workdir / "metrics.jsonl").read_text().splitlines())
+    versions = [strict((workdir / name).read_text())["format"] for name in ("config.json", "metrics.json")]
+    assert [first, *versions] == [{"format": VERSION}, VERSION, VERSION]
     assert {line["stage"] for line in lines} == {"head", "sft", "reward", "ppo"}
     ppo = [line for line in lines if line["stage"] == "ppo"]
     assert [line["step"] for line in ppo if "validation/hr@10" in line] == [0, 1, 2, 3]
@@ -79,7 +82,7 @@ def test_metrics_have_the_documented_shape(workdir):
 def test_config_is_complete_and_can_be_read_back(workdir):
     from configs import quickstart
 
-    stored = json.loads((workdir / "config.json").read_text())
+    stored = read_settings(workdir / "config.json")
     config = quickstart.get_config()
     with config.unlocked():
         config.update(stored)
@@ -106,7 +109,7 @@ def test_checks_leave_samples_and_histograms(workdir):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     board = EventAccumulator(str(workdir / "tensorboard" / "ppo"), {"histograms": 0, "tensors": 0}).Reload()
-    lines = [strict(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    lines = read_log(workdir / "metrics.jsonl")
     for name in ("reward", "kl"):
         means = {e.step: e.histogram_value.sum / e.histogram_value.num for e in board.Histograms(f"replies/{name}")}
         logged = {x["step"]: x[f"validation/{name}"] for x in lines if f"validation/{name}" in x}

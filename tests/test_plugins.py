@@ -17,6 +17,7 @@ from crs_jax.data.corpora import CORPORA
 from crs_jax.flags import parse
 from crs_jax.rl.algorithms import ALGORITHMS
 from crs_jax.runtime.errors import InputError
+from crs_jax.runtime.json_files import read_json
 from crs_jax.runtime.metrics import read_json
 from crs_jax.signals.registry import SIGNALS
 from crs_jax.tools.export.card import model_card

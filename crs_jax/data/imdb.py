@@ -35,7 +35,7 @@ from crs_jax.data.imdb_tables import BASICS, MISSING, NAMES, PRINCIPALS, Tables
 from crs_jax.data.records import Faults
 from crs_jax.data.title_matching import AMBIGUOUS, BY_TITLE, EXACT, KINDS, NEAR, UNMATCHED, Title, Wanted, choose
 from crs_jax.runtime.errors import InputError
-from crs_jax.runtime.metrics import write_json
+from crs_jax.runtime.json_files import write_json
 from crs_jax.runtime.program import Parser, run_program
 from crs_jax.runtime.progress import print_summary, say
 

@@ -17,7 +17,7 @@ from crs_jax.data import byte_bpe, spacing
 from crs_jax.data.catalogue import Catalogue
 from crs_jax.data.dialogue import MENTION, RECOMMENDER, SEEKER, Dialogue, Turn
 from crs_jax.runtime.errors import InputError
-from crs_jax.runtime.metrics import read_json
+from crs_jax.runtime.json_files import read_json
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

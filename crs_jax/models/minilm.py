@@ -21,7 +21,7 @@ from safetensors import safe_open
 from tokenizers import Tokenizer
 
 from crs_jax.runtime.errors import InputError
-from crs_jax.runtime.metrics import read_json
+from crs_jax.runtime.json_files import read_json
 
 BUCKETS = (8, 12, 16, 20, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # padded lengths, so that few shapes compile
 SIZES = {

@@ -28,7 +28,9 @@ from jax.experimental.multihost_utils import broadcast_one_to_all
 from ml_collections import ConfigDict
 
 from crs_jax.runtime.errors import InputError
+from crs_jax.runtime.identity import FREE, identity
 from crs_jax.runtime.storage import trouble
+from crs_jax.runtime.versions import KEY, VERSION, check, parameters_now, parameters_then, settings_now
 
 # What fails in a thread that saves is raised again where the save is waited for; told there, it is told once. What a
 # kill left half written is removed.
@@ -38,56 +40,6 @@ logging.getLogger("absl").addFilter(lambda record: not any(text in record.getMes
 logging.getLogger("asyncio").addFilter(lambda record: "OCDBT" not in record.getMessage())
 
 KEPT = 2  # training states of a stage
-LAYOUT = 2  # of parameters and optimizer states: changes where those of an older version cannot be read
-# What decides a stage's result: its own sections and those of the stages before it.
-SECTIONS = {
-    "sft": ("head", "seed", "data", "simulator", "tokenizer", "encoder", "model", "mesh", "sft"),
-    "reward": ("signals", "reward"),
-    "seeker": ("seeker",),  # the first part of the stage ppo, where it has several turns
-    "ppo": ("ppo", "algorithm"),
-}
-# Settings that may change without touching a stage's result.
-REWARD_ALONE = ("alpha", "beta", "gamma", "delta", "function", "clip", "relevance", "spread")  # but that of PPO
-FREE = {
-    "sft": (
-        *("data.cache_dir", "data.dir", "data.metadata", "data.pipeline", "data.on_error", "encoder.batch_tokens"),
-        *("model.value", "model.remat", "model.matmul", "model.attention"),
-        *("mesh.data", "mesh.fsdp"),  # mesh.tensor sets how far tables are padded
-        "model.transfer",  # trains nothing
-        "sft.accumulate",  # the same step
-    ),
-    "reward": tuple(f"reward.{name}" for name in (*REWARD_ALONE, "accumulate")),
-    "seeker": (),
-    "ppo": ("ppo.accumulate",),
-}
-
-
-def flatten(config: dict, prefix: str = "") -> dict[str, Any]:
-    """Nested dict to `section.field` keys; tuples as lists, as JSON gives them back."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
-    return flat
-
-
-def identity(config: ConfigDict, stage: str) -> dict[str, Any]:
-    """The settings that decide the result of `stage`, flat."""
-    order = list(SECTIONS)
-    flat = flatten(config.to_dict())
-    kept: dict[str, Any] = {}
-    for earlier in order[: order.index(stage) + 1]:
-        free = FREE[earlier]
-        if stage == "ppo":  # where the reward's weights and the value function count after all
-            counts = ("model.value", *(f"reward.{name}" for name in REWARD_ALONE))
-            free = tuple(name for name in free if name not in counts)
-        for name, value in flat.items():
-            weighs = name.startswith("reward.weights.") and stage != "ppo"
-            if name.split(".")[0] in SECTIONS[earlier] and name not in free and not weighs:
-                kept[name] = value
-    return kept
 
 
 @jax.jit
@@ -101,8 +53,11 @@ def _sums(tree: Any) -> Any:
 
 
 def digest(tree: Any) -> str:
-    """Short fingerprint of a tree of arrays: sums of their bits as integers, so the same on every mesh."""
-    sums = [int(total) for total in jax.tree.leaves(_sums(tree))]
+    """Short fingerprint of a tree of arrays: sums of their bits as integers, so the same on every mesh.
+
+    They stand in the order of the first version's names, so that a new name leaves it the same.
+    """
+    sums = [int(total) for total in jax.tree.leaves(_sums(parameters_then(tree)))]
     return hashlib.sha256(json.dumps(sums).encode()).hexdigest()[:16]
 
 
@@ -182,14 +137,14 @@ def _manager(folder: pathlib.Path, **settings: Any) -> Iterator[ocp.CheckpointMa
 
 
 def _meta(manager: ocp.CheckpointManager, folder: pathlib.Path, step: int) -> dict[str, Any]:
-    """What was saved beside the arrays: config, inputs, digests and the scalars of `Saved`."""
+    """What was saved beside the arrays: version, config by today's names, inputs, digests, scalars of `Saved`."""
     with _reading(folder / str(step)):
         meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
-    if meta.get("layout") != LAYOUT or "digest" not in meta:
-        raise InputError(f"{folder}: made by an earlier version of crs_jax; use another --workdir, or that version")
-    with _reading(folder / str(step)):
+        unstated = meta.get("layout", 1) if "digest" in meta else 1
+        version = check(meta.get(KEY, unstated), folder / str(step))
         if meta["digest"].pop("meta") != _text_digest(meta):
             raise ValueError("meta is not what was saved")
+        meta[KEY], meta["config"] = version, settings_now(meta["config"], version)
     if meta.get("step", step) != step:  # one of an older version does not say
         raise InputError(
             f"{folder / str(step)}: holds step {meta['step']!r:.80}; give the folder its own name again, or delete it"
@@ -202,7 +157,8 @@ def _text_digest(meta: dict[str, Any]) -> str:
 
 
 def _same(kind: str, found: Any, meta: dict[str, Any]) -> Any:
-    """What was read, where its bits add up to what they were when it was saved."""
+    """What was read, by today's names, where its bits add up to what they were when it was saved."""
+    found = parameters_now(found, meta[KEY])
     if meta["digest"][kind] != digest(found):
         raise ValueError(f"{kind} has other bits than were saved")
     return found
@@ -301,7 +257,7 @@ class Checkpoints:
             "config": self.identity,
             "inputs": self.inputs,
             "best_loss": list(saved.best_loss),
-            "layout": LAYOUT,
+            KEY: VERSION,
             "digest": {"state": digest(saved.state), "result": digest(saved.result)},
         }
         meta["digest"]["meta"] = _text_digest(meta)
@@ -320,7 +276,7 @@ class Checkpoints:
         abstract, folder = jax.tree.map(ocp.utils.to_shape_dtype_struct, like), self.folder / str(step)
         meta = _meta(self.manager, self.folder, step)
         with _reading(folder):
-            args = ocp.args.Composite(**{kind: ocp.args.StandardRestore(abstract)})
+            args = ocp.args.Composite(**{kind: ocp.args.StandardRestore(parameters_then(abstract, meta[KEY]))})
             return _same(kind, self.manager.restore(step, args=args)[kind], meta)
 
     def close(self) -> None:

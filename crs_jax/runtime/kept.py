@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from crs_jax.runtime.errors import InputError
-from crs_jax.runtime.metrics import read_json, write_json
+from crs_jax.runtime.json_files import read_json, write_json
 from crs_jax.runtime.progress import say
 from crs_jax.runtime.storage import sha256
 

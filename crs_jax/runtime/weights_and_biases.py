@@ -18,10 +18,12 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from crs_jax.runtime.checkpoint import identity
 from crs_jax.runtime.errors import InputError
-from crs_jax.runtime.metrics import METRICS_LINES, plain, read_json, read_json_lines, write_json
+from crs_jax.runtime.identity import identity
+from crs_jax.runtime.json_files import plain, read_json, write_json
+from crs_jax.runtime.metrics import METRICS_LINES
 from crs_jax.runtime.progress import say
+from crs_jax.runtime.versions import read_log
 
 SUMMARY = ("ranking", "text", "rewards", "success", "simulator")
 Row = tuple[int, int]  # step, and 1 for a check, which follows what the step itself logs
@@ -109,7 +111,7 @@ class WandbRun:
         """Begins the run, or goes on with it; call it before the line of the first row is written."""
         if self._run is not None:
             return
-        wandb, state, lines = _wandb(self.config), self._state(), read_json_lines(self.workdir / METRICS_LINES)
+        wandb, state, lines = _wandb(self.config), self._state(), read_log(self.workdir / METRICS_LINES)
         name, c = state.get("id") or secrets.token_hex(4), self.config.wandb
         options = wandb.Settings(console="off", silent=True, disable_code=True)
         self.workdir.mkdir(parents=True, exist_ok=True)

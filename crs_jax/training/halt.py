@@ -11,7 +11,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from crs_jax.runtime.errors import TrainingHaltedError
-from crs_jax.runtime.metrics import write_json
+from crs_jax.runtime.versions import write_versioned
 from crs_jax.training.state import TrainState
 
 
@@ -45,7 +45,7 @@ def stop_if_halted(
             jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves
         }
         np.savez(folder / "batch.npz", **named)
-        write_json(folder / "metrics.json", metrics)
+        write_versioned(folder / "metrics.json", metrics)
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(folder / "state", state)
     bad = [name for name, value in metrics.items() if not np.isfinite(value)]

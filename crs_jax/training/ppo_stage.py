@@ -23,9 +23,10 @@ from crs_jax.rl.frozen_models import Aligned, FrozenModels, Graphs, Model
 from crs_jax.rl.reward import Normaliser, fit_normaliser
 from crs_jax.runtime.checkpoint import digest
 from crs_jax.runtime.errors import InputError
-from crs_jax.runtime.metrics import MetricsWriter, read_json_lines
+from crs_jax.runtime.metrics import METRICS_LINES, MetricsWriter
 from crs_jax.runtime.progress import say
 from crs_jax.runtime.sharding import on_mesh, place, shard_batch
+from crs_jax.runtime.versions import read_log
 from crs_jax.signals.registry import weights
 from crs_jax.training import loop
 from crs_jax.training.batches import Batches, chosen
@@ -258,4 +259,4 @@ def run_ppo(task: Task, writer: MetricsWriter, sft: Model, reward: Model) -> Ali
 
 def logged(workdir: Any) -> list[dict[str, Any]]:
     """The lines of PPO in a workdir's metrics.jsonl."""
-    return [line for line in read_json_lines(workdir / "metrics.jsonl") if line["stage"] == "ppo"]
+    return [line for line in read_log(workdir / METRICS_LINES) if line["stage"] == "ppo"]

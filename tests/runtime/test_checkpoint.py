@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from configs.common import get_config
-from crs_jax.runtime.checkpoint import FREE, SECTIONS, Checkpoints, Saved, digest, done_meta, identity
+from crs_jax.runtime.checkpoint import Checkpoints, Saved, digest, done_meta
 from crs_jax.runtime.errors import InputError
+from crs_jax.runtime.identity import FREE, SECTIONS, identity
 
 
 def tree(seed: int = 0) -> dict:
@@ -166,13 +167,14 @@ def test_a_program_says_of_a_damaged_one_one_line(finished_run, tmp_path):
     assert re.fullmatch(r"error: \S+/checkpoints/sft/\d+: damaged, it cannot be read as it was .*\n", done.stderr)
 
 
-@pytest.mark.parametrize("change", [{"digest": None}, {"layout": None}, {"layout": 1}])
+@pytest.mark.parametrize("change", [{"layout": 2, "digest": None}, {}, {"layout": 1}])
 def test_one_of_an_earlier_version_is_refused(tmp_path, change):
+    """Before versions had that name, and before there were digests."""
     saved(tmp_path)
     path = next((tmp_path / "checkpoints").rglob("meta/metadata"))
-    meta = {name: value for name, value in {**json.loads(path.read_text()), **change}.items() if value is not None}
-    path.write_text(json.dumps(meta))
-    with pytest.raises(InputError, match="reward: made by an earlier version of crs_jax; use another --workdir"):
+    meta = {**json.loads(path.read_text()), "format": None, **change}
+    path.write_text(json.dumps({name: value for name, value in meta.items() if value is not None}))
+    with pytest.raises(InputError, match=r"reward/3: written in format 1, and this release of crs_jax reads 2 to \d"):
         Checkpoints(tmp_path, "reward", get_config())
 
 

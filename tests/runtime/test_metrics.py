@@ -17,8 +17,7 @@ from ml_collections import ConfigDict
 
 from configs import common
 from crs_jax.runtime.errors import InputError
-from crs_jax.runtime.metrics import (
-    MetricsWriter,
+from crs_jax.runtime.json_files import (
     numbered_json_lines,
     read_json,
     read_json_lines,
@@ -26,7 +25,9 @@ from crs_jax.runtime.metrics import (
     write_json,
     write_json_lines,
 )
+from crs_jax.runtime.metrics import MetricsWriter
 from crs_jax.runtime.tensorboard import markdown_table
+from crs_jax.runtime.versions import VERSION
 
 
 def strict(text: str):
@@ -39,7 +40,9 @@ def strict(text: str):
 
 
 def lines_of(folder: pathlib.Path) -> list[dict]:
-    return [strict(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    first, *lines = (strict(line) for line in (folder / "metrics.jsonl").read_text().splitlines())
+    assert first == {"format": VERSION}
+    return lines
 
 
 def test_lines_hold_floats_and_null_for_what_is_not_finite(tmp_path):

@@ -13,9 +13,11 @@ import pytest
 
 from configs import common
 from crs_jax.runtime import weights_and_biases
-from crs_jax.runtime.checkpoint import SECTIONS
 from crs_jax.runtime.errors import InputError
-from crs_jax.runtime.metrics import MetricsWriter, read_json, read_json_lines
+from crs_jax.runtime.identity import SECTIONS
+from crs_jax.runtime.json_files import read_json
+from crs_jax.runtime.metrics import MetricsWriter
+from crs_jax.runtime.versions import read_log
 from crs_jax.runtime.weights_and_biases import WandbRun, refuse_where_missing
 from crs_jax.tools.sweep.finished_runs import settings
 
@@ -96,7 +98,7 @@ def test_a_resumed_run_goes_on_and_sends_nothing_twice(tmp_path):
     write(tmp_path, asked(), range(6))
     write(tmp_path, asked(), range(4, 5), drop=3)
     write(tmp_path, asked(), range(4, 8), drop=3)
-    lines = read_json_lines(tmp_path / "metrics.jsonl")
+    lines = read_log(tmp_path / "metrics.jsonl")
     ((_, rows),) = sent(tmp_path).items()
     assert [row["_step"] for row in rows] == list(range(len(lines)))
     for line, row in zip(lines, rows, strict=True):

@@ -9,7 +9,8 @@ import pytest
 from flax import nnx
 from tiny_task import change
 
-from crs_jax.runtime.metrics import MetricsWriter, read_json_lines
+from crs_jax.runtime.metrics import MetricsWriter
+from crs_jax.runtime.versions import read_log
 from crs_jax.training.act_head import (
     KS,
     fit_head,
@@ -109,7 +110,7 @@ def test_it_learns_what_was_planted_and_touches_nothing_else(world, tmp_path):
     assert after["loss"] < before["loss"] - 0.5
     assert after["hr@10"] > before["hr@10"] + 0.1
     assert content_NE.shape[0] == 40
-    lines = read_json_lines(tmp_path / "metrics.jsonl")
+    lines = read_log(tmp_path / "metrics.jsonl")
     assert {line["stage"] for line in lines} == {"head"}
     assert lines[-1]["validation/hr@10"] == pytest.approx(after["hr@10"])
     same = with_part(params, trained_part(world.sft[1]))

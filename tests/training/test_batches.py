@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from crs_jax.rl.rollout import sample
 from flax import nnx
 
 from configs import quickstart
@@ -15,6 +16,7 @@ from crs_jax.rl.reward import Normaliser
 from crs_jax.rl.sampling import sample
 from crs_jax.runtime.checkpoint import identity
 from crs_jax.runtime.errors import InputError
+from crs_jax.runtime.identity import identity
 from crs_jax.runtime.metrics import MetricsWriter
 from crs_jax.training import ppo_stage
 from crs_jax.training.batches import Batches, chosen, widths_of

@@ -10,7 +10,8 @@ from tiny_task import fresh_models
 from crs_jax.rl.ppo import gae
 from crs_jax.rl.reward import Scores
 from crs_jax.rl.scoring import TokenMasks
-from crs_jax.runtime.metrics import MetricsWriter, read_json_lines
+from crs_jax.runtime.metrics import MetricsWriter
+from crs_jax.runtime.versions import read_log
 from crs_jax.training import advantages, checks, ppo_stage
 from crs_jax.training.checks import SelfCheckError
 from crs_jax.training.ppo_stage import run_ppo
@@ -24,7 +25,7 @@ def align(world, workdir, **changes):
 
 def test_a_healthy_run_passes(world, faults, tmp_path):
     align(world, tmp_path)
-    first = next(line for line in read_json_lines(tmp_path / "metrics.jsonl") if "kl/max" in line)
+    first = next(line for line in read_log(tmp_path / "metrics.jsonl") if "kl/max" in line)
     assert first["step"] == 1
     # Far inside the bounds, so that the bounds are not what hides a fault.
     assert 0 <= first["ratio_error"] < 1e-4
@@ -88,7 +89,7 @@ def test_a_healthy_run_in_bfloat16_with_peaked_logits_passes(world, tmp_path):
     params["trunk"]["final_scale"] = 500 * params["trunk"]["final_scale"]
     with MetricsWriter(tmp_path, tensorboard=False) as writer:
         run_ppo(task, writer, (graph, params, frozen), reward)
-    first = next(line for line in read_json_lines(tmp_path / "metrics.jsonl") if "kl/max" in line)
+    first = next(line for line in read_log(tmp_path / "metrics.jsonl") if "kl/max" in line)
     assert first["sampler_gap"] > 0.1  # single tokens, a hundred times the floor of the bounds
     assert not any(name.startswith("check/") for name in first)
 
@@ -96,7 +97,7 @@ def test_a_healthy_run_in_bfloat16_with_peaked_logits_passes(world, tmp_path):
 def test_checks_can_be_left_out(world, faults, tmp_path):
     faults.reference_temperature = 1.01
     align(world, tmp_path, ppo__checks=False, ppo__iterations=1)
-    lines = [line for line in read_json_lines(tmp_path / "metrics.jsonl") if "kl/max" in line]
+    lines = [line for line in read_log(tmp_path / "metrics.jsonl") if "kl/max" in line]
     assert lines[0]["kl/max"] > 1e-3
 
 

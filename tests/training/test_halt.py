@@ -9,7 +9,8 @@ from faults import at
 from crs_jax.config import slate_contexts
 from crs_jax.inputs.contexts import contexts_at
 from crs_jax.rl.contexts import take
-from crs_jax.runtime.metrics import MetricsWriter, read_json
+from crs_jax.runtime.json_files import read_json
+from crs_jax.runtime.metrics import MetricsWriter
 from crs_jax.training import reward, sft
 from crs_jax.training.batches import chosen
 from crs_jax.training.halt import TrainingHaltedError

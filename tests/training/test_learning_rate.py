@@ -7,7 +7,8 @@ import optax
 import pytest
 
 from crs_jax.inputs.task import copy_tree
-from crs_jax.runtime.metrics import MetricsWriter, read_json_lines
+from crs_jax.runtime.metrics import MetricsWriter
+from crs_jax.runtime.versions import read_log
 from crs_jax.training import ppo_stage
 from crs_jax.training.optimizer import Rates, make_optimizer, schedule
 from crs_jax.training.ppo_stage import run_ppo
@@ -40,7 +41,7 @@ def test_what_is_logged_is_what_was_used(world, tmp_path, monkeypatch, step_kl):
     first = copy_tree(world.sft[1])
     with MetricsWriter(tmp_path, tensorboard=False) as writer:
         aligned = run_ppo(task, writer, world.sft, world.reward)
-    lines = [line for line in read_json_lines(tmp_path / "metrics.jsonl") if "learning_rate" in line]
+    lines = [line for line in read_log(tmp_path / "metrics.jsonl") if "learning_rate" in line]
 
     shares = [line["step_kl/share"] for line in lines]
     assert len(shares) == ITERATIONS

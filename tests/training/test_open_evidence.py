@@ -7,7 +7,8 @@ from tiny_task import fresh_models
 from crs_jax.evaluation.policies import ranking_scores
 from crs_jax.inputs.contexts import contexts_at
 from crs_jax.models.query import KINDS, MATCHES
-from crs_jax.runtime.metrics import MetricsWriter, read_json_lines
+from crs_jax.runtime.metrics import MetricsWriter
+from crs_jax.runtime.versions import read_log
 from crs_jax.training.ppo_stage import build, open_evidence, run_ppo
 
 
@@ -28,9 +29,9 @@ def test_it_starts_as_the_reference_and_learns_to_read(deaf):
     np.testing.assert_allclose(*both, atol=2e-5)
     with MetricsWriter(task.workdir, tensorboard=False) as writer:
         aligned = run_ppo(task, writer, sft, reward)  # its own check: KL 0 in the first iteration
-    lines = [line for line in read_json_lines(task.workdir / "metrics.jsonl") if "kl" in line]
+    lines = [line for line in read_log(task.workdir / "metrics.jsonl") if "kl" in line]
     assert abs(lines[0]["kl"]) < 1e-3
-    first = next(line for line in read_json_lines(task.workdir / "metrics.jsonl") if "validation/kl" in line)
+    first = next(line for line in read_log(task.workdir / "metrics.jsonl") if "validation/kl" in line)
     assert first["step"] == 0
     assert abs(first["validation/kl"]) < 1e-3
     gain = np.asarray(aligned.policy[1]["query"]["gain"])

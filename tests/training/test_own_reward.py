@@ -11,8 +11,9 @@ from crs_jax.rl.frozen_models import act_scores, predict_signals
 from crs_jax.rl.reward import Normaliser, score, stack
 from crs_jax.rl.sampling import Replies
 from crs_jax.runtime.errors import InputError
-from crs_jax.runtime.metrics import MetricsWriter, read_json_lines
+from crs_jax.runtime.metrics import MetricsWriter
 from crs_jax.runtime.user_function import load
+from crs_jax.runtime.versions import read_log
 from crs_jax.training.ppo_stage import build, run_ppo
 
 EXAMPLE = "configs/rewards/concise.py:reward"
@@ -93,7 +94,7 @@ def test_ppo_learns_it(world, tmp_path):
     )  # fmt: skip
     with MetricsWriter(task.workdir, tensorboard=False) as writer:
         run_ppo(task, writer, world.sft, world.reward)
-    lines = [line for line in read_json_lines(tmp_path / "metrics.jsonl") if "reward/own" in line]
+    lines = [line for line in read_log(tmp_path / "metrics.jsonl") if "reward/own" in line]
     first, last = ([line["reward/own"] for line in part] for part in (lines[:3], lines[-3:]))
     assert np.mean(last) > np.mean(first) + 0.5
     before, after = (np.mean([line["items_per_reply"] for line in part]) for part in (lines[:1], lines[-3:]))

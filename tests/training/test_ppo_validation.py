@@ -15,7 +15,8 @@ from crs_jax.inputs.task import copy_tree
 from crs_jax.rl.reward import Normaliser
 from crs_jax.rl.sampling import sample
 from crs_jax.runtime.checkpoint import done_meta
-from crs_jax.runtime.metrics import MetricsWriter, read_json_lines
+from crs_jax.runtime.metrics import MetricsWriter
+from crs_jax.runtime.versions import read_log
 from crs_jax.signals.registry import column
 from crs_jax.training import ppo_stage
 from crs_jax.training.examples import fresh_instances
@@ -206,7 +207,7 @@ def test_below_the_floor_ppo_stops_and_keeps_the_policy_before(world, tmp_path, 
     said = capsys.readouterr().out
     assert "stopped at iteration 2" in said
     assert "warning: validation reward rose" in said
-    steps = [line["step"] for line in read_json_lines(tmp_path / "metrics.jsonl") if "validation/hr@10" in line]
+    steps = [line["step"] for line in read_log(tmp_path / "metrics.jsonl") if "validation/hr@10" in line]
     assert steps == [0, 1, 2]
     with MetricsWriter(task.workdir, tensorboard=False) as writer:
         again = run_ppo(task, writer, world.sft, world.reward)  # done: loaded, not gone on with

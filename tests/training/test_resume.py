@@ -11,7 +11,8 @@ import pytest
 
 from crs_jax.runtime.checkpoint import Checkpoints
 from crs_jax.runtime.errors import InputError
-from crs_jax.runtime.metrics import MetricsWriter, read_json_lines
+from crs_jax.runtime.metrics import MetricsWriter
+from crs_jax.runtime.versions import read_log
 from crs_jax.training import ppo_stage, sft
 from crs_jax.training import reward as reward_stage
 from crs_jax.training.ppo_stage import run_ppo
@@ -59,7 +60,7 @@ def same_bits(found, expected) -> bool:
 def lines(workdir) -> list[dict]:
     return [
         {name: value for name, value in line.items() if name not in TIMED}
-        for line in read_json_lines(workdir / "metrics.jsonl")
+        for line in read_log(workdir / "metrics.jsonl")
     ]
 
 

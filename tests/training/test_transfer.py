@@ -17,7 +17,7 @@ from crs_jax.inputs.replies import reply_arrays
 from crs_jax.inputs.task import copy_tree
 from crs_jax.runtime.checkpoint import Checkpoints, Saved, load_result
 from crs_jax.runtime.errors import InputError
-from crs_jax.runtime.metrics import write_json
+from crs_jax.runtime.json_files import write_json
 from crs_jax.training.transfer import carried, source_of, transferred
 
 BINS = len(YEARS) + 1

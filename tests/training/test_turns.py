@@ -25,7 +25,8 @@ from crs_jax.rl.reward import Scores
 from crs_jax.rl.sampling import Replies, sample
 from crs_jax.rl.scoring import TokenLikelihood, TokenMasks
 from crs_jax.runtime.errors import InputError
-from crs_jax.runtime.metrics import MetricsWriter, read_json_lines
+from crs_jax.runtime.metrics import MetricsWriter
+from crs_jax.runtime.versions import read_log
 from crs_jax.training import ppo, ppo_stage, rollout, seeker
 from crs_jax.training.batch import RolloutBatch
 from crs_jax.training.episodes import Answer, Continuation, Episodes
@@ -285,7 +286,7 @@ def test_a_killed_fit_of_the_seeker_ends_with_the_same_bits(world, fitted, tmp_p
 
 def test_the_seekers_model_beats_a_unigram_on_dialogues_it_was_not_fitted_on(world, fitted):
     task, _ = fitted
-    lines = [line for line in read_json_lines(task.workdir / "metrics.jsonl") if line["stage"] == "seeker"]
+    lines = [line for line in read_log(task.workdir / "metrics.jsonl") if line["stage"] == "seeker"]
     losses = [line["validation/loss"] for line in lines if "validation/loss" in line]
     bound = unigram_loss(seeker_packer(task, "validation").pack())
     assert len(losses) == 8
@@ -386,7 +387,7 @@ def run(world, fitted, compiled, monkeypatch):
 
 
 def lines(workdir) -> list[dict]:
-    return [line for line in read_json_lines(workdir / "metrics.jsonl") if line["stage"] == "ppo"]
+    return [line for line in read_log(workdir / "metrics.jsonl") if line["stage"] == "ppo"]
 
 
 @pytest.mark.slow

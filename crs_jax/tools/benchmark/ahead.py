@@ -35,7 +35,7 @@ from crs_jax.rl.frozen_models import FrozenModels, Graphs
 from crs_jax.rl.reward import Normaliser, RewardModel
 from crs_jax.runtime import source_tree
 from crs_jax.runtime.errors import InputError
-from crs_jax.runtime.metrics import write_json
+from crs_jax.runtime.json_files import write_json
 from crs_jax.runtime.sharding import AXES, BATCH, shardings
 from crs_jax.tools.benchmark.cells import make_update_step
 from crs_jax.tools.benchmark.hlo import collectives

@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from crs_jax.runtime.errors import InputError
-from crs_jax.runtime.metrics import write_json
+from crs_jax.runtime.json_files import write_json
 from crs_jax.tools.benchmark import record as records
 from crs_jax.tools.benchmark import show
 from crs_jax.tools.benchmark.plan import PARTS, Cell, named, parse, product

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pathlib
 
 from crs_jax.runtime.errors import InputError
-from crs_jax.runtime.metrics import read_json
+from crs_jax.runtime.json_files import read_json
 
 ABOUT = "crs_jax.json"
 

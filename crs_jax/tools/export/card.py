@@ -14,8 +14,8 @@ from ml_collections import ConfigDict
 
 from crs_jax.data.corpora import CORPORA, CorpusSource, corpus_title
 from crs_jax.models.hf import REVISIONS
-from crs_jax.runtime.checkpoint import flatten
 from crs_jax.runtime.errors import InputError
+from crs_jax.runtime.identity import flatten
 from crs_jax.tools.export.folder import last_name, settings
 from crs_jax.tools.report.figures import PROTOCOLS, Figure, name_of, number
 from crs_jax.tools.report.workdir import Run

@@ -27,14 +27,14 @@ from crs_jax.models.encoder import FILES
 from crs_jax.models.hf import SINGLE, exported_settings, exported_shapes
 from crs_jax.models.items import padded
 from crs_jax.runtime.errors import InputError
-from crs_jax.runtime.metrics import MOST_JSON, numbered_json_lines, plain, read_json
+from crs_jax.runtime.json_files import MOST_JSON, numbered_json_lines, plain, read_json
 from crs_jax.runtime.storage import sha256
+from crs_jax.runtime.versions import KEY, check, path_now, settings_now
 from crs_jax.stored_config import stored_config
 from crs_jax.tools.export import ABOUT, shared_model
 from crs_jax.tools.export.tensors import Shape, read_arrays, read_shapes, refuse_other
 from crs_jax.tools.export.transformers_files import completed_words, generation_settings, tokenizer_settings
 
-FORMAT = 2
 REST, ITEMS, WORDS, ENCODER = "crs_jax.safetensors", "items.jsonl", "tokenizer.json", "encoder"
 NAMES = (
     *("config.json", SINGLE, "generation_config.json", WORDS, "tokenizer_config.json", REST),
@@ -77,11 +77,11 @@ def read_checked(folder: pathlib.Path) -> Checked:
       InputError: a file is missing, damaged, a link out of the folder, or says what `folder.write` never writes.
     """
     model, about = shared_model(folder), read_json(_inside(folder, ABOUT))
-    expected = {"format", "model", "config", "ways_of_talking", "sha256"}
-    if about.get("format") != FORMAT or about.keys() != expected:
-        raise InputError(f"{folder / ABOUT}: format {about.get('format')!r:.80}, this version reads {FORMAT}")
+    version = check(about.get(KEY), folder / ABOUT)
+    if about.keys() != {KEY, "model", "config", "ways_of_talking", "sha256"}:
+        raise InputError(f"{folder / ABOUT}: holds {', '.join(about):.200}, which are not the fields that are written")
     _check_sums(folder, about["sha256"])
-    config = stored_config(about["config"], folder / ABOUT)
+    config = stored_config(settings_now(about["config"], version), folder / ABOUT)
     phrases = about["ways_of_talking"]
     if not isinstance(phrases, list) or not all(isinstance(words, list) and _texts(words) for words in phrases):
         raise InputError(f"{folder / ABOUT}: ways_of_talking is no list of titles in words")
@@ -92,7 +92,7 @@ def read_checked(folder: pathlib.Path) -> Checked:
             f"{folder / ITEMS}: {len(catalogue)} items, dialogue_tokenizer.json says {tokenizer.num_items}"
         )
     _check_for_transformers(folder, config, tokenizer)
-    arrays = _read_rest(folder / REST, config, tokenizer, catalogue)
+    arrays = _read_rest(folder / REST, config, tokenizer, catalogue, version)
     together_NN = read_counts(folder / REST, arrays, len(catalogue))
     return Checked(model, config, [tuple(words) for words in phrases], tokenizer, catalogue, arrays, together_NN)
 
@@ -188,10 +188,11 @@ def _same(found: Any, expected: Any) -> bool:
 
 
 def _read_rest(
-    path: pathlib.Path, config: ConfigDict, tokenizer: DialogueTokenizer, catalogue: Catalogue
+    path: pathlib.Path, config: ConfigDict, tokenizer: DialogueTokenizer, catalogue: Catalogue, version: int
 ) -> dict[str, np.ndarray]:
     """The arrays that transformers has no place for."""
-    found, N = read_shapes(path), len(catalogue)
+    found = {path_now(name, version): each for name, each in read_shapes(path).items()}
+    N = len(catalogue)
     _, content = found.get("evidence/content", ("", ()))
     _, frozen = found.get("frozen/items/content", ("", ()))
     if len(content) != 2 or content[0] != N or content[1] < 1:
@@ -211,7 +212,7 @@ def _read_rest(
         raise InputError(
             f"{path}: {', '.join(SPARSE)} are {data}, {indices} and {indptr}: no sparse matrix of {N} rows"
         )
-    return read_arrays(path)
+    return {path_now(name, version): array for name, array in read_arrays(path).items()}
 
 
 def read_counts(path: pathlib.Path, arrays: Mapping[str, np.ndarray], N: int) -> scipy.sparse.csr_matrix:

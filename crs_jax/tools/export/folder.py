@@ -39,15 +39,15 @@ from crs_jax.models.encoder import FILES, embed_on_host, find_encoder
 from crs_jax.models.hf import SINGLE, export_gpt2, load_gpt2
 from crs_jax.runtime.compilation import keep_programs
 from crs_jax.runtime.errors import InputError
-from crs_jax.runtime.metrics import write_json
+from crs_jax.runtime.json_files import write_json
 from crs_jax.runtime.sharding import place
 from crs_jax.runtime.storage import sha256
+from crs_jax.runtime.versions import KEY, VERSION
 from crs_jax.stored_config import read_config
 from crs_jax.tools.api.loading import Loaded, adapted, one_device
 from crs_jax.tools.export import ABOUT, shared_model
 from crs_jax.tools.export.checks import (
     ENCODER,
-    FORMAT,
     GPT2,
     ITEMS,
     REST,
@@ -98,7 +98,7 @@ def write(loaded: Loaded, model: str, folder: pathlib.Path, card: str, overwrite
     (part / "README.md").write_text(card, encoding="utf-8")
     named = sorted(str(path.relative_to(part)) for path in part.rglob("*") if path.is_file())
     about = {
-        "format": FORMAT,
+        KEY: VERSION,
         "model": model,
         "config": settings(read_config(loaded.workdir), model),
         "ways_of_talking": sorted(loaded.titles.phrases),

@@ -10,7 +10,7 @@ import pathlib
 from typing import Any
 
 from crs_jax.data.tokenizer import CONTROLS, DialogueTokenizer
-from crs_jax.runtime.metrics import write_json
+from crs_jax.runtime.json_files import write_json
 
 TEMPLATE = """\
 {%- for message in messages %}

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 
 from crs_jax.runtime.errors import InputError
-from crs_jax.runtime.metrics import write_atomically
+from crs_jax.runtime.json_files import write_atomically
 from crs_jax.runtime.program import Parser
 from crs_jax.tools.report import curves, overview, ranking, record, samples, scores, standing
 from crs_jax.tools.report.document import document

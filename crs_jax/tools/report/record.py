@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from crs_jax.runtime.metrics import to_json
+from crs_jax.runtime.json_files import to_json
 from crs_jax.runtime.progress import duration
 from crs_jax.tools.report.figures import name_of, number
 from crs_jax.tools.report.html import Html, folded, missing, section, tag

@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from crs_jax.runtime.errors import InputError
-from crs_jax.runtime.metrics import METRICS_LINES, numbered_json_lines, read_json
+from crs_jax.runtime.json_files import numbered_json_lines
+from crs_jax.runtime.metrics import METRICS_LINES
+from crs_jax.runtime.versions import numbered_log, read_settings, read_versioned
 from crs_jax.tools.report.figures import Figure
 
 FIGURE_KEYS = frozenset({"value", "low", "high", "p", "n"})
@@ -44,8 +46,8 @@ class Run:
         workdir = pathlib.Path(workdir)
         return cls(
             workdir=workdir,
-            config=read_json(workdir / "config.json"),
-            metrics=read_json(workdir / "metrics.json"),
+            config=read_settings(workdir / "config.json"),
+            metrics=read_versioned(workdir / "metrics.json"),
             series=_series(workdir / METRICS_LINES),
             samples=_samples(workdir / "samples.jsonl"),
         )
@@ -139,7 +141,7 @@ def _number(value: Any) -> bool:
 
 def _series(path: pathlib.Path) -> dict[str, dict[str, Series]]:
     points: dict[str, dict[str, dict[float, float | None]]] = {}
-    for line, record in numbered_json_lines(path):
+    for line, record in numbered_log(path):
         stage, step = record.get("stage"), record.get("step")
         if not isinstance(stage, str) or isinstance(step, bool) or not isinstance(step, (int, float)):
             raise InputError(f"{path}:{line}: lacks a stage (a word) or a step (a number); delete the line")

@@ -11,8 +11,9 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from crs_jax import flags as command_line
-from crs_jax.runtime.checkpoint import flatten, identity
-from crs_jax.runtime.metrics import read_json, read_json_lines, write_json, write_json_lines
+from crs_jax.runtime.identity import flatten, identity
+from crs_jax.runtime.metrics import METRICS_LINES
+from crs_jax.runtime.versions import read_log, read_with_version, settings_now, write_log, write_versioned
 
 RECORD = "sweep.json"
 """Written into a run's workdir when it has ended well: its command, settings and seconds."""
@@ -33,13 +34,19 @@ def settings(config: ConfigDict) -> dict[str, Any]:
 
 def record(workdir: pathlib.Path, line: Sequence[str], config: ConfigDict, seconds: float) -> None:
     """Notes that the run has ended well."""
-    write_json(workdir / RECORD, {"command": list(line), "settings": settings(config), "seconds": seconds})
+    write_versioned(workdir / RECORD, {"command": list(line), "settings": settings(config), "seconds": seconds})
+
+
+def recorded(path: pathlib.Path) -> dict[str, Any]:
+    """The settings of the run that a record is of."""
+    found, version = read_with_version(path)
+    return settings_now(found.get("settings", {}), version)
 
 
 def is_done(workdir: pathlib.Path, config: ConfigDict) -> bool:
     """Whether a workdir holds the finished run of these settings."""
     path = workdir / RECORD
-    return path.exists() and read_json(path).get("settings") == settings(config)
+    return path.exists() and recorded(path) == settings(config)
 
 
 def twin(config: ConfigDict, others: Sequence[pathlib.Path]) -> pathlib.Path | None:
@@ -60,7 +67,7 @@ def share(config: ConfigDict, workdir: pathlib.Path, others: Sequence[pathlib.Pa
         for other in others:
             if not (other / "checkpoints" / stage).exists():
                 continue
-            made = read_json(other / RECORD).get("settings", {})
+            made = recorded(other / RECORD)
             if all(made.get(name) == value for name, value in wanted.items()):
                 copy(other, workdir, MODELS[at:])
                 return stage
@@ -75,7 +82,7 @@ def copy(other: pathlib.Path, workdir: pathlib.Path, stages: Sequence[str]) -> N
         shutil.copytree(other / "checkpoints" / stage, part / stage)
     if (other / "tokenizer").exists():
         shutil.copytree(other / "tokenizer", workdir / "tokenizer", dirs_exist_ok=True)
-    if (other / "metrics.jsonl").exists():
-        logged = read_json_lines(other / "metrics.jsonl")
-        write_json_lines(workdir / "metrics.jsonl", [entry for entry in logged if entry["stage"] in ("head", *stages)])
+    if (other / METRICS_LINES).exists():
+        logged = read_log(other / METRICS_LINES)
+        write_log(workdir / METRICS_LINES, [entry for entry in logged if entry["stage"] in ("head", *stages)])
     part.rename(workdir / "checkpoints")

@@ -19,9 +19,11 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from crs_jax.runtime.errors import InputError, InterruptedRunError
-from crs_jax.runtime.metrics import read_json, read_json_lines, write_atomically, write_json
+from crs_jax.runtime.json_files import write_atomically, write_json
+from crs_jax.runtime.metrics import METRICS_LINES
 from crs_jax.runtime.progress import duration, say
 from crs_jax.runtime.python_file import import_file
+from crs_jax.runtime.versions import read_log, read_versioned
 from crs_jax.tools.report.figures import Figure
 from crs_jax.tools.sweep.children import execute, passing_on
 from crs_jax.tools.sweep.finished_runs import RECORD, is_done, record, resolved, share, twin
@@ -118,11 +120,11 @@ def read(workdir: pathlib.Path, where: str) -> Figure:
     """A measure of a finished run, with its interval where the run gives one; NaN where the run has no such measure."""
     if ":" in where:
         stage, name = where.split(":", 1)
-        lines = [line for line in read_json_lines(workdir / "metrics.jsonl") if line["stage"] == stage]
+        lines = [line for line in read_log(workdir / METRICS_LINES) if line["stage"] == stage]
         values = [line[name] for line in lines if name in line]
         return _figure(values[-1] if values else None)
     *path, last = where.split(".")
-    table: Any = read_json(workdir / "metrics.json")
+    table: Any = read_versioned(workdir / "metrics.json")
     for key in path:
         table = table.get(key) if isinstance(table, dict) else None
     table = table if isinstance(table, dict) else {}

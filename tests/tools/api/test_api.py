@@ -30,8 +30,9 @@ from crs_jax.inputs.contexts import contexts_at
 from crs_jax.inputs.replies import reply_arrays
 from crs_jax.prepare import prepare
 from crs_jax.runtime.arguments import command_line
-from crs_jax.runtime.metrics import read_json
+from crs_jax.runtime.json_files import read_json
 from crs_jax.runtime.sharding import make_mesh
+from crs_jax.runtime.versions import read_settings
 from crs_jax.tools.api import run as api
 from crs_jax.tools.api import train as training
 
@@ -49,7 +50,7 @@ def task(finished_run, tmp_path_factory):
     """The run's data as its own stages had them, in a copy of the folder."""
     copy = tmp_path_factory.mktemp("copy") / "run"
     shutil.copytree(finished_run, copy)
-    config = ConfigDict(read_json(copy / "config.json"))
+    config = ConfigDict(read_settings(copy / "config.json"))
     return prepare(config, copy, make_mesh(config))
 
 

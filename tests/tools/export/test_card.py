@@ -8,8 +8,9 @@ import yaml
 from huggingface_hub import ModelCard
 
 from configs import common
-from crs_jax.runtime.checkpoint import flatten
 from crs_jax.runtime.errors import InputError
+from crs_jax.runtime.identity import flatten
+from crs_jax.runtime.versions import read_settings
 from crs_jax.tools.export.card import model_card
 from crs_jax.tools.report.figures import number
 
@@ -45,7 +46,7 @@ def test_figures_are_those_of_the_run(finished_run, model):
     assert (
         f"--workdir={pathlib.PurePath(metrics['run']['command'].split('--workdir=')[1].split()[0]).name} " in card.text
     )
-    for name, value in flatten(json.loads((finished_run / "config.json").read_text())).items():
+    for name, value in flatten(read_settings(finished_run / "config.json")).items():
         if not name.startswith("model.leave_out"):
             assert f"{name} = {json.dumps(value)}\n" in card.text
 

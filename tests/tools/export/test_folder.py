@@ -22,6 +22,7 @@ from crs_jax.data.tokenizer import CONTROLS, DialogueTokenizer
 from crs_jax.runtime.checkpoint import load_result
 from crs_jax.runtime.errors import InputError, StorageError
 from crs_jax.runtime.storage import writing
+from crs_jax.runtime.versions import VERSION
 from crs_jax.tools.api import loading
 from crs_jax.tools.chat.collect import corpus_folder
 from crs_jax.tools.chat.program import options
@@ -303,7 +304,7 @@ def test_another_version_and_another_encoder_are_named(copy, monkeypatch):
             crs_jax.load(copy)
     about = json.loads((copy / ABOUT).read_text())
     (copy / ABOUT).write_text(json.dumps({**about, "format": 1}))
-    with pytest.raises(InputError, match="format 1, this version reads 2"):
+    with pytest.raises(InputError, match=f"written in format 1, and this release of crs_jax reads 2 to {VERSION}"):
         crs_jax.load(copy)
 
 

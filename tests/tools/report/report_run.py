@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import pathlib
 from typing import Any
@@ -10,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from configs import common
-from crs_jax.runtime.metrics import MetricsWriter, write_json, write_json_lines
+from crs_jax.runtime.json_files import write_json_lines
+from crs_jax.runtime.metrics import MetricsWriter
+from crs_jax.runtime.versions import read_versioned, write_versioned
 
 HOSTILE = "<script>alert('x')</script> & \"quotes\" <img src=https://example.com/x.png onerror=alert(1)>"
 KS = (1, 5, 10, 50)
@@ -234,16 +235,16 @@ def _samples(rng: np.random.Generator, count: int) -> list[dict[str, Any]]:
 
 
 def make_run(workdir: pathlib.Path, seed: int = 0, count: int = 6) -> dict[str, Any]:
-    """Writes a complete workdir; returns what metrics.json holds."""
+    """Writes a complete workdir; returns what metrics.json holds, less its version."""
     rng = np.random.default_rng(seed)
     config = common.get_config()
     config.data.dataset = "redial"
     metrics = full_metrics(rng)
-    write_json(workdir / "config.json", config)
-    write_json(workdir / "metrics.json", metrics)
+    write_versioned(workdir / "config.json", config)
+    write_versioned(workdir / "metrics.json", metrics)
     write_json_lines(workdir / "samples.jsonl", _samples(rng, count))
     _log(workdir, rng)
-    return json.loads((workdir / "metrics.json").read_text())
+    return read_versioned(workdir / "metrics.json")
 
 
 def make_sft_run(workdir: pathlib.Path) -> dict[str, Any]:
@@ -268,7 +269,7 @@ def make_sft_run(workdir: pathlib.Path) -> dict[str, Any]:
         del metrics[key]
     for table in (metrics["ranking"], metrics["text"]):
         del table["ppo"]
-    write_json(workdir / "metrics.json", metrics)
+    write_versioned(workdir / "metrics.json", metrics)
     lines = (workdir / "metrics.jsonl").read_text().splitlines(keepends=True)
     (workdir / "metrics.jsonl").write_text("".join(line for line in lines if '"stage": "sft"' in line))
     (workdir / "samples.jsonl").unlink()

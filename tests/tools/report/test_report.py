@@ -11,7 +11,7 @@ import re
 import pytest
 
 from crs_jax.runtime.errors import InputError
-from crs_jax.runtime.metrics import write_json, write_json_lines
+from crs_jax.runtime.json_files import write_json, write_json_lines
 from crs_jax.tools.report.charts import Chart, Line, moving_average, thinned, tick_label, ticks
 from crs_jax.tools.report.figures import Figure, interval, name_of, number
 from crs_jax.tools.report.html import tag

@@ -16,7 +16,8 @@ from unittest import mock
 import pytest
 
 from crs_jax.runtime.errors import InputError
-from crs_jax.runtime.metrics import read_json, read_json_lines, write_json, write_json_lines
+from crs_jax.runtime.json_files import read_json, write_json, write_json_lines
+from crs_jax.runtime.versions import read_log
 from crs_jax.tools.report.figures import Figure
 from crs_jax.tools.sweep import program as sweep
 from crs_jax.tools.sweep.finished_runs import record, resolved, share
@@ -123,7 +124,7 @@ def test_models_are_shared_where_their_settings_are(started, tmp_path):
     assert found == {
         "all": [], "no sentiment": ["reward", "sft"], "another fit": ["sft"], "another policy": [],
     }  # fmt: skip
-    assert {"stage": "head", "step": 1, "loss": 9.0} in read_json_lines(tmp_path / "another_fit-3" / "metrics.jsonl")
+    assert {"stage": "head", "step": 1, "loss": 9.0} in read_log(tmp_path / "another_fit-3" / "metrics.jsonl")
 
     later = {"from another sweep": {"ppo.iterations": 3}, "another config": {"ppo.iterations": 3}}
     values = {(cell.replace(" ", "_"), 3): 0.1 for cell in later}
