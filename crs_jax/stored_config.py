@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from configs import common
 from crs_jax import plugins
 from crs_jax.config import validate_values
 from crs_jax.runtime.errors import InputError
@@ -24,7 +24,7 @@ def stored_config(found: Any, path: pathlib.Path) -> ConfigDict:
     Raises:
       InputError: a setting is unknown, of another kind or cannot work; names file and setting.
     """
-    config = ConfigDict(_filled(_defaults(), found, path, "config"))
+    config = ConfigDict(_filled(common.settings().defaults(), found, path, "config"))
     try:
         validate_values(config)
     except InputError as error:
@@ -44,13 +44,6 @@ def read_config(workdir: pathlib.Path, trusted: bool = False) -> ConfigDict:
     named = found.get("plugins", "") if isinstance(found, Mapping) else ""
     plugins.require(named if isinstance(named, str) else "", path, trusted)
     return stored_config(found, path)
-
-
-@functools.cache
-def _defaults() -> dict[str, Any]:
-    import configs.common
-
-    return configs.common.get_config().to_dict()
 
 
 def _filled(known: dict[str, Any], found: Any, path: pathlib.Path, name: str) -> dict[str, Any]:

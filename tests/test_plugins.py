@@ -3,6 +3,7 @@
 import json
 import pathlib
 import random
+import re
 import subprocess
 import sys
 
@@ -14,7 +15,7 @@ import crs_jax
 from crs_jax import plugins
 from crs_jax.config import derive
 from crs_jax.data.corpora import CORPORA
-from crs_jax.flags import parse
+from crs_jax.flags import help_text, parse
 from crs_jax.rl.algorithms import ALGORITHMS
 from crs_jax.runtime.errors import InputError
 from crs_jax.runtime.metrics import read_json
@@ -97,6 +98,8 @@ def test_its_name_is_a_choice_once_it_is_given(toy, monkeypatch):
     for flag in (f"--plugins={toy}", f"--config.plugins={toy}"):
         config = parsed("--config.algorithm=median", flag)
         assert (config.algorithm, config.plugins) == ("median", str(toy))
+    listed = help_text(["main", "--helpfull", f"--plugins={toy}"], flags.FlagValues(), "")
+    assert re.search(r"^  algorithm .*\(ppo, .*, median\)$", listed, re.MULTILINE)
     with pytest.raises(InputError, match=r"--config\.ppo\.group=1: must be at least 2 for --config\.algorithm=median"):
         derive(parsed("--config.algorithm=median", "--config.ppo.group=1", f"--plugins={toy}"), 1)
 
