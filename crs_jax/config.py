@@ -9,7 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from crs_jax.bounds import BOUNDS, CHOICES, LEAST_TEMPERATURE, broken_bound
+from configs import common
 from crs_jax.data.corpora import CORPORA, is_simulated
 from crs_jax.data.records import clipped
 from crs_jax.rl.algorithms import ALGORITHMS
@@ -19,10 +19,8 @@ from crs_jax.runtime.user_function import load
 from crs_jax.signals.feedback_log import read_log
 from crs_jax.signals.registry import weights
 
-LARGEST_WEIGHT = 1e3
 STAGES = ("sft", "reward", "ppo", "evaluate")
 """All stages, in the only order in which they run."""
-KINDS = {bool: "true or false", str: "text", tuple: "a tuple"}
 
 
 def fields(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -63,50 +61,23 @@ def validate(config: ConfigDict) -> None:
 
 def validate_values(config: ConfigDict) -> None:
     """The same for the values alone: what they name is neither looked for nor run."""
-    _validate_types(config)
+    _validate_settings(config)
     stages(config)
-    for path, choices in CHOICES.items():
-        if _get(config, path) not in choices:
-            raise _error(path, _get(config, path), f"must be one of {', '.join(choices)}")
-    for path in BOUNDS:
-        if rule := broken_bound(path, _get(config, path)):
-            raise _error(path, _get(config, path), rule)
-    for name, weight in config.reward.weights.items():
-        if not (isinstance(weight, (int, float)) and -LARGEST_WEIGHT <= weight <= LARGEST_WEIGHT):
-            rule = f"must lie between -{LARGEST_WEIGHT:g} and {LARGEST_WEIGHT:g}"
-            raise _error(f"reward.weights.{name}", weight, rule)
     _validate_rates(config)
     _validate_data(config)
     _validate_model(config)
     _validate_ppo(config)
-    temperature = _get(config, "evaluation.temperature")
-    if 0 < temperature < LEAST_TEMPERATURE:
-        raise _error("evaluation.temperature", temperature, f"must be 0 (greedy) or at least {LEAST_TEMPERATURE}")
-    ks = tuple(_get(config, "evaluation.ks"))
-    if not ks or any(type(k) is not int or k < 1 for k in ks) or list(ks) != sorted(set(ks)):
-        raise _error("evaluation.ks", ks, "must be cut-offs of at least 1 in rising order, such as '(1, 5, 10, 50)'")
 
 
-def _defaults() -> dict[str, Any]:
-    import configs.common
-
-    return dict(fields(configs.common.get_config()))
-
-
-def _validate_types(config: ConfigDict) -> None:
-    """All settings of configs/common.py and no others, texts, flags and tuples of their kind; numbers have bounds."""
-    known = _defaults()
+def _validate_settings(config: ConfigDict) -> None:
+    """All settings of configs/common.py and no others, each with a value that it may have."""
+    known = common.settings().flat()
     for path, value in fields(config):
         if path not in known:
             raise _error(path, value, "there is no such setting in configs/common.py")
-    for path, default in known.items():
-        value, kind = _get(config, path), type(default)
-        value = tuple(value) if kind is tuple and isinstance(value, list) else value  # as JSON gives it back
-        if kind in KINDS and type(value) is not kind:
-            raise _error(path, value, f"must be {KINDS[kind]}")
-        texts = [value] if kind is str else value if kind is tuple else ()
-        if any(not isinstance(text, (int, str)) or "\0" in str(text) for text in texts):
-            raise _error(path, value, "must be text without zero bytes")
+    for path, setting in known.items():
+        if rule := setting.refusal(_get(config, path)):
+            raise _error(path, _get(config, path), rule)
 
 
 def slate_contexts(config: ConfigDict) -> int:
@@ -248,9 +219,6 @@ def _validate_rates(config: ConfigDict) -> None:
 
 def _validate_model(config: ConfigDict) -> None:
     model, data = config.model, config.data
-    for kind in model.leave_out:
-        if kind not in ("text", "asked", "named", "near", "people"):
-            raise _error("model.leave_out", model.leave_out, f"{kind!r} is none of text, asked, named, near, people")
     if model.width % model.heads:
         raise _error("model.heads", model.heads, f"must divide --config.model.width={model.width}")
     head = model.width // model.heads
@@ -312,8 +280,6 @@ def _validate_ppo(config: ConfigDict) -> None:
     if "ppo" in stages(config) and not any((*weights(reward), reward.delta)):
         rule = "all other weights are 0 too, so that every reply has the same reward"
         raise _error("reward.alpha", reward.alpha, rule)
-    if config.mesh.data != -1 and config.mesh.data < 1:
-        raise _error("mesh.data", config.mesh.data, "must be at least 1, or -1 for all that the other axes leave")
 
 
 def _get(config: ConfigDict, path: str) -> Any:

@@ -15,15 +15,16 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from configs import common
 from crs_jax import config as checks
 from crs_jax import plugins
 from crs_jax.data.records import clipped
 from crs_jax.runtime import arguments
 from crs_jax.runtime.errors import InputError
+from crs_jax.settings import Setting
 
 _OVERRIDE = re.compile(r"--?(?P<no>no)?config\.(?P<path>[^=]+)(?P<value>=.*)?", re.DOTALL)
 _NOT_CONFIGS = ("__init__", "common", "variants")
-_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", tuple: "a tuple"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,32 +153,31 @@ def help_text(argv: Sequence[str], values: flags.FlagValues, usage: str) -> str:
     if not any("helpfull" in arg for arg in argv[1:]):
         lines += ["", "--helpfull adds every setting with its value and meaning."]
         return "\n".join(lines)
+    plugins.load(plugins.given(argv))  # which may add settings and choices
     source = _config_source(argv)
-    import configs.common
-
-    config = load_config(source) if source else configs.common.get_config()
+    config = load_config(source) if source else common.get_config()
     lines += ["", f"Settings, as in {source or 'configs/common.py'}; change one with --config.NAME=VALUE", ""]
-    lines += describe(config, pathlib.Path(configs.common.__file__).read_text(encoding="utf-8"))
+    lines += describe(config)
     others = values.get_help().strip()
     if others:
         lines += ["", "Flags of absl (logging, debugging, --flagfile)", "", others]
     return "\n".join(lines)
 
 
-def describe(config: ConfigDict, source: str) -> list[str]:
-    """One line for each setting: name, value and the comment beside its default in `source` (configs/common.py)."""
-    comments = {m[1]: m[2] or "" for m in re.finditer(r"^ +c\.([\w.]+) = .*?(?:  # (.*))?$", source, re.MULTILINE)}
-    order = {path: number for number, path in enumerate(comments)}
-    settings_in_order = sorted(checks.fields(config), key=lambda setting: order.get(setting[0], len(order)))
-    rows = [(path, _written(value), comments.get(path, "")) for path, value in settings_in_order]
-    names, settings = max(len(r[0]) for r in rows), min(24, max(len(r[1]) for r in rows))
+def describe(config: ConfigDict) -> list[str]:
+    """One line for each setting: name, value, meaning and what it may be, in the order of configs/common.py."""
+    known, values = dict(common.settings().walk()), dict(checks.fields(config))
+    paths = [path for path in known if path in values] + [path for path in values if path not in known]
+    names, settings = max(map(len, paths)), min(24, max(len(_written(value)) for value in values.values()))
     lines, group = [], ""
-    for path, value, comment in rows:
+    for path in paths:
         head = path.rpartition(".")[0]
         if head != group:
             group = head
-            lines += ["", f"  {group}: {comments[group]}"] if comments.get(group) else [""]
-        lines.append(f"  {path:<{names}}  {value:<{settings}}  {comment}".rstrip())
+            lines += ["", f"  {group}: {known[group].meaning}"] if group in known else [""]
+        about = known.get(path)
+        meaning = f"{about.meaning}{about.allowed and f' ({about.allowed})'}" if isinstance(about, Setting) else ""
+        lines.append(f"  {path:<{names}}  {_written(values[path]):<{settings}}  {meaning}".rstrip())
     return lines
 
 
@@ -223,13 +223,10 @@ def _suggest(path: str, known: dict[str, Any]) -> str:
 def _explain(message: str) -> str:
     """Absl's message on one line, with what was expected where a setting has the wrong type."""
     match = re.search(r"flag --(config\.([\w.]+)=.*?): ", message, re.DOTALL)
-    if match is None:
+    setting = match and common.settings().flat().get(match[2])
+    if match is None or setting is None:
         return clipped(_one_line(message))
-    import configs.common
-
-    default = dict(checks.fields(configs.common.get_config())).get(match[2])
-    kind = _KINDS.get(type(default), type(default).__name__)
-    return f"--{clipped(_one_line(match[1]))}: expected {kind}, such as {_written(default)}"
+    return f"--{clipped(_one_line(match[1]))}: expected {setting.kind}, such as {_written(setting.default)}"
 
 
 def _distributed(values: flags.FlagValues) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from configs import common
 from crs_jax import plugins
 from crs_jax.config import validate_values
 from crs_jax.runtime.errors import InputError
@@ -23,7 +24,7 @@ def stored_config(found: Any, path: pathlib.Path) -> ConfigDict:
     Raises:
       InputError: a setting is unknown, of another kind or cannot work; names file and setting.
     """
-    config = ConfigDict(_filled(_defaults(), found, path, "config"))
+    config = ConfigDict(_filled(common.settings().defaults(), found, path, "config"))
     try:
         validate_values(config)
     except InputError as error:
@@ -44,17 +45,11 @@ def read_config(workdir: pathlib.Path, trusted: bool = False) -> ConfigDict:
     plugins.require(named if isinstance(named, str) else "", path, trusted)
     config = stored_config(found, path)
     reward = found.get("reward", {})
-    made_with, known = (set(group.get("weights", {})) for group in (reward, _defaults()["reward"]))
+    made_with, known = (set(group.get("weights", {})) for group in (reward, common.settings().defaults()["reward"]))
     if made_with != known:
         names = " and ".join(sorted(made_with ^ known))
         raise InputError(f"{path}: this process has plugins with other signals ({names}); start a new one")
     return config
-
-
-def _defaults() -> dict[str, Any]:
-    import configs.common
-
-    return configs.common.get_config().to_dict()
 
 
 def _filled(known: dict[str, Any], found: Any, path: pathlib.Path, name: str) -> dict[str, Any]:

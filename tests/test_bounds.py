@@ -8,12 +8,14 @@ import pytest
 import torch
 
 from configs import common
-from crs_jax.bounds import BOUNDS, broken_bound
 from crs_jax.config import fields, validate
 from crs_jax.runtime.errors import InputError
+from crs_jax.settings import Number
 from crs_jax.training.optimizer import schedule
 
 NUMBERS = {path: value for path, value in fields(common.get_config()) if type(value) in (int, float)}
+DECLARED = {path: setting for path, setting in common.settings().flat().items() if isinstance(setting, Number)}
+BOUNDS = {path: number.bounds for path, number in DECLARED.items()}
 
 
 def with_value(path, value):
@@ -56,7 +58,7 @@ def test_both_ends_are_accepted_and_no_more(path):
     """At an end another setting may have to go along: that is all that may be said, and it names both."""
     low, high = BOUNDS[path]
     for end in (low, high):
-        assert broken_bound(path, end) == ""
+        assert DECLARED[path].refusal(end) == ""
         said = refusal(path, end)
         assert not said or said.count("--config.") > 1, said
     below, above = (refusal(path, value) for value in beyond(path))
@@ -74,7 +76,7 @@ def test_what_is_no_usable_number_is_refused_by_name(path):
         value = huge if kind == "whole" else float(huge)
         assert refusal(path, value).startswith(f"--config.{path}={value}: must ")
     for value in (True, False, "1", None, 1j):  # a ConfigDict turns some of them into floats by itself
-        assert broken_bound(path, value) == f"must be a {'whole number' if kind == 'whole' else 'number'}"
+        assert DECLARED[path].refusal(value) == f"must be a {'whole number' if kind == 'whole' else 'number'}"
 
 
 def test_numbers_of_numpy_are_numbers():

@@ -1,6 +1,7 @@
 """Validation and derived sizes."""
 
 import inspect
+import re
 
 import pytest
 
@@ -143,9 +144,8 @@ def test_fields_are_flat():
     assert names["ppo.clip"] == config.ppo.clip
     assert names["seed"] == config.seed
     assert "ppo" not in names
-    # every `c.name = value` line of the file that is not a group
-    text = inspect.getsource(common)
-    assert len(names) == text.count("    c.") - text.count("= ConfigDict()") + 1
+    # every `name=Kind(default, ...)` line of the file that is not a group
+    assert len(names) == len(re.findall(r"^ {8}\w+=[A-Z]\w+\(", inspect.getsource(common), re.MULTILINE))
 
 
 def test_derived_sizes_by_hand():

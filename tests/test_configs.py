@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import re
 
 import pytest
 
@@ -9,6 +10,7 @@ from configs import common
 from crs_jax import config as checks
 from crs_jax.flags import describe, load_config
 from crs_jax.runtime.errors import InputError
+from crs_jax.settings import Group, Setting
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 REAL = ("redial", "opendialkg", "inspired")
@@ -94,6 +96,18 @@ def test_docstring_gives_the_command(name):
 
 
 def test_every_default_is_documented_in_help():
+    lines = {line.split()[0]: line for line in describe(common.get_config()) if line.startswith("  ")}
+    assert {name for name, _ in checks.fields(common.get_config())} <= lines.keys()
+    for path, setting in common.settings().flat().items():
+        assert setting.meaning, path
+        assert setting.meaning in lines[path]
+        assert setting.allowed in lines[path]
+    groups = {path: member.meaning for path, member in common.settings().walk() if isinstance(member, Group)}
+    assert all(meaning and meaning in lines[f"{path}:"] for path, meaning in groups.items())
+
+
+def test_a_setting_is_declared_once_and_on_one_line():
     source = (ROOT / "configs" / "common.py").read_text()
-    lines = {line.split()[0] for line in describe(common.get_config(), source) if line.startswith("  ")}
-    assert {name for name, _ in checks.fields(common.get_config())} <= lines
+    kinds = "|".join(kind.__name__ for kind in Setting.__subclasses__())
+    names = re.findall(rf"^ {{8}}(\w+)=(?:{kinds})\(.+\),$", source, re.MULTILINE)
+    assert names == [path.rpartition(".")[2] for path in common.settings().flat()]

@@ -20,7 +20,7 @@ LAYERS = (
     ("training",),
     ("evaluation",),
     ("inputs",),
-    ("rl", "config", "bounds", "flags", "stored_config", "plugins"),
+    ("rl", "config", "settings", "flags", "stored_config", "plugins"),
     ("models", "signals"),
     ("features",),
     ("data",),

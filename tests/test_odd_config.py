@@ -6,8 +6,7 @@ import re
 import pytest
 from absl import flags
 
-from configs.common import get_config
-from crs_jax.bounds import BOUNDS
+from configs import common
 from crs_jax.config import derive, fields
 from crs_jax.flags import parse
 from crs_jax.runtime.errors import InputError
@@ -22,7 +21,7 @@ ODD = (
 
 @pytest.fixture(scope="module")
 def settings():
-    return dict(fields(get_config()))
+    return dict(fields(common.get_config()))
 
 
 def odd(value, rng: random.Random) -> str:
@@ -65,7 +64,7 @@ def test_a_command_line_is_a_config_that_fits_or_one_clear_error(settings):
 @pytest.mark.parametrize("end", ["low", "high"])
 def test_a_number_beyond_its_bounds_is_told_on_the_command_line(settings, name, end):
     """As people type it: one line with the flag, what was given and the bound."""
-    low, high = BOUNDS[name]
+    low, high = common.settings().flat()[name].bounds
     value = {"low": low - 1 if isinstance(low, int) else low / 2, "high": 2 * high}[end]
     with pytest.raises(InputError) as caught:
         parse(["main", "--config=configs/common.py", f"--config.{name}={value}"], flags.FlagValues())

@@ -3,6 +3,7 @@
 import json
 import pathlib
 import random
+import re
 import subprocess
 import sys
 
@@ -14,11 +15,10 @@ import crs_jax
 from crs_jax import plugins
 from crs_jax.config import derive
 from crs_jax.data.corpora import CORPORA
-from crs_jax.flags import parse
+from crs_jax.flags import help_text, parse
 from crs_jax.rl.algorithms import ALGORITHMS
 from crs_jax.runtime.errors import InputError
 from crs_jax.runtime.json_files import read_json
-from crs_jax.runtime.metrics import read_json
 from crs_jax.signals.registry import SIGNALS
 from crs_jax.tools.export.card import model_card
 
@@ -117,6 +117,8 @@ def test_its_name_is_a_choice_once_it_is_given(toy, monkeypatch):
     assert parsed("--config.reward.weights.cheer=-2", f"--plugins={toy}").reward.weights.cheer == -2
     with pytest.raises(InputError, match=r"--config\.reward\.weights\.cheer=5000\.0: must lie between -1000 and 1000"):
         parsed("--config.reward.weights.cheer=5000", f"--plugins={toy}")
+    listed = help_text(["main", "--helpfull", f"--plugins={toy}"], flags.FlagValues(), "")
+    assert re.search(r"^  algorithm .*\(ppo, .*, median\)$", listed, re.MULTILINE)
     with pytest.raises(InputError, match=r"--config\.ppo\.group=1: must be at least 2 for --config\.algorithm=median"):
         derive(parsed("--config.algorithm=median", "--config.ppo.group=1", f"--plugins={toy}"), 1)
 

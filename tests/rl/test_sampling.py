@@ -31,7 +31,7 @@ from tiny_policy import (
     unpad,
 )
 
-from crs_jax.bounds import BOUNDS
+from configs import common
 from crs_jax.features.context import ContextFeatures
 from crs_jax.models.policy import MASKED, Logits
 from crs_jax.rl.sampling import Replies, causal, keys_of, positions, sample, sample_logits
@@ -85,7 +85,7 @@ def test_sampler_equals_trainer(policy, contexts, temperature, group):
     assert len(acts) > 1
 
 
-@pytest.mark.parametrize("temperature", BOUNDS["ppo.temperature"])
+@pytest.mark.parametrize("temperature", common.settings().flat()["ppo.temperature"].bounds)
 def test_sampler_equals_trainer_at_the_bounds(policy, contexts, temperature):
     """Errors grow as the logits do, by 1 / temperature."""
     own = [row for row in unpad(*contexts[:2]) for _ in range(4)]

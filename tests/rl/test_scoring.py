@@ -25,7 +25,7 @@ from tiny_policy import (
     unpad,
 )
 
-from crs_jax.bounds import BOUNDS
+from configs import common
 from crs_jax.models.actor_critic import ActorCritic
 from crs_jax.rl import ppo
 from crs_jax.rl.contexts import Contexts
@@ -108,7 +108,7 @@ def test_likelihood_equals_plain_loops(policy, batch, evidence, temperature, chu
     np.testing.assert_array_equal(np.asarray(got.logp_BR)[logp == 0], 0.0)
 
 
-@pytest.mark.parametrize("temperature", BOUNDS["ppo.temperature"])
+@pytest.mark.parametrize("temperature", common.settings().flat()["ppo.temperature"].bounds)
 def test_likelihood_and_gradient_at_the_bounds_of_temperature(policy, batch, evidence, temperature):
     """Errors grow as the logits do, by 1 / temperature; PPO also needs the gradient."""
     graph, params, frozen = split(policy)

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from crs_jax.rl.rollout import sample
 from flax import nnx
 
 from configs import quickstart
@@ -14,7 +13,6 @@ from crs_jax.rl.contexts import take
 from crs_jax.rl.forward import policy_pass
 from crs_jax.rl.reward import Normaliser
 from crs_jax.rl.sampling import sample
-from crs_jax.runtime.checkpoint import identity
 from crs_jax.runtime.errors import InputError
 from crs_jax.runtime.identity import identity
 from crs_jax.runtime.metrics import MetricsWriter
