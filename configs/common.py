@@ -55,7 +55,8 @@ def get_config() -> ConfigDict:
     c.encoder.batch_tokens = 4096  # word pieces encoded at once, padding included
 
     c.model = ConfigDict()
-    c.model.init = "scratch"  # scratch, or a GPT-2 checkpoint in Hugging Face format: folder or hub id
+    c.model.decoder = "gpt2"  # kind of language model
+    c.model.init = "scratch"  # scratch, or a checkpoint of that kind in Hugging Face format: folder or hub id
     c.model.transfer = ""  # workdir of a finished run whose policies are evaluated on this corpus, stages=evaluate
     c.model.layers = 4
     c.model.width = 192

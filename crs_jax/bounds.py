@@ -8,6 +8,7 @@ from collections.abc import Collection
 from typing import Any
 
 from crs_jax.data.corpora import CORPORA
+from crs_jax.models.decoder import DECODERS
 from crs_jax.rl.algorithms import ALGORITHMS
 from crs_jax.runtime.arguments import MOST_SEED
 
@@ -18,6 +19,7 @@ CHOICES: dict[str, Collection[str]] = {
     "data.pipeline": ("numpy", "tftext"),
     "data.on_error": ("raise", "skip"),
     "tokenizer.kind": ("bpe", "gpt2"),
+    "model.decoder": DECODERS,
     "model.dtype": ("float32", "bfloat16"),
     "model.matmul": ("float32", "tensorfloat32", "bfloat16"),
     "model.attention": ("xla", "cudnn"),

@@ -89,6 +89,13 @@ def identity(config: ConfigDict, stage: str) -> dict[str, Any]:
     return kept
 
 
+def _of_defaults(stage: str) -> dict[str, Any]:
+    """The identity of a stage by the defaults, which a setting has that is newer than a checkpoint."""
+    import configs.common
+
+    return identity(configs.common.get_config(), stage)
+
+
 @jax.jit
 def _sums(tree: Any) -> Any:
     """The bits of each leaf, as integers, added up; the bits of a NaN in a narrower type are one NaN's."""
@@ -269,7 +276,7 @@ class Checkpoints:
         if step is None:
             return
         meta = _meta(self.manager, self.folder, step)
-        made = meta["config"]
+        made = _of_defaults(self.stage) | meta["config"]
         for name in sorted(self.inputs.keys() & meta["inputs"].keys()):
             if meta["inputs"][name] != self.inputs[name]:
                 raise InputError(
