@@ -13,6 +13,7 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 from crs_jax.data.corpora import CORPORA
+from crs_jax.models.decoder import DECODERS
 from crs_jax.rl.algorithms import ALGORITHMS
 from crs_jax.runtime.arguments import MOST_SEED
 from crs_jax.settings import Choice, Choices, Cutoffs, Flag, Group, Number, Text
@@ -122,7 +123,8 @@ def _model() -> Group:
     kinds, trunks = ("text", "asked", "named", "near", "people"), ("shared", "detached", "separate")
     return Group(
         "the language model",
-        init=Text("scratch", "scratch, or a GPT-2 checkpoint in Hugging Face's format: folder or hub id"),
+        decoder=Choice("gpt2", DECODERS, "kind of language model (`models/decoder.py`)"),
+        init=Text("scratch", "scratch, or a checkpoint of that kind in Hugging Face's format: folder or hub id"),
         transfer=Text("", "workdir of a finished run whose policies are evaluated on this corpus, stages=evaluate"),
         layers=Number(4, 1, 1024, "transformer blocks"),
         width=Number(192, 1, 2**16, "of hidden states"),

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from configs import common
 from crs_jax.data.corpora import CORPORA, is_simulated
 from crs_jax.data.records import clipped
+from crs_jax.models.decoder import DECODERS
 from crs_jax.rl.algorithms import ALGORITHMS
 from crs_jax.runtime.errors import InputError
 from crs_jax.runtime.storage import is_file, is_folder
@@ -195,9 +196,10 @@ def _validate_inputs(config: ConfigDict) -> None:
     local = is_folder(init)
     if not local and init != "scratch" and not re.fullmatch(r"[\w.-]+(/[\w.-]+(@[\w.-]+)?)?", init):
         raise _error("model.init", init, "there is no such folder, and it is no hub id either")
-    if not local and init != "scratch" and config.tokenizer.kind != "gpt2":
-        rule = "a checkpoint from the hub knows GPT-2's tokens only: give --config.tokenizer.kind=gpt2"
-        raise _error("model.init", init, rule)
+    decoder = DECODERS[config.model.decoder]
+    if not local and init != "scratch" and decoder.tokenizer not in ("", config.tokenizer.kind):
+        rule = f"a {decoder.title} from the hub knows its own tokens only: give --config.tokenizer.kind="
+        raise _error("model.init", init, rule + decoder.tokenizer)
     if config.reward.function:
         load(config.reward.function)
 

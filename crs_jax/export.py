@@ -13,7 +13,7 @@
   --overwrite  replaces a folder that this program made before
 
 `crs_jax.load(OUT)` gives the policy back, equal in every bit, without the run and its corpus. transformers loads its
-GPT-2 part: AutoModelForCausalLM.from_pretrained(OUT).
+words and layers: AutoModelForCausalLM.from_pretrained(OUT).
 """
 
 from __future__ import annotations

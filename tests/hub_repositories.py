@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from configs import common
 from configs.variants import ROBERTA
 from crs_jax.data import byte_bpe, simulated
-from crs_jax.models import encoder, hf
+from crs_jax.models import encoder, weights
 
 LAYERS, WIDTH, HEADS, POSITIONS = 2, 32, 2, 256  # of GPT-2
 GPT2_CONFIG = {
@@ -182,7 +182,7 @@ def write_json(path: pathlib.Path, value: object) -> None:
 def write_all(folder: pathlib.Path) -> dict[str, Repository]:
     """What `configs/redial_ppo.py` asks the hub for."""
     made = {}
-    medium, commit = hf.REVISIONS["gpt2-medium"]
+    medium, commit = weights.revisions()["gpt2-medium"]
     classifier, of_classifier = ROBERTA.split("@")
     for name, revision, write in (
         (medium, commit, write_gpt2),

@@ -46,6 +46,7 @@ def test_defaults_are_valid():
         ("seed", 2**64, "between 0 and 4294967295"),
         ("model__leave_out", ("text", "genre"), "none of text, asked, named, near, people"),
         ("model__heads", 5, "--config.model.width=192"),
+        ("model__decoder", "llama", "must be one of gpt2"),
         ("model__value", "none", "shared, detached, separate"),
         ("model__dtype", "float16", "bfloat16"),
         ("model__dropout", 1.0, "between 0 and 0.95"),

@@ -20,7 +20,7 @@ from small_run import ROOT, logged
 
 from configs import redial_ppo
 from configs.variants import ROBERTA
-from crs_jax.models import hf
+from crs_jax.models import weights
 from crs_jax.runtime.checkpoint import load_result
 from crs_jax.runtime.identity import flatten
 from crs_jax.runtime.versions import read_settings
@@ -68,7 +68,7 @@ print(json.dumps(dict(
     dialogues=[[d.dialogue_id, [[t.role, t.text, t.items, t.seconds] for t in d.turns]] for d in found.test],
     liked=[[d.dialogue_id, [[i, f.liked] for i, f in d.feedback.items()]] for d in found.test],
     titles=[[item.item_id, item.name] for item in found.catalogue.items],
-    words=hf.load_gpt2(config.model.init).words[:3].tolist(),
+    words=hf.load(config.model.init).words[:3].tolist(),
     encoder=str(encoder.find_encoder(config.encoder)),
     sentiment=sentiment(json.loads(sys.argv[2]), config.signals.sentiment).tolist(),
 )))
@@ -188,7 +188,7 @@ def test_nothing_but_what_is_read_is_fetched_and_at_its_revision(hub, workdir):
     paths = [path for _, path in hub.requests]
     large = sorted(path.suffix for path in hub.large.values())
     assert large == [".bin", ".parquet", ".parquet", ".safetensors", ".safetensors"]
-    medium, commit = hf.REVISIONS["gpt2-medium"]
+    medium, commit = weights.revisions()["gpt2-medium"]
     of_medium = {path.rpartition("/")[2] for path in paths if path.startswith(f"/{medium}/resolve/{commit}/")}
     assert of_medium == {"config.json", "model.safetensors"}
     pinned = {repository.commit for repository in hub.repositories.values()}

@@ -1,4 +1,4 @@
-"""A file outside the package adds an algorithm, a signal and a corpus; flags choose them, and a whole run uses them."""
+"""Files outside the package add an algorithm, a signal, a corpus and a decoder; flags choose them for a whole run."""
 
 import json
 import pathlib
@@ -16,12 +16,14 @@ from crs_jax import plugins
 from crs_jax.config import derive
 from crs_jax.data.corpora import CORPORA
 from crs_jax.flags import help_text, parse
+from crs_jax.models.decoder import DECODERS
 from crs_jax.rl.algorithms import ALGORITHMS
 from crs_jax.runtime.errors import InputError
 from crs_jax.runtime.json_files import read_json
 from crs_jax.signals.registry import SIGNALS
 from crs_jax.tools.export.card import model_card
 
+DECODER = small_run.ROOT / "tests" / "models" / "toy_decoder.py"
 TOY = """
 import json
 import types
@@ -92,12 +94,13 @@ def shop(folder: pathlib.Path) -> pathlib.Path:
 @pytest.fixture
 def toy(tmp_path, monkeypatch):
     """The plugin; what it adds to this process is taken away again."""
-    before = dict(ALGORITHMS), dict(SIGNALS), dict(CORPORA)
+    registries = (ALGORITHMS, SIGNALS, CORPORA, DECODERS)
+    before = [dict(registry) for registry in registries]
     path = tmp_path / "toy.py"
     path.write_text(TOY)
     yield path
     plugins._loaded.clear()
-    for registry, known in zip((ALGORITHMS, SIGNALS, CORPORA), before, strict=True):
+    for registry, known in zip(registries, before, strict=True):
         for name in registry.keys() - known.keys():
             del registry[name]
 
@@ -142,13 +145,13 @@ def test_what_cannot_be_used_is_one_line(toy, tmp_path):
 
 def test_a_run_uses_it_and_nobody_else_runs_it_unasked(toy, tmp_path, monkeypatch):
     workdir = tmp_path / "run"
-    own = {"data.dataset": "shop", "data.dir": shop(tmp_path / "shop"), "algorithm": "median"}
-    line = small_run.command(workdir, f"--plugins={toy}", **own)
+    own = {"data.dataset": "shop", "data.dir": shop(tmp_path / "shop"), "algorithm": "median", "model.decoder": "toy"}
+    line = small_run.command(workdir, f"--plugins={toy},{DECODER}", **own)
     done = subprocess.run(
         line, cwd=small_run.ROOT, env=small_run.environment(), capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr
-    assert read_json(workdir / "config.json")["plugins"] == str(toy)
+    assert read_json(workdir / "config.json")["plugins"] == f"{toy},{DECODER}"
     assert "The corner shop" in (workdir / "report.html").read_text()
     metrics = read_json(workdir / "metrics.json")
     assert metrics["data"]["items"] == 30
@@ -159,20 +162,33 @@ def test_a_run_uses_it_and_nobody_else_runs_it_unasked(toy, tmp_path, monkeypatc
     with pytest.raises(InputError, match=r"config.json: its config names Python code, plugins=.* trust_code=True"):
         crs_jax.load(workdir)
     assert "median" not in ALGORITHMS
+    assert "toy" not in DECODERS
     monkeypatch.chdir(small_run.ROOT)
     run = crs_jax.load(workdir, trust_code=True)
     assert "median" in ALGORITHMS
-    assert "A toy." in model_card(workdir, "ppo")
     foretold = run.score([("user", "I liked thing a1")], "Then take thing b2").signals
     assert list(foretold) == ["engagement", "relevance", "sentiment", "cheer"]
     assert foretold["cheer"] is not None
-    assert run.recommend([("user", "I liked thing a1")], top=1)[0].title.startswith("thing")
+    card = model_card(workdir, "ppo")
+    assert "A toy." in card
+    assert "\n- toy\n" in card
+    assert "AutoModelForCausalLM" not in card  # transformers has no such model
+    talk = [("user", "I liked thing a1")]
+    first = run.recommend(talk, top=1)[0]
+    assert first.title.startswith("thing")
     run.export(tmp_path / "shared")
+    with pytest.MonkeyPatch.context() as without:
+        without.delitem(DECODERS, "toy")
+        with pytest.raises(InputError, match=r"crs_jax.json: config.model.decoder='toy': must be one of gpt2"):
+            crs_jax.load(tmp_path / "shared")
+    read = f"run = crs_jax.load({str(tmp_path / 'shared')!r}); print(run.models, run.recommend({talk})[0].probability)"
+    code = f"import sys; sys.path.append({str(DECODER.parent)!r}); import crs_jax, toy_decoder; {read}"
     again = subprocess.run(
-        [sys.executable, "-c", f"import crs_jax; print(crs_jax.load({str(tmp_path / 'shared')!r}).models)"],
+        [sys.executable, "-c", code],
         cwd=small_run.ROOT, env=small_run.environment(), capture_output=True, text=True, timeout=300,
     )  # fmt: skip
-    assert again.stdout.strip() == "('ppo',)", again.stderr  # the folder is the policy alone: it needs no plugin
+    # The folder is the policy alone: of the plugins it needs the decoder's.
+    assert again.stdout.strip() == f"('ppo',) {first.probability}", again.stderr
     toy.write_text(TOY.replace("jnp.median(", "jnp.mean("))
     other = subprocess.run(
         line, cwd=small_run.ROOT, env=small_run.environment(), capture_output=True, text=True, timeout=600

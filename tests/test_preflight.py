@@ -20,7 +20,7 @@ from configs.variants import ROBERTA
 from crs_jax import pipeline, preflight
 from crs_jax.data import byte_bpe, records
 from crs_jax.inputs.task import count, model_config
-from crs_jax.models import encoder, hf
+from crs_jax.models import encoder, weights
 from crs_jax.models.policy import Policy
 from crs_jax.runtime.errors import InputError
 from crs_jax.tools.benchmark import ahead
@@ -31,7 +31,7 @@ WANTED = {  # setting: repository, revision
     "data.hub=community-datasets/re_dial": ("community-datasets/re_dial", "main"),
     "tokenizer.path is empty": (byte_bpe.GPT2_HUB, byte_bpe.GPT2_REVISION),
     "encoder.path is empty": (encoder.HUB, encoder.REVISION),
-    "model.init=openai-community/gpt2-medium": hf.REVISIONS["gpt2-medium"],
+    "model.init=openai-community/gpt2-medium": weights.revisions()["gpt2-medium"],
     f"signals.sentiment={ROBERTA}": tuple(ROBERTA.split("@")),
 }
 
@@ -267,6 +267,14 @@ def test_another_revision_is_not_read_in_its_place(online, tmp_path, monkeypatch
             records.read_hub("owner/name", revision, tmp_path)
     else:
         assert records.read_hub("owner/name", revision, tmp_path)["train"][0].value == {"a": 1}
+
+
+def test_a_checkpoint_that_no_decoder_has_is_met_first(tmp_path):
+    config = quickstart.get_config()
+    config.model.init = str(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    with pytest.raises(InputError, match=r"model_type is 'llama', which no decoder has; the decoders are gpt2$"):
+        preflight.check(config, tmp_path, ("sft",))
 
 
 def test_a_run_begins_with_the_checks(tmp_path, monkeypatch):

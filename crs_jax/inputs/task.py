@@ -21,9 +21,9 @@ from crs_jax.data.tokenizer import DialogueTokenizer
 from crs_jax.features.attributes import Attributes
 from crs_jax.features.cooccurrence import CoOccurrence
 from crs_jax.features.people import People
+from crs_jax.models import hf
 from crs_jax.models.decisions import BaseRates, base_rates
-from crs_jax.models.gpt2 import GPT2Config
-from crs_jax.models.hf import fill, load_gpt2
+from crs_jax.models.decoder import DECODERS, DecoderConfig
 from crs_jax.models.items import Frozen, centred
 from crs_jax.models.policy import Layout, Policy
 from crs_jax.models.query import KINDS
@@ -117,10 +117,9 @@ def token_layout(t: DialogueTokenizer, config: ConfigDict) -> Layout:
     )
 
 
-def model_config(config: ConfigDict) -> GPT2Config:
-    """The trunk's shape."""
-    m = config.model
-    return GPT2Config(m.layers, m.width, m.heads, m.positions, m.dropout, m.dtype, remat=m.remat, attention=m.attention)
+def model_config(config: ConfigDict) -> DecoderConfig:
+    """The decoder."""
+    return DECODERS[config.model.decoder].config.from_settings(config.model)
 
 
 def log_popularity(task: Task) -> np.ndarray:
@@ -141,14 +140,14 @@ def corpus_rates(task: Task) -> BaseRates:
 
 
 def new_policy(task: Task, rates: BaseRates | None = None) -> Policy:
-    """A policy at its initial values (a Hugging Face GPT-2 where `config.model.init` names one).
+    """A policy at its initial values (a Hugging Face checkpoint where `config.model.init` names one).
 
     `rates` are where its decisions start, `corpus_rates` for one that is trained or measured; None where only its
     shapes are wanted.
     """
     config, given = task.config, None
     if config.model.init != "scratch":
-        given = load_gpt2(config.model.init)
+        given = hf.load(config.model.init, config.model.decoder)
     policy = Policy(
         model_config(config),
         task.layout,
@@ -164,7 +163,7 @@ def new_policy(task: Task, rates: BaseRates | None = None) -> Policy:
         scale=0.02 if given is None else given.spread,
     )
     if given is not None:
-        fill(policy, given)
+        hf.fill(policy, given)
     return policy
 
 
@@ -187,7 +186,7 @@ def policy_shapes(
 
 @functools.lru_cache(maxsize=8)
 def _policy_shapes(
-    model: GPT2Config, layout: Layout, sizes: tuple[int, ...], leave_out: tuple[str, ...]
+    model: DecoderConfig, layout: Layout, sizes: tuple[int, ...], leave_out: tuple[str, ...]
 ) -> dict[str, dict[str, Any]]:
     E, F, G, Z, pad_to = sizes
     blank = np.zeros((layout.num_items, E), np.float32), None, np.zeros((layout.num_items, F), np.float32)

@@ -30,7 +30,7 @@ class ActorCritic(nnx.Module):
         self.value = value
         self.policy = policy
         self.critic = critic
-        self.head = ValueHead(policy.trunk.config.width)
+        self.head = ValueHead(policy.width)
 
     def values(self, hidden: jax.Array) -> jax.Array:
         """Values `[...]` of normalised states `[..., D]`: the policy's, or the critic's where it is separate."""

@@ -1,7 +1,8 @@
-"""Attention over whole sequences: one function, by XLA's own products or by cuDNN's fused kernel.
+"""Attention over whole sequences, by XLA's own products or by cuDNN's fused kernel, and of one token against caches.
 
-Both take any mask, and are equal up to rounding but in rows that see nothing, which nobody reads: 0 by XLA, the mean of
-the values by cuDNN.
+The two take any mask, and are equal up to rounding but in rows that see nothing, which nobody reads: 0 by XLA, the mean
+of the values by cuDNN. Keys and values may have fewer heads (J) than queries (H): each is read by the H / J heads of
+queries that stand side by side, as in transformers.
 """
 
 from __future__ import annotations
@@ -18,21 +19,52 @@ TILE = 128
 
 
 def attend(
-    q_BTHK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array, mask_BTS: jax.Array, implementation: str = "xla"
+    q_BTHK: jax.Array, k_BSJK: jax.Array, v_BSJK: jax.Array, mask_BTS: jax.Array, implementation: str = "xla"
 ) -> jax.Array:
     """Mixed values `[B, T, H, K]`: softmax of scaled scores where the mask holds, in float32, times the values.
 
     Args:
-      q_BTHK, k_BSHK, v_BSHK: queries, keys and values; for cuDNN bfloat16, T and S multiples of `TILE`.
+      q_BTHK, k_BSJK, v_BSJK: queries, keys and values; for cuDNN bfloat16, T and S multiples of `TILE`.
       mask_BTS: True where token t may attend to token s.
       implementation: `xla`, or `cudnn`, which never holds the B x H x T x S scores.
     """
     if implementation == "cudnn":
-        return jax.nn.dot_product_attention(q_BTHK, k_BSHK, v_BSHK, mask=mask_BTS[:, None], implementation="cudnn")
-    q, k, v = (jnp.swapaxes(a, 1, 2) for a in (q_BTHK, k_BSHK, v_BSHK))
-    scores = float32_product("BHTK,BHSK->BHTS", q, k)
-    probs = attention_weights(scores * q.shape[-1] ** -0.5, mask_BTS[:, None])
-    return jnp.einsum("BHTS,BHSK->BTHK", probs.astype(v.dtype), v)
+        return jax.nn.dot_product_attention(q_BTHK, k_BSJK, v_BSJK, mask=mask_BTS[:, None], implementation="cudnn")
+    q, k, v = (jnp.swapaxes(a, 1, 2) for a in (q_BTHK, k_BSJK, v_BSJK))
+    (B, H, T, K), (_, J, S, _) = q.shape, k.shape
+    stacked = q.reshape(B, J, H // J * T, K)  # queries that share a key, one after another
+    scores = float32_product("BJTK,BJSK->BJTS", stacked, k).reshape(B, H, T, S)
+    probs = attention_weights(scores * K**-0.5, mask_BTS[:, None]).astype(v.dtype)
+    mixed = jnp.einsum("BJTS,BJSK->BTJK", probs.reshape(B, J, H // J * T, S), v)
+    return jnp.moveaxis(mixed.reshape(B, H // J, T, J, K), 1, 3).reshape(B, T, H, K)
+
+
+def attend_one(
+    q_BHK: jax.Array,
+    k_CJPK: jax.Array,
+    v_CJPK: jax.Array,
+    k_BJRK: jax.Array,
+    v_BJRK: jax.Array,
+    mask_BHS: jax.Array,
+) -> jax.Array:
+    """The same for one token a row, `[B, H, K]`, over its prompt and its reply, S = P + R.
+
+    Args:
+      q_BHK: queries, B = C x G, the G replies to a prompt side by side.
+      k_CJPK, v_CJPK: keys and values of the prompts, which a group shares.
+      k_BJRK, v_BJRK: of the replies.
+      mask_BHS: True where the token may attend.
+    """
+    (B, H, K), (C, J, P, _) = q_BHK.shape, k_CJPK.shape
+    q_BJQK = q_BHK.reshape(B, J, H // J, K)
+    q_CGJQK = q_BJQK.reshape(C, B // C, *q_BJQK.shape[1:])
+    old = jnp.einsum("CGJQK,CJPK->CGJQP", q_CGJQK, k_CJPK, preferred_element_type=jnp.float32)
+    new = jnp.einsum("BJQK,BJRK->BJQR", q_BJQK, k_BJRK, preferred_element_type=jnp.float32)
+    scores = jnp.concatenate([old.reshape(B, H, P), new.reshape(B, H, -1)], -1) * K**-0.5
+    probs = attention_weights(scores, mask_BHS).astype(v_BJRK.dtype)
+    of_prompt, of_reply = probs[..., :P].reshape(*q_CGJQK.shape[:-1], P), probs[..., P:].reshape(B, J, H // J, -1)
+    mixed = jnp.einsum("CGJQP,CJPK->CGJQK", of_prompt, v_CJPK).reshape(q_BHK.shape)
+    return mixed + jnp.einsum("BJQR,BJRK->BJQK", of_reply, v_BJRK).reshape(q_BHK.shape)
 
 
 def attention_weights(scores: jax.Array, mask: jax.Array) -> jax.Array:

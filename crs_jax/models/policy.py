@@ -1,4 +1,4 @@
-"""The recommender: GPT-2's trunk with a vocabulary of words and items, under the grammar of act and words.
+"""The recommender: a decoder's trunk with a vocabulary of words and items, under the grammar of act and words.
 
 A reply is `<|recommender|> <|rec|> item* <|say|> words <|end|>`. In the act only items not yet proposed or `<|say|>`
 can follow (only `<|say|>` once M items stand); after it BPE words, `<|end|>` and the act's own items. The softmax
@@ -23,10 +23,11 @@ from jax import lax
 
 from crs_jax.features.context import ContextFeatures
 from crs_jax.models.decisions import BaseRates, Decisions, normalised
-from crs_jax.models.gpt2 import GPT2Config, Trunk, dropout
+from crs_jax.models.decoder import DecoderConfig
 from crs_jax.models.items import ItemTower, padded
 from crs_jax.models.products import float32_product
 from crs_jax.models.query import ItemQuery, Query
+from crs_jax.models.transformer import dropout
 from crs_jax.runtime.sharding import by_batch, by_rows, whole
 
 MASKED = -1e9
@@ -93,16 +94,23 @@ class Tables(NamedTuple):
     """What a forward pass reads of words and items, in the activations' type; computed once a pass.
 
     Attributes:
-      words_VD: `[padded V, D]` word vectors less their mean, for input and output.
+      words_VD: `[padded V, D]` word vectors less their mean, for input and, where the decoder is tied, output.
       mean_D: that mean, float32. All input embeddings have it; no logit does, since a softmax is blind to it.
       items_ND: `[padded N, D]` what is learnt of single items.
       content_NE: `[padded N, E]` frozen contents.
+      untied_VD: output vectors of words less their mean, where they are others.
     """
 
     words_VD: jax.Array
     mean_D: jax.Array
     items_ND: jax.Array
     content_NE: jax.Array
+    untied_VD: jax.Array | None
+
+    @property
+    def output_VD(self) -> jax.Array:
+        """What words are predicted by."""
+        return self.words_VD if self.untied_VD is None else self.untied_VD
 
 
 class SlateState(NamedTuple):
@@ -124,7 +132,7 @@ class Policy(nnx.Module):
     """Word, control and item tables, query, decisions and trunk.
 
     Args:
-      config: the trunk's shape.
+      config: the decoder.
       layout: token ids.
       content_NE: frozen description embeddings of the catalogue.
       log_popularity_N: of the items, or None.
@@ -139,7 +147,7 @@ class Policy(nnx.Module):
 
     def __init__(
         self,
-        config: GPT2Config,
+        config: DecoderConfig,
         layout: Layout,
         content_NE: np.ndarray,
         log_popularity_N: np.ndarray | None = None,
@@ -154,8 +162,13 @@ class Policy(nnx.Module):
         leave_out: tuple[str, ...] = (),
     ):
         self.layout = layout
-        words_VD = scale * jax.random.normal(rngs.params(), (padded(layout.num_words, pad_to), config.width))
-        self.words = nnx.Param(words_VD.at[layout.num_words :].set(0.0))  # padding, which nothing moves
+
+        def word_table() -> nnx.Param:
+            table_VD = scale * jax.random.normal(rngs.params(), (padded(layout.num_words, pad_to), config.width))
+            return nnx.Param(table_VD.at[layout.num_words :].set(0.0))  # padding, which nothing moves
+
+        self.words = word_table()
+        self.output = None if config.tied else word_table()
         controls = layout.item_offset - layout.num_words
         self.controls = nnx.Param(scale * jax.random.normal(rngs.params(), (controls, config.width)))
         self.items = ItemTower(
@@ -164,7 +177,7 @@ class Policy(nnx.Module):
         attributes = 0 if attributes_NF is None else attributes_NF.shape[1]
         self.query = Query(content_NE.shape[1], attributes, genres, asked, config.width, rngs=rngs, leave_out=leave_out)
         self.decisions = Decisions(config.width, self.query.state_width + config.width, layout.act_items, rates)
-        self.trunk = Trunk(config, rngs=rngs)
+        self.trunk = config.trunk(rngs)
 
     @property
     def dtype(self) -> str:
@@ -178,14 +191,20 @@ class Policy(nnx.Module):
 
     def tables(self) -> Tables:
         """Compute once a forward pass."""
-        words_VD, real = self.words[...], self.layout.num_words
-        mean_D = jnp.where(jnp.arange(len(words_VD))[:, None] < real, words_VD, 0.0).sum(0) / real
+        words_VD, mean_D = self.centred(self.words[...])
         return Tables(
-            by_rows((words_VD - mean_D).astype(self.dtype)),
-            whole(mean_D[None])[0],
+            words_VD,
+            mean_D,
             by_rows(self.items.residual[...].astype(self.dtype)),
             lax.stop_gradient(self.items.content[...].astype(self.dtype)),
+            None if self.output is None else self.centred(self.output[...])[0],
         )
+
+    def centred(self, table_VD: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """A table of words less their mean, in the activations' type, and that mean, float32."""
+        real = self.layout.num_words
+        mean_D = jnp.where(jnp.arange(len(table_VD))[:, None] < real, table_VD, 0.0).sum(0) / real
+        return by_rows((table_VD - mean_D).astype(self.dtype)), whole(mean_D[None])[0]
 
     def embed(self, tokens: jax.Array, tables: Tables) -> jax.Array:
         """Embeddings `[..., D]` of token ids, float32: words as they are; controls and items around the mean word."""
@@ -286,7 +305,7 @@ class Policy(nnx.Module):
           own_M: `[..., M]` rows of the act's items, -1 where none.
           temperature: divides the logits of words and of own items, and the log-odds of the kinds.
         """
-        main = by_batch(logits_of(by_batch(hidden), tables.words_VD), "tensor")
+        main = by_batch(logits_of(by_batch(hidden), tables.output_VD), "tensor")
         ids_V = jnp.arange(main.shape[-1])
         legal_V = ids_V < self.layout.num_words
         for unused in self.layout.unused:

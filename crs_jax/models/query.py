@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 
 from crs_jax.features.context import ContextFeatures
-from crs_jax.models.gpt2 import dropout
+from crs_jax.models.transformer import dropout
 
 PLACE = 3  # last entries of what is asked for: how far the dialogue is
 MOST_NAMED = 16  # the latest items named that are looked at

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from crs_jax.features.context import ContextFeatures
-from crs_jax.models.gpt2 import KVCache
 from crs_jax.models.likelihood import log_normaliser
 from crs_jax.models.policy import Logits, Policy, Tables
 from crs_jax.models.query import ItemQuery
@@ -103,7 +102,7 @@ def folded(key: jax.Array, data: int | jax.Array) -> jax.Array:
 
 class _State(NamedTuple):
     slot: jax.Array
-    cache: KVCache
+    cache: Any  # the decoder's
     hidden_BD: jax.Array
     in_act_B: jax.Array
     done_B: jax.Array

@@ -42,6 +42,13 @@ logging.getLogger("asyncio").addFilter(lambda record: "OCDBT" not in record.getM
 KEPT = 2  # training states of a stage
 
 
+def _of_defaults(stage: str) -> dict[str, Any]:
+    """The identity of a stage by the defaults, which a setting has that is newer than a checkpoint."""
+    import configs.common
+
+    return identity(configs.common.get_config(), stage)
+
+
 @jax.jit
 def _sums(tree: Any) -> Any:
     """The bits of each leaf, as integers, added up; the bits of a NaN in a narrower type are one NaN's."""
@@ -226,7 +233,7 @@ class Checkpoints:
         if step is None:
             return
         meta = _meta(self.manager, self.folder, step)
-        made = meta["config"]
+        made = _of_defaults(self.stage) | meta["config"]
         for name in sorted(self.inputs.keys() & meta["inputs"].keys()):
             if meta["inputs"][name] != self.inputs[name]:
                 raise InputError(

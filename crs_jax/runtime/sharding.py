@@ -24,15 +24,18 @@ from crs_jax.runtime.errors import InputError
 AXES = ("data", "fsdp", "tensor")
 BATCH = PartitionSpec(("data", "fsdp"))
 
-# Pattern of the parameter's path -> axes of its dimensions. Stacked layers have a leading L.
+# Pattern of the parameter's path -> axes of its dimensions. Stacked layers have a leading L. A decoder that calls its
+# parameters so has them cut so (`models/decoder.py`); others stay whole.
 RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"blocks/qkv_kernel", PartitionSpec(None, "fsdp", None, "tensor", None)),
     (r"blocks/qkv_bias", PartitionSpec(None, None, "tensor", None)),
+    (r"blocks/[qkv]_kernel", PartitionSpec(None, "fsdp", "tensor", None)),
+    (r"blocks/[qkv]_bias", PartitionSpec(None, "tensor", None)),
     (r"blocks/out_kernel", PartitionSpec(None, "tensor", None, "fsdp")),
-    (r"blocks/up_kernel", PartitionSpec(None, "fsdp", "tensor")),
+    (r"blocks/(gate|up)_kernel", PartitionSpec(None, "fsdp", "tensor")),
     (r"blocks/up_bias", PartitionSpec(None, "tensor")),
     (r"blocks/down_kernel", PartitionSpec(None, "tensor", "fsdp")),
-    (r"(words|items/residual)$", PartitionSpec("tensor", "fsdp")),
+    (r"(words|output|items/residual)$", PartitionSpec("tensor", "fsdp")),
     (r"items/content$", PartitionSpec("tensor", None)),
     (r"items/bias$", PartitionSpec("tensor")),
     (r"(controls|items/projection|query/(text|asked|named)_kernel)$", PartitionSpec(None, "fsdp")),

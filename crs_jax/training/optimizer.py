@@ -22,13 +22,10 @@ from ml_collections import ConfigDict
 from crs_jax.runtime.progress import print_table
 from crs_jax.runtime.sharding import path_name
 
-# Name, less `policy/` or `critic/` before it: group and kind of decay. A name that is not here has no rate.
+# Name, less `policy/` or `critic/` before it: group and kind of decay. A name that is not here has no rate; those of a
+# trunk are the decoder's, pretrained all of them, and `matrix` where they end in `_kernel`.
 PARAMETERS: dict[str, tuple[str, str]] = {
-    "words": ("pretrained", "matrix"),
-    **{f"trunk/{name}": ("pretrained", "none") for name in ("positions", "final_scale", "final_bias")},
-    **{f"trunk/blocks/{name}_kernel": ("pretrained", "matrix") for name in ("qkv", "out", "up", "down")},
-    **{f"trunk/blocks/{name}_bias": ("pretrained", "none") for name in ("qkv", "out", "up", "down", "ln1", "ln2")},
-    **{f"trunk/blocks/{name}_scale": ("pretrained", "none") for name in ("ln1", "ln2")},
+    **dict.fromkeys(("words", "output"), ("pretrained", "matrix")),
     "controls": ("new", "matrix"),
     "items/projection": ("new", "matrix"),
     "items/residual": ("new", "item"),
@@ -70,7 +67,9 @@ class Rates:
 
     def of(self, name: str) -> tuple[float, float]:
         """The multiple and the weight decay of a parameter; `KeyError` where no rule has its name."""
-        group, kind = PARAMETERS[name.removeprefix("policy/").removeprefix("critic/")]
+        own = name.removeprefix("policy/").removeprefix("critic/")
+        of_trunk = ("pretrained", "matrix" if own.endswith("_kernel") else "none")
+        group, kind = of_trunk if own.startswith("trunk/") else PARAMETERS[own]
         item_decay = self.weight_decay if self.item_decay is None else self.item_decay
         decay = {"matrix": self.weight_decay, "item": item_decay, "none": 0.0}[kind]
         return 1.0 if group == "pretrained" else getattr(self, group), decay

@@ -32,6 +32,7 @@ from crs_jax.stored_config import read_config
 
 SAME = (
     "data.act_items",
+    "model.decoder",
     "model.layers",
     "model.width",
     "model.heads",

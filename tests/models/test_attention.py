@@ -10,7 +10,7 @@ from flax import nnx
 
 from configs import common
 from crs_jax.config import validate
-from crs_jax.models.attention import TILE, attend, attention_weights, refuse_where_missing
+from crs_jax.models.attention import TILE, attend, attend_one, attention_weights, refuse_where_missing
 from crs_jax.models.gpt2 import GPT2Config, Trunk
 from crs_jax.rl.sampling import causal
 from crs_jax.runtime.errors import InputError
@@ -57,6 +57,33 @@ def test_xla_equals_jax_nn():
     )
     for got, wanted in zip(value_and_gradients(attend, *given), expected, strict=True):
         np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("heads", [1, 2, 4])
+def test_fewer_heads_of_keys_are_read_as_if_repeated(heads):
+    """In order, as transformers repeats them: over whole sequences, and of one token against caches."""
+    rng = np.random.default_rng(heads)
+    C, G, P, R, H, K = 2, 3, 5, 4, 4, 8
+    q, k, v = (rng.normal(size=(C, P, n, K)).astype(np.float32) for n in (H, heads, heads))
+    mask = np.tril(np.ones((C, P, P), bool))
+    repeated = value_and_gradients(
+        lambda q, k, v, m: attend(q, jnp.repeat(k, H // heads, 2), jnp.repeat(v, H // heads, 2), m), q, k, v, mask
+    )
+    for got, wanted in zip(value_and_gradients(attend, q, k, v, mask), repeated, strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
+
+    q_BHK = rng.normal(size=(C * G, H, K)).astype(np.float32)
+    k_CJPK, v_CJPK = (rng.normal(size=(C, heads, P, K)).astype(np.float32) for _ in range(2))
+    k_BJRK, v_BJRK = (rng.normal(size=(C * G, heads, R, K)).astype(np.float32) for _ in range(2))
+    mask_BHS = rng.random((C * G, 1, P + R)) < 0.7
+    mask_BHS[..., 0] = True
+    pairs = (k_CJPK, k_BJRK), (v_CJPK, v_BJRK)
+    keys, values = (np.repeat(np.concatenate([np.repeat(old, G, 0), new], 2), H // heads, 1) for old, new in pairs)
+    scores = np.where(mask_BHS, np.einsum("BHK,BHSK->BHS", q_BHK, keys) / K**0.5, -np.inf)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    expected = np.einsum("BHS,BHSK->BHK", weights / weights.sum(-1, keepdims=True), values)
+    got = attend_one(q_BHK, k_CJPK, v_CJPK, k_BJRK, v_BJRK, mask_BHS)
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
 
 
 def trunks():

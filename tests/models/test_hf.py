@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 from crs_jax.models import hf
 from crs_jax.models.gpt2 import GPT2Config
 from crs_jax.models.policy import Layout, Policy
+from crs_jax.models.weights import SINGLE
 from crs_jax.runtime.errors import InputError
 
 V, N, LAYERS, WIDTH, HEADS, POSITIONS = 97, 5, 3, 24, 4, 32
@@ -72,7 +73,7 @@ def assert_close(got, expected):
 
 
 def test_logits_equal_torch(torch_model, saved):
-    checkpoint = hf.load_gpt2(saved)
+    checkpoint = hf.load(saved)
     assert (checkpoint.config.layers, checkpoint.config.heads, checkpoint.config.positions) == (3, 4, 32)
     policy = make_policy()
     expected = torch_logits(torch_model, TOKENS)
@@ -86,14 +87,14 @@ def test_sharded_and_without_prefix(torch_model, saved, tmp_path):
     assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 1
     bare = tmp_path / "bare"
     bare.mkdir()
-    arrays = {name.removeprefix("transformer."): array for name, array in load_file(saved / hf.SINGLE).items()}
+    arrays = {name.removeprefix("transformer."): array for name, array in load_file(saved / SINGLE).items()}
     assert "wte.weight" in arrays
     arrays["h.0.attn.bias"] = np.tril(np.ones((1, 1, POSITIONS, POSITIONS), np.float32))  # older files hold the mask
-    save_file(arrays, bare / hf.SINGLE)
+    save_file(arrays, bare / SINGLE)
     (bare / "config.json").write_text((saved / "config.json").read_text())
-    wanted = hf.load_gpt2(saved)
+    wanted = hf.load(saved)
     for folder in (tmp_path / "sharded", bare):
-        got = hf.load_gpt2(folder)
+        got = hf.load(folder)
         jax.tree.map(np.testing.assert_array_equal, (got.trunk, got.words), (wanted.trunk, wanted.words))
 
 
@@ -107,7 +108,7 @@ def test_export_loads_in_transformers_with_equal_logits(tmp_path):
         lambda x: x + 0.1 * noise.normal(size=x.shape).astype(np.float32), nnx.state(policy, nnx.Param)
     )
     nnx.update(policy, state)
-    left_out = hf.export_gpt2(policy, tmp_path / "out")
+    left_out = hf.export(policy, tmp_path / "out")
     readme = (tmp_path / "out" / "README.md").read_text()
     assert left_out
     assert all(line in readme for line in left_out)
@@ -127,7 +128,7 @@ def test_an_exported_model_says_the_words_that_the_policy_says(tmp_path):
     policy = make_policy(seed=3)
     policy.words[...] *= 20  # logits far from even
     ending = np.random.default_rng(0).normal(size=WIDTH).astype(np.float32)
-    hf.export_gpt2(policy, tmp_path, ending)
+    hf.export(policy, tmp_path, ending)
     tokens = TOKENS.copy()
     tokens[:, [0, 3, 4, 5, 6]] = [V + 1, V + 5, V + 2, V + 3, V + 4]
     logits = torch.tensor(torch_logits(AutoModelForCausalLM.from_pretrained(tmp_path).eval(), tokens))
@@ -141,18 +142,18 @@ def test_an_exported_model_says_the_words_that_the_policy_says(tmp_path):
     assert np.std(expected) > 1
     np.testing.assert_allclose(found, expected, atol=2e-4)
     np.testing.assert_allclose(logits[..., V + 5], hidden @ ending, rtol=1e-3, atol=1e-3)
-    np.testing.assert_array_equal(hf.load_gpt2(tmp_path).words, policy.words[...][:V])
+    np.testing.assert_array_equal(hf.load(tmp_path).words, policy.words[...][:V])
 
 
 def test_round_trip_is_bit_equal(saved, tmp_path):
     policy = make_policy()
-    checkpoint = hf.load_gpt2(saved)
+    checkpoint = hf.load(saved)
     hf.fill(policy, checkpoint)
-    hf.export_gpt2(policy, tmp_path)
-    again = hf.load_gpt2(tmp_path)
+    hf.export(policy, tmp_path)
+    again = hf.load(tmp_path)
     assert again.config == checkpoint.config
     jax.tree.map(np.testing.assert_array_equal, (again.trunk, again.words), (checkpoint.trunk, checkpoint.words))
-    original, written = load_file(saved / hf.SINGLE), load_file(tmp_path / hf.SINGLE)
+    original, written = load_file(saved / SINGLE), load_file(tmp_path / SINGLE)
     assert set(written) == set(original) - {"lm_head.weight"}
     for name, array in written.items():
         array = array[:V] if name == "transformer.wte.weight" else array  # controls stand behind the words
@@ -161,7 +162,7 @@ def test_round_trip_is_bit_equal(saved, tmp_path):
 
 def test_fill_leaves_items_and_controls_which_are_read_around_the_mean_word(saved):
     policy, fresh = make_policy(positions=16), make_policy(positions=16)
-    checkpoint = hf.load_gpt2(saved)
+    checkpoint = hf.load(saved)
     hf.fill(policy, checkpoint)
     layout, mean = policy.layout, checkpoint.words.mean(0)
     np.testing.assert_array_equal(policy.words[...][:V], checkpoint.words)
@@ -185,14 +186,14 @@ def test_fill_leaves_items_and_controls_which_are_read_around_the_mean_word(save
 )
 def test_fill_refuses_another_shape(saved, policy, message):
     with pytest.raises(InputError, match=message):
-        hf.fill(make_policy(**policy), hf.load_gpt2(saved))
+        hf.fill(make_policy(**policy), hf.load(saved))
 
 
 def rewritten(saved, folder, config=None, arrays=None):
     settings = json.loads((saved / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**settings, **(config or {})}))
-    tensors = load_file(saved / hf.SINGLE)
-    save_file({k: v for k, v in {**tensors, **(arrays or {})}.items() if v is not None}, folder / hf.SINGLE)
+    tensors = load_file(saved / SINGLE)
+    save_file({k: v for k, v in {**tensors, **(arrays or {})}.items() if v is not None}, folder / SINGLE)
     return folder
 
 
@@ -211,20 +212,20 @@ def rewritten(saved, folder, config=None, arrays=None):
 )
 def test_what_is_not_this_gpt2_is_one_clear_line(saved, tmp_path, config, arrays, message):
     with pytest.raises(InputError, match=message) as caught:
-        hf.load_gpt2(rewritten(saved, tmp_path, config, arrays))
+        hf.load(rewritten(saved, tmp_path, config, arrays))
     assert "\n" not in str(caught.value)
 
 
 def test_pickles_missing_weights_and_ids_without_revision_are_refused(saved, tmp_path):
     (tmp_path / "config.json").write_text((saved / "config.json").read_text())
     with pytest.raises(InputError, match="no weights"):
-        hf.load_gpt2(tmp_path)
+        hf.load(tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(InputError, match=r"only pytorch_model\.bin, a pickle"):
-        hf.load_gpt2(tmp_path)
+        hf.load(tmp_path)
     for source in ("some/model", "no-such-folder", "a b@main"):
         with pytest.raises(InputError, match="needs its revision"):
-            hf.load_gpt2(source)
+            hf.load(source)
 
 
 def test_hub_ids_are_pinned(monkeypatch, saved):
@@ -237,6 +238,6 @@ def test_hub_ids_are_pinned(monkeypatch, saved):
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
     for source in ("gpt2-medium", "openai-community/gpt2-medium", "me/mine@v1"):
-        hf.load_gpt2(source)
+        hf.load(source)
     medium = ("openai-community/gpt2-medium", "6dcaa7a952f72f9298047fd5137cd6e4f05f41da")
     assert calls == [medium, medium, ("me/mine", "v1")]

@@ -24,12 +24,14 @@ def make_layout(words=11, items=5, act_items=2, unused=()) -> Layout:
     return Layout(words, words + 6, items, act_items, *range(words, words + 6), unused=unused)
 
 
-def make_policy(seed=0, layout=None, *, width=16, layers=2, heads=2, positions=64, noise=0.3, **config) -> Policy:
+def make_policy(
+    seed=0, layout=None, *, width=16, layers=2, heads=2, positions=64, noise=0.3, decoder=GPT2Config, **config
+) -> Policy:
     """Random weights everywhere, and huge rows behind both tables."""
     layout = layout or make_layout()
     content_NE = np.random.default_rng([seed, 1]).normal(size=(layout.num_items, 6)).astype(np.float32)
     attributes_NF = np.random.default_rng([seed, 3]).normal(size=(layout.num_items, FACETS)).astype(np.float32)
-    shape = GPT2Config(layers, width, heads, positions, **config)
+    shape = decoder(layers, width, heads, positions, **config)
     graph, params, frozen = empty_policy(shape, layout, content_NE, attributes_NF)
     return nnx.merge(graph, random_params(params, layout, seed, noise), frozen)
 
@@ -57,17 +59,15 @@ def random_params(params, layout, seed, noise=0.3, huge_controls=False):
     """Normal noise; the tables' padding is huge, and on demand the control tokens that nobody samples."""
     rng = np.random.default_rng([seed, 2])
     params = jax.tree.map(lambda a: rng.normal(0, noise, a.shape).astype(a.dtype), params)
-    params["words"][layout.num_words :] *= HUGE / noise
+    for table in {"words", "output"} & params.keys():
+        params[table][layout.num_words :] *= HUGE / noise
     if huge_controls:
         params["controls"] *= HUGE / noise
     params["items"]["residual"][layout.num_items :] *= HUGE / noise
     params["items"]["bias"][layout.num_items :] = HUGE
-    for scale in (
-        params["trunk"]["final_scale"],
-        params["trunk"]["blocks"]["ln1_scale"],
-        params["trunk"]["blocks"]["ln2_scale"],
-    ):
-        scale += 1.0
+    for name, array in (*params["trunk"].items(), *params["trunk"]["blocks"].items()):
+        if name.endswith("_scale"):
+            array += 1.0
     return jax.tree.map(jnp.asarray, params)
 
 
@@ -241,7 +241,8 @@ def next_token(policy, hidden_D, reply, temperature=1.0, item_query=None):
     say, end, own = log_odds(policy, hidden_D, known, len(rows), bool(rows))
     scores = item_scores(policy, hidden_D)
     if speaking:
-        table = {w: words[w] @ np.asarray(hidden_D, np.float64) for w in range(layout.num_words)}
+        output = words if policy.output is None else np.asarray(policy.output[...], np.float64)
+        table = {w: output[w] @ np.asarray(hidden_D, np.float64) for w in range(layout.num_words)}
         table = {w: logit for w, logit in table.items() if w not in layout.unused}
         beside = softmax({layout.item_offset + n: scores[n] for n in rows}, temperature)
         odds = {token: np.exp(own / temperature) * p for token, p in beside.items()}

@@ -207,6 +207,17 @@ def test_another_config_is_refused_by_name(tmp_path, name):
         Checkpoints(tmp_path, "reward", changed(name))
 
 
+def test_a_setting_newer_than_the_checkpoint_had_its_default(tmp_path):
+    older = get_config()
+    with older.unlocked():
+        del older.model.decoder
+    saved(tmp_path, older)
+    with Checkpoints(tmp_path, "reward", get_config()) as checkpoints:
+        assert checkpoints.latest().step == 3
+    with pytest.raises(InputError, match=r"made with config\.model\.decoder='gpt2', now 'gpt2x'; use another"):
+        Checkpoints(tmp_path, "reward", changed("model.decoder"))
+
+
 def test_micro_batches_may_change_also_of_one_made_when_they_counted(tmp_path, monkeypatch):
     with monkeypatch.context() as before:
         before.setitem(FREE, "reward", ())

@@ -12,7 +12,7 @@ from flax import nnx
 
 from crs_jax.features.context import ContextFeatures
 from crs_jax.inputs.task import split_model
-from crs_jax.models import gpt2
+from crs_jax.models import gpt2, transformer
 from crs_jax.models.gpt2 import GPT2Config, Trunk
 from crs_jax.models.policy import Layout, Policy
 from crs_jax.rl.contexts import Contexts
@@ -83,7 +83,8 @@ class Model:
         def faulty(self, x, position, mask, key=None):
             return call(self, x, position, mask, jax.random.key(3))
 
-        with mock.patch.object(gpt2, "dropout", dropout), mock.patch.object(Trunk, "__call__", faulty):
+        of_all, of_blocks = (mock.patch.object(module, "dropout", dropout) for module in (transformer, gpt2))
+        with of_all, of_blocks, mock.patch.object(Trunk, "__call__", faulty):
             found = policy_pass(self.graph, params, self.frozen, self.contexts, replies, temperature)[0]
         split = token_masks(replies.tokens_BR, replies.mask_BR, LAYOUT)
         return gaps(found.logp_BR, split, sampler=replies.logp_BR), found

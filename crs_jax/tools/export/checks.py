@@ -24,8 +24,9 @@ from crs_jax.data.tokenizer import DialogueTokenizer
 from crs_jax.features.attributes import Attributes
 from crs_jax.inputs.task import model_config, policy_shapes, token_layout
 from crs_jax.models.encoder import FILES
-from crs_jax.models.hf import SINGLE, exported_settings, exported_shapes
+from crs_jax.models.hf import exported_settings, exported_shapes
 from crs_jax.models.items import padded
+from crs_jax.models.weights import SINGLE
 from crs_jax.runtime.errors import InputError
 from crs_jax.runtime.json_files import MOST_JSON, numbered_json_lines, plain, read_json
 from crs_jax.runtime.storage import sha256
@@ -41,7 +42,7 @@ NAMES = (
     *("dialogue_tokenizer.json", ITEMS),
 )
 """All files but `crs_jax.json`, the model card and an encoder of the user's."""
-GPT2 = ("words", "trunk")  # of the parameters: what transformers' part holds
+SHARED = ("words", "output", "trunk")  # of the parameters: what transformers' part holds
 SPARSE = tuple(f"evidence/together/{name}" for name in ("data", "indices", "indptr"))
 LONGEST = 10_000  # characters of a text of an item
 MOST_ITEM_BYTES = 2**32  # of all items
@@ -202,7 +203,7 @@ def _read_rest(
             f"{path}: frozen/items/content is {frozen}, which {N} items and --config.mesh.tensor do not give"
         )
     shapes = policy_shapes(config, token_layout(tokenizer, config), content[1], Attributes.of(catalogue))
-    shapes["policy"] = {name: tree for name, tree in shapes["policy"].items() if name not in GPT2}
+    shapes["policy"] = {name: tree for name, tree in shapes["policy"].items() if name not in SHARED}
     expected: dict[str, Shape] = dict(flat(shapes))
     expected |= {"evidence/content": content, "evidence/probe": content[1:], "evidence/count": (N,)}
     refuse_other(path, {name: each for name, each in found.items() if name not in SPARSE}, expected)

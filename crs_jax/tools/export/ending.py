@@ -1,4 +1,4 @@
-"""The vector that says `<|end|>` in transformers' GPT-2, which has no log-odds beside its words.
+"""The vector that says `<|end|>` in a transformers model, which has no log-odds beside its words.
 
 A policy ends by log-odds against all words together (`models/decisions.py`); in transformers' the end's logit is a
 product with the hidden state like any word's. So its vector is the least-squares fit of that logit, the log-odds plus
@@ -73,6 +73,7 @@ def _endings(
     hidden_BRD = tree_hidden(policy, tables, prompt_BP, prompt_mask_BP, *reply).before[:, 0]
     none_BRM = jnp.full((*tokens_BR.shape, layout.act_items), -1)
     logits = policy.word_logits(hidden_BRD, tables, none_BRM)
-    centred_BRV = logits_of(hidden_BRD, tables.words_VD)
-    mass_BR = jax.nn.logsumexp(centred_BRV, -1, where=logits.main > MASKED) + hidden_BRD @ tables.mean_D
+    centred_BRV = logits_of(hidden_BRD, tables.output_VD)
+    mean_D = tables.mean_D if policy.output is None else policy.centred(policy.output[...])[1]
+    mass_BR = jax.nn.logsumexp(centred_BRV, -1, where=logits.main > MASKED) + hidden_BRD @ mean_D
     return hidden_BRD, token_masks(tokens_BR, mask_BR, layout).word_BR, logits.extra[..., -1] + mass_BR

@@ -1,6 +1,6 @@
 """One policy of a finished run as a folder of its own that needs neither the run nor its corpus, and back.
 
-    config.json, model.safetensors               words, controls, positions and layers as transformers' GPT-2
+    config.json, model.safetensors               words, controls, positions and layers as transformers reads them
     generation_config.json                       how its replies end
     tokenizer.json, tokenizer_config.json        words and controls, and a chat template, as transformers reads them
     crs_jax.safetensors                          the rest of the policy, frozen item contents, counts of what is named
@@ -35,8 +35,9 @@ from crs_jax.features.attributes import Attributes
 from crs_jax.features.cooccurrence import CoOccurrence
 from crs_jax.features.people import People
 from crs_jax.inputs.task import Task, new_policy, split_model
+from crs_jax.models import hf
 from crs_jax.models.encoder import FILES, embed_on_host, find_encoder
-from crs_jax.models.hf import SINGLE, export_gpt2, load_gpt2
+from crs_jax.models.weights import SINGLE
 from crs_jax.runtime.compilation import keep_programs
 from crs_jax.runtime.errors import InputError
 from crs_jax.runtime.json_files import write_json
@@ -48,9 +49,9 @@ from crs_jax.tools.api.loading import Loaded, adapted, one_device
 from crs_jax.tools.export import ABOUT, shared_model
 from crs_jax.tools.export.checks import (
     ENCODER,
-    GPT2,
     ITEMS,
     REST,
+    SHARED,
     WORDS,
     Checked,
     flat,
@@ -81,7 +82,7 @@ def write(loaded: Loaded, model: str, folder: pathlib.Path, card: str, overwrite
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     task, (graphdef, params, frozen) = loaded.task, loaded.models[model]
-    export_gpt2(nnx.merge(graphdef, params, frozen), part, fitted_ending(task, loaded.models[model]))
+    hf.export(nnx.merge(graphdef, params, frozen), part, fitted_ending(task, loaded.models[model]))
     task.tokenizer.save(part, WORDS)
     write_tokenizer(task.tokenizer, part, WORDS, task.config.model.positions)
     write_generation(task.tokenizer, part, task.config.data.reply_tokens)
@@ -190,9 +191,9 @@ def _task(config: ConfigDict, folder: pathlib.Path, found: Checked) -> Task:
 
 
 def _arrays(task: Task, params: Any, frozen: Any) -> dict[str, np.ndarray]:
-    """All that transformers' GPT-2 has no place for, by name."""
+    """All that transformers has no place for, by name."""
     count_N, together_NN = task.cooccurrence.counts
-    rest = {name: tree for name, tree in params.items() if name not in GPT2}
+    rest = {name: tree for name, tree in params.items() if name not in SHARED}
     evidence = {
         "content": task.content_NE,
         "probe": task.embed([PROBE])[0],
@@ -205,10 +206,11 @@ def _arrays(task: Task, params: Any, frozen: Any) -> dict[str, np.ndarray]:
 
 def _filled(folder: pathlib.Path, arrays: dict[str, np.ndarray], params: Any, frozen: Any) -> Any:
     """The saved values in the places of a blank policy's parameters and frozen arrays."""
-    gpt2 = load_gpt2(folder)
-    trunk = {f"policy/trunk/{name}": value for name, value in flat(gpt2.trunk).items()}
-    table = np.pad(gpt2.words, ((0, len(params["words"]) - len(gpt2.words)), (0, 0)))
-    found = {**arrays, **trunk, "policy/words": table}
+    shared = hf.load(folder)
+    tables = {"policy/words": shared.words, "policy/output": shared.words if shared.output is None else shared.output}
+    padding = (0, len(params["words"]) - len(shared.words)), (0, 0)
+    tables = {name: np.pad(table, padding) for name, table in tables.items()}
+    found = {**arrays, **tables, **{f"policy/trunk/{name}": value for name, value in flat(shared.trunk).items()}}
 
     def take(path: Any, leaf: Any) -> np.ndarray:
         name = "/".join(str(key.key) for key in path)
