@@ -197,8 +197,13 @@ def _engagement() -> Group:
     )
 
 
+def _plugged_signals() -> Group:
+    plugged = {name: float(signal.default) for name, signal in SIGNALS.items() if not signal.weight}
+    weights = {name: Number(default, *SIGNED, f"weight of {name}") for name, default in plugged.items()}
+    return Group("weights of signals that plugins add, by their names", **weights)
+
+
 def _reward() -> Group:
-    plugged = {name: signal.default for name, signal in SIGNALS.items() if not signal.weight}
     return Group(
         "the reward, and the model that predicts it",
         alpha=Number(1.0, *SIGNED, "weight of engagement"),
@@ -206,10 +211,7 @@ def _reward() -> Group:
         gamma=Number(1.0, *SIGNED, "weight of the sentiment shift"),
         function=Text("", "a reward of one's own, FILE.py:NAME (`training/own_reward.py`)"),
         delta=Number(0.0, *SIGNED, "weight of that"),
-        weights=Group(
-            "weights of signals that plugins add",
-            **{name: Number(float(default), *SIGNED, f"weight of {name}") for name, default in plugged.items()},
-        ),
+        weights=_plugged_signals(),
         clip=Number(5.0, *CLIP, "the normalised reward stays within -clip and clip"),
         relevance=Choice("exact", ("exact", "learned"), "by frozen embeddings, or by the reward model's head"),
         ensemble=Number(1, 1, 100, "reward models; those after the first are fitted on bootstraps of the dialogues"),

@@ -40,7 +40,7 @@ CORE = (
 """What a newcomer reads first, in this order; the README has the same list."""
 
 BESIDE_THE_CORE = {
-    "data/catalogue", "models/actor_critic", "models/decisions", "models/gpt2",
+    "data/catalogue", "models/actor_critic", "models/decisions", "models/decoder", "models/transformer",
     "models/heads", "models/items", "models/likelihood", "models/match_features", "models/products", "models/query",
     "rl/all_acts", "rl/contexts", "rl/forward", "rl/frozen_models", "rl/groups", "rl/plackett_luce",
     "rl/ppo", "rl/scoring", "rl/turns", "signals/registry", "signals/relevance", "training/episodes",
