@@ -167,7 +167,7 @@ def test_a_checkpoint_of_the_first_version_is_gone_on_with(tmp_path, monkeypatch
     with Checkpoints(tmp_path, "reward", get_config(), {"SFT model": digest(params(0.7))}) as checkpoints:
         checkpoints.save(Saved(step=3, done=True, state=state, result=params(0.4)))
     old_checkpoint(tmp_path, **{"reward.learning_rate": "reward.rate"})
-    with pytest.raises(InputError, match=r"made with config\.reward\.learning_rate=None"):
+    with pytest.raises(InputError, match=r"made with config\.reward\.rate=0\.0003, now None"):
         Checkpoints(tmp_path, "reward", get_config())
 
     monkeypatch.setitem(versions.RENAMED, FIRST, RENAMED)
