@@ -109,5 +109,5 @@ def test_every_default_is_documented_in_help():
 def test_a_setting_is_declared_once_and_on_one_line():
     source = (ROOT / "configs" / "common.py").read_text()
     kinds = "|".join(kind.__name__ for kind in Setting.__subclasses__())
-    names = re.findall(rf"^ {{8}}(\w+)=(?:{kinds})\(.+\),$", source, re.MULTILINE)
+    names = re.findall(rf"^ +(\w+)=(?:{kinds})\(.+\),$", source, re.MULTILINE)
     assert names == [path.rpartition(".")[2] for path in common.settings().flat()]

@@ -10,6 +10,7 @@ import sys
 import pytest
 import small_run
 from absl import flags
+from waits import HANGS
 
 import crs_jax
 from crs_jax import plugins
@@ -148,7 +149,7 @@ def test_a_run_uses_it_and_nobody_else_runs_it_unasked(toy, tmp_path, monkeypatc
     own = {"data.dataset": "shop", "data.dir": shop(tmp_path / "shop"), "algorithm": "median", "model.decoder": "toy"}
     line = small_run.command(workdir, f"--plugins={toy},{DECODER}", **own)
     done = subprocess.run(
-        line, cwd=small_run.ROOT, env=small_run.environment(), capture_output=True, text=True, timeout=600
+        line, cwd=small_run.ROOT, env=small_run.environment(), capture_output=True, text=True, timeout=HANGS
     )
     assert done.returncode == 0, done.stderr
     assert read_json(workdir / "config.json")["plugins"] == f"{toy},{DECODER}"
@@ -185,13 +186,13 @@ def test_a_run_uses_it_and_nobody_else_runs_it_unasked(toy, tmp_path, monkeypatc
     code = f"import sys; sys.path.append({str(DECODER.parent)!r}); import crs_jax, toy_decoder; {read}"
     again = subprocess.run(
         [sys.executable, "-c", code],
-        cwd=small_run.ROOT, env=small_run.environment(), capture_output=True, text=True, timeout=300,
+        cwd=small_run.ROOT, env=small_run.environment(), capture_output=True, text=True, timeout=HANGS,
     )  # fmt: skip
     # The folder is the policy alone: of the plugins it needs the decoder's.
     assert again.stdout.strip() == f"('ppo',) {first.probability}", again.stderr
     toy.write_text(TOY.replace("jnp.median(", "jnp.mean("))
     other = subprocess.run(
-        line, cwd=small_run.ROOT, env=small_run.environment(), capture_output=True, text=True, timeout=600
+        line, cwd=small_run.ROOT, env=small_run.environment(), capture_output=True, text=True, timeout=HANGS
     )
     assert other.returncode == 2
     assert "made from another set of plugins than this run" in other.stderr, other.stderr

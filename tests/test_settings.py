@@ -75,8 +75,9 @@ def test_a_choice_asks_its_registry_each_time(monkeypatch):
 
 
 def test_a_group_has_what_is_added_in_the_order_of_the_list():
-    added = dict.fromkeys(("mine", "yours"), SHARE)
-    group = Group("all", seed=WHOLE, reward=Group("what a reply earns", clip=SHARE, **added), dir=TEXT)
+    added, reward = dict.fromkeys(("mine", "yours"), SHARE), Group("what a reply earns", clip=SHARE)
+    group = Group("all", seed=WHOLE, reward=Group(reward.meaning, **reward.members, **added), dir=TEXT)
+    assert list(reward.flat()) == ["clip"]
     assert list(group.flat()) == ["seed", "reward.clip", "reward.mine", "reward.yours", "dir"]
     assert group.defaults() == {"seed": 3, "reward": {"clip": 0.5, "mine": 0.5, "yours": 0.5}, "dir": ""}
     assert dict(group.walk())["reward"].meaning == "what a reply earns"
