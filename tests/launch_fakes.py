@@ -12,6 +12,8 @@ import shutil
 import subprocess
 import sys
 
+from waits import HANGS
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 HOSTILE = (
@@ -161,11 +163,11 @@ class Fakes:
         path.write_text(text)
         path.chmod(0o755)
 
-    def run(self, *command: str, timeout: float = 120, **environment: str) -> subprocess.CompletedProcess:
+    def run(self, *command: str, **environment: str) -> subprocess.CompletedProcess:
         """Runs a command to its end, a script of launch/ by its path from the repository's root."""
         return subprocess.run(
             [shutil.which("bash") or "bash", *command] if command[0].startswith("launch/") else command,
-            cwd=ROOT, env={**self.environment, **environment}, capture_output=True, text=True, timeout=timeout,
+            cwd=ROOT, env={**self.environment, **environment}, capture_output=True, text=True, timeout=HANGS,
         )  # fmt: skip
 
     def calls(self, name: str = "") -> list[dict]:

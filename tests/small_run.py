@@ -11,6 +11,7 @@ import time
 
 import jax
 import numpy as np
+from waits import HANGS
 
 from crs_jax.runtime.checkpoint import flatten, load_result
 
@@ -57,7 +58,7 @@ def environment() -> dict[str, str]:
 
 def run(workdir, **settings) -> subprocess.CompletedProcess:
     line = command(workdir, **settings)
-    return subprocess.run(line, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=600)
+    return subprocess.run(line, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=HANGS)
 
 
 def start(workdir, *flags: str, **settings) -> subprocess.Popen:

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from hub_server import serving
 from small_run import ROOT, logged
+from waits import HANGS
 
 from configs import redial_ppo
 from configs.variants import ROBERTA
@@ -78,7 +79,7 @@ def started(code: str, home: pathlib.Path, *arguments: str, **hub: str) -> subpr
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
     environment = {**kept, **hub, "HF_HOME": str(home), "PYTHONPATH": str(ROOT)}
     line = [sys.executable, "-c", code, *arguments]
-    return subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
+    return subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=HANGS)
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from launch_fakes import HOSTILE, Fakes
 from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from waits import HANGS
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SOURCED = ("launch/setup.sh", "launch/restart.sh")
@@ -201,4 +202,4 @@ def test_extras_that_cannot_be(tmp_path):
 def _local(environment, cwd, *arguments):
     script = str(ROOT / "launch" / "local.sh")
     command = [shutil.which("bash"), script, *arguments]
-    return subprocess.run(command, env=environment, cwd=cwd, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, env=environment, cwd=cwd, capture_output=True, text=True, timeout=HANGS)

@@ -7,6 +7,7 @@ import types
 
 import pytest
 from absl import flags
+from waits import HANGS
 
 import crs_jax
 from crs_jax import main
@@ -195,7 +196,7 @@ def test_help_is_short(run, capsys):
 def test_as_a_program(tmp_path):
     """The real entry, once: absl's global flags, the exit status, no traceback and no slow import before the error."""
     command = [sys.executable, "-X", "importtime", "-m", "crs_jax.main", QUICKSTART, "--config.reward.alhpa=0"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=HANGS)
     errors = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
     assert done.returncode == 2
     assert len(errors) == 1

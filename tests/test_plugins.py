@@ -9,6 +9,7 @@ import sys
 import pytest
 import small_run
 from absl import flags
+from waits import HANGS
 
 import crs_jax
 from crs_jax import plugins
@@ -123,7 +124,7 @@ def test_a_run_uses_it_and_nobody_else_runs_it_unasked(toy, tmp_path, monkeypatc
     own = {"data.dataset": "shop", "data.dir": shop(tmp_path / "shop"), "algorithm": "median"}
     line = small_run.command(workdir, f"--plugins={toy}", **own)
     done = subprocess.run(
-        line, cwd=small_run.ROOT, env=small_run.environment(), capture_output=True, text=True, timeout=600
+        line, cwd=small_run.ROOT, env=small_run.environment(), capture_output=True, text=True, timeout=HANGS
     )
     assert done.returncode == 0, done.stderr
     assert read_json(workdir / "config.json")["plugins"] == str(toy)
@@ -140,12 +141,12 @@ def test_a_run_uses_it_and_nobody_else_runs_it_unasked(toy, tmp_path, monkeypatc
     run.export(tmp_path / "shared")
     again = subprocess.run(
         [sys.executable, "-c", f"import crs_jax; print(crs_jax.load({str(tmp_path / 'shared')!r}).models)"],
-        cwd=small_run.ROOT, env=small_run.environment(), capture_output=True, text=True, timeout=300,
+        cwd=small_run.ROOT, env=small_run.environment(), capture_output=True, text=True, timeout=HANGS,
     )  # fmt: skip
     assert again.stdout.strip() == "('ppo',)", again.stderr  # the folder is the policy alone: it needs no plugin
     toy.write_text(TOY.replace("jnp.median(", "jnp.mean("))
     other = subprocess.run(
-        line, cwd=small_run.ROOT, env=small_run.environment(), capture_output=True, text=True, timeout=600
+        line, cwd=small_run.ROOT, env=small_run.environment(), capture_output=True, text=True, timeout=HANGS
     )
     assert other.returncode == 2
     assert "made from another set of plugins than this run" in other.stderr, other.stderr

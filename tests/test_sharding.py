@@ -16,6 +16,7 @@ import optax
 import pytest
 from flax import nnx
 from jax.sharding import AbstractMesh, PartitionSpec
+from waits import HANGS
 
 from configs.common import get_config
 from crs_jax.inputs.task import split_model
@@ -67,7 +68,7 @@ def results(tmp_path_factory, request):
         workers += [start([str(folder / "pair"), "[[2, 1, 1]]", f"localhost:{port}", str(n), "2"], 1) for n in range(2)]
     try:
         for worker in workers:
-            said, _ = worker.communicate(timeout=900)
+            said, _ = worker.communicate(timeout=HANGS)
             assert worker.returncode == 0, said
     finally:
         for worker in workers:

@@ -11,6 +11,7 @@ import sys
 
 import numpy as np
 import pytest
+from waits import HANGS
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 CHIP = 16 * 2**30  # bytes of a v5e
@@ -26,7 +27,7 @@ def compiled(*flags: str) -> dict:
         (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TPU_LIBRARY_PATH": library}
     line = [sys.executable, "-m", "crs_jax.benchmark.ahead", *flags]
-    done = subprocess.run(line, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(line, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=HANGS)
     assert done.returncode == 0, done.stderr[-5000:]
     return json.loads(done.stdout.splitlines()[-1])
 

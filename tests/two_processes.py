@@ -6,6 +6,7 @@ import time
 
 import pytest
 from small_run import logged, start
+from waits import HANGS
 
 LONGEST = 150  # seconds until the others of a dead process have ended
 
@@ -22,7 +23,7 @@ def pair(workdir, **settings):
 def ended(processes) -> list[str]:
     """What they said until they ended well."""
     try:
-        said = [process.communicate(timeout=900)[0] for process in processes]
+        said = [process.communicate(timeout=HANGS)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()

@@ -16,6 +16,7 @@ import tomllib
 import pathspec
 import pytest
 from launch_fakes import HOSTILE, ROOT
+from waits import HANGS
 
 FILE = ROOT / "launch" / "Containerfile"
 LINES = [line for line in re.sub(r"\\\n", " ", FILE.read_text()).splitlines() if line and not line.startswith("#")]
@@ -64,7 +65,7 @@ def test_the_program_starts_from_what_is_copied(image):
     for flags, said in ((["--help"], "Usage"), (["--config=configs/quickstart.py", "--helpfull"], r"\n  seed  ")):
         done = subprocess.run(
             [sys.executable, *entry[1:], *flags], cwd=image, env={**os.environ, "PYTHONPATH": str(image)},
-            capture_output=True, text=True, timeout=120,
+            capture_output=True, text=True, timeout=HANGS,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         assert re.search(said, done.stdout)

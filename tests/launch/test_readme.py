@@ -7,6 +7,7 @@ import subprocess
 import pytest
 from absl import flags
 from launch_fakes import ROOT, Fakes
+from waits import HANGS
 
 from crs_jax.flags import parse
 
@@ -27,7 +28,7 @@ def fakes(tmp_path):
 def run(fakes, text, **more):
     return subprocess.run(
         ["bash", "-euo", "pipefail", "-c", text], cwd=ROOT, env={**fakes.environment, **more},
-        capture_output=True, text=True, timeout=60,
+        capture_output=True, text=True, timeout=HANGS,
     )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ import pytest
 from launch_fakes import HOSTILE, ROOT, Fakes
 from small_run import command, environment, logged, outcome, run
 from two_processes import assert_close, left_alone, pair
+from waits import HANGS
 
 SCRIPT = "launch/slurm.sbatch"
 LEAST = {
@@ -82,12 +83,12 @@ def test_the_end_of_its_time_saves_and_queues_again(tmp_path):
         ["bash", SCRIPT, "--config=x"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         env={**fakes.environment, **fakes.slurm(ENDS_WITH="wait")},
     )  # fmt: skip
-    until = time.monotonic() + 20
+    until = time.monotonic() + HANGS
     while len(list(tmp_path.glob("waiting-*"))) < 2:
         assert time.monotonic() < until
         time.sleep(0.05)
     os.kill(int((tmp_path / "srun.pid").read_text()), signal.SIGUSR1)
-    said = job.communicate(timeout=20)[0]
+    said = job.communicate(timeout=HANGS)[0]
     assert job.returncode == 143
     assert said.splitlines().count("saved") == 2
     assert fakes.calls("scontrol")
@@ -134,7 +135,7 @@ def submit(fakes, workdir, **changes):
     """The quickstart by launch/slurm.sbatch, on two local processes of the real program."""
     flags = [flag for flag in command(workdir, **changes) if flag.startswith("--")]
     python = {"VENV": sys.prefix, "PYTHONPATH": environment()["PYTHONPATH"]}
-    return fakes.run(SCRIPT, *flags, timeout=900, **fakes.slurm(SLURM_JOB_ID=str(job_number())), **python)
+    return fakes.run(SCRIPT, *flags, **fakes.slurm(SLURM_JOB_ID=str(job_number())), **python)
 
 
 def test_one_of_two_dies_and_two_that_find_each_other_go_on_as_one_process_would(tmp_path):
@@ -169,7 +170,7 @@ def test_folders_that_are_not_one_end_the_run(tmp_path):
         )
         for number in range(2)
     ]  # fmt: skip
-    said = [process.communicate(timeout=300)[1].splitlines()[-1] for process in both]
+    said = [process.communicate(timeout=HANGS)[1].splitlines()[-1] for process in both]
     assert [process.returncode for process in both] == [2, 2], said
     for number, line in enumerate(said):
         assert line.startswith(f"error: --workdir={tmp_path / str(number)}: not one folder for all processes: 1 of 2")

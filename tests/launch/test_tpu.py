@@ -9,6 +9,7 @@ import time
 
 import pytest
 from launch_fakes import HOSTILE, ROOT, Fakes
+from waits import HANGS
 
 SLICE = ("--zone=us-west4-a", "--type=v5litepod-16")
 AT = "--zone=us-west4-a"
@@ -239,7 +240,7 @@ def background(fakes, *command, **environment):
 
 
 def waiting(fakes):
-    until = time.monotonic() + 20
+    until = time.monotonic() + HANGS
     while not (found := list(fakes.folder.glob("waiting-*"))):
         assert time.monotonic() < until
         time.sleep(0.05)
@@ -258,7 +259,7 @@ def test_a_worker_outlives_the_ssh_and_is_followed_again(tmp_path):
     second = background(fakes, "run", "--config=x", ENDS_WITH="0")
     time.sleep(0.5)
     assert worker(fakes, "stop").returncode == 0
-    assert "saved" in second.communicate(timeout=20)[0]
+    assert "saved" in second.communicate(timeout=HANGS)[0]
     assert worker(fakes, "status").stdout == "crs_jax status: 130\n"  # asked for, so resume leaves it
     assert not pathlib.Path(f"/proc/{process}").exists()
     assert len(fakes.calls("python")) == 1
@@ -272,7 +273,7 @@ def test_a_worker_that_died_with_its_machine_is_lost(tmp_path):
     shell = int(pathlib.Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
     os.kill(shell, signal.SIGKILL)
     os.kill(process, signal.SIGKILL)
-    run.communicate(timeout=20)
+    run.communicate(timeout=HANGS)
     assert run.returncode == 75
     assert worker(fakes, "status").stdout == "crs_jax status: lost\n"
 

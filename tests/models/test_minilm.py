@@ -13,6 +13,7 @@ from hostile_files import change
 from ml_collections import ConfigDict
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from waits import HANGS
 
 from crs_jax.models.encoder import find_encoder
 from crs_jax.models.minilm import MiniLM
@@ -60,7 +61,7 @@ def model(folder):
 def test_equals_sentence_transformers(folder, model, tmp_path):
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-c", ORACLE, str(folder), json.dumps(TEXTS), str(tmp_path / "out.npy")]
-    subprocess.run(command, env=environment, check=True, timeout=300)
+    subprocess.run(command, env=environment, check=True, timeout=HANGS)
     expected = np.load(tmp_path / "out.npy")
     got = model.encode(TEXTS)
     assert got.dtype == np.float32

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from waits import HANGS
 
 from configs.common import get_config
 from crs_jax.runtime.checkpoint import FREE, SECTIONS, Checkpoints, Saved, digest, done_meta, identity
@@ -145,7 +146,7 @@ for path in sorted(path for path in folder.rglob("*") if path.is_file()):
 def test_all_that_is_said_of_a_damaged_one_is_one_line(tmp_path):
     """On the process' own streams, where libraries and their threads write. Files gone, empty, cut, or a bit turned."""
     saved(tmp_path, done=True)
-    done = subprocess.run([sys.executable, "-c", DAMAGED, str(tmp_path)], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", DAMAGED, str(tmp_path)], capture_output=True, text=True, timeout=HANGS)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     lines = done.stdout.splitlines()

@@ -10,6 +10,7 @@ import subprocess
 import sys
 
 import pytest
+from waits import HANGS
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 WORDS, ITEMS = 2048, 1152  # rows of the tables, as `mesh_programs.py` has them
@@ -24,7 +25,7 @@ def programs():
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
     environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     line = [sys.executable, str(ROOT / "tests" / "mesh_programs.py"), json.dumps([FSDP, DATA, ALL])]
-    done = subprocess.run(line, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(line, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=HANGS)
     assert done.returncode == 0, done.stderr[-5000:]
     found = {}
     for text in done.stdout.splitlines():

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType
+from waits import HANGS
 
 from crs_jax.runtime.compilation import Once, keep_programs
 from crs_jax.runtime.sharding import AXES
@@ -81,7 +82,9 @@ except RuntimeError as error:
 """
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=HANGS
+    )
     assert done.returncode == 0, done.stderr
     assert "array 0 of its arguments was float32[4, 2]" in done.stdout
     assert "'data'" in done.stdout
@@ -120,7 +123,7 @@ def test_the_stages_steps_are_compiled_once_on_two_devices(tmp_path):
     path = f"{ROOT}:{ROOT / 'tests'}:{ROOT / 'tests' / 'training'}"
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
     line = [sys.executable, "-c", STAGES, str(tmp_path)]
-    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=HANGS)
     assert done.returncode == 0, done.stdout + done.stderr
     steps = [json.loads(text) for text in (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert {line["stage"] for line in steps if line["step"] > 1} == {"head", "sft", "reward"}
@@ -143,7 +146,7 @@ def test_programs_are_kept_for_the_next_run(tmp_path):
     environment = {**plain, "XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     line = [sys.executable, "-c", PROGRAM]
     said = [
-        subprocess.run(line, env=environment, capture_output=True, text=True, timeout=120, check=True).stdout.split()
+        subprocess.run(line, env=environment, capture_output=True, text=True, timeout=HANGS, check=True).stdout.split()
         for _ in range(2)
     ]
     folder = pathlib.Path(said[0][0])

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from waits import HANGS
 
 PROGRAM = """
 import resource, sys
@@ -26,7 +27,7 @@ def faults(*, keep: bool, limit: str = "unlimited", **environment: str) -> tuple
     plain = {name: value for name, value in os.environ.items() if not name.startswith(tuned)}
     limited = ["bash", "-c", f'ulimit -d {limit} && exec "$0" "$@"']
     line = [*limited, sys.executable, "-c", PROGRAM, "keep" if keep else "leave"]
-    done = subprocess.run(line, env=plain | environment, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(line, env=plain | environment, capture_output=True, text=True, timeout=HANGS, check=True)
     said, *counts = done.stdout.split()
     return said, list(map(int, counts))
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+from waits import HANGS
 
 import crs_jax
 from crs_jax.runtime import program
@@ -34,7 +35,7 @@ def test_all_programs_are_found():
 def test_help_comes_before_everything_else(name, flag):
     """Status 0, a description, each flag with its meaning, and nothing imported that takes seconds."""
     line = [sys.executable, "-X", "importtime", "-m", name, flag]
-    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=HANGS)
     said = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
     assert (done.returncode, said) == (0, [])
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
@@ -50,7 +51,7 @@ BARE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 def told(*arguments: str | bytes, **environment: str) -> tuple[int, str, str]:
     line = [sys.executable, "-m", *arguments]
-    done = subprocess.run(line, cwd=ROOT, capture_output=True, timeout=300, env={**os.environ, **environment})
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, timeout=HANGS, env={**os.environ, **environment})
     return done.returncode, done.stdout.decode(), done.stderr.decode()
 
 

@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 import pytest
+from waits import HANGS
 
 from configs import common
 from crs_jax.runtime import weights_and_biases
@@ -34,7 +35,7 @@ def records(path: pathlib.Path) -> list:
     """
     from wandb.proto.wandb_internal_pb2 import Record
 
-    until = time.monotonic() + 30
+    until = time.monotonic() + HANGS
     while time.monotonic() < until:
         data, at, whole, found = path.read_bytes(), 7, b"", []
         assert data[:4] in (b":W&B", b"")

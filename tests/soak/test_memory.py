@@ -12,6 +12,7 @@ import sys
 
 import numpy as np
 from small_run import ROOT, command, environment
+from waits import HANGS
 
 RUN = """
 import sys
@@ -38,7 +39,7 @@ def test_memory_is_flat(tmp_path):
     count = int(os.environ.get("ITERATIONS", "300"))
     _, _, _, *flags = command(tmp_path, **{"ppo.iterations": count, "stages": "sft,reward,ppo"})
     line = [sys.executable, "-c", RUN, *flags]
-    done = subprocess.run(line, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=3600)
+    done = subprocess.run(line, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=HANGS)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [line.split()[1:] for line in done.stderr.splitlines() if line.startswith("memory ")]
     step, own, arrays, held = np.array(rows, np.int64).T

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from waits import HANGS
 
 from crs_jax.tools.benchmark import program as program
 from crs_jax.tools.benchmark import record as records
@@ -27,7 +28,7 @@ def small(tmp_path_factory):
     out = tmp_path_factory.mktemp("benchmark") / "small.json"
     cells = ["rollout:tiny", "rollout:tiny:4x1:2000+8", "scoring:tiny", "torch-rollout:tiny"]
     line = [sys.executable, "-m", "crs_jax.benchmark", "--plan=small", f"--cells={' '.join(cells)}", f"--out={out}"]
-    run = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    run = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=HANGS)
     assert out.is_file(), run.stderr
     return json.loads(out.read_text()), run, out
 

@@ -5,6 +5,8 @@ import pathlib
 import subprocess
 import sys
 
+from waits import HANGS
+
 from crs_jax.tools.benchmark.hlo import Collective, collectives
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
@@ -96,7 +98,9 @@ print([tuple(each) for each in collectives(text)])
 """
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=HANGS
+    )
     assert done.returncode == 0, done.stderr
     found = {each[0]: each[1:] for each in eval(done.stdout)}
     assert found["all-gather"] == ("f32[16,64]", 8, 1, 1)

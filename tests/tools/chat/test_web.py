@@ -14,6 +14,7 @@ import urllib.request
 
 import chromium
 import pytest
+from waits import HANGS
 
 import crs_jax
 from configs.redial_ppo import get_config
@@ -37,14 +38,14 @@ def run(finished_run) -> crs_jax.Run:
     return run
 
 
-def wait(condition, seconds: float = 60):
+def wait(condition):
     """What the condition gives once it is true."""
-    until = time.monotonic() + seconds
+    until = time.monotonic() + HANGS
     while time.monotonic() < until:
         if found := condition():
             return found
         time.sleep(0.05)
-    raise AssertionError(f"not within {seconds} s")
+    raise AssertionError(f"not within {HANGS} s")
 
 
 def box(driver):

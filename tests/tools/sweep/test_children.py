@@ -2,27 +2,16 @@
 
 import contextlib
 import os
-import pathlib
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 
-ROOT = pathlib.Path(__file__).resolve().parents[3]
+from commands import start
+from waits import HANGS
+
 PROGRAM = """
 import concurrent.futures, os, signal, subprocess, sys, threading, time
 from crs_jax.tools.sweep import children
 from crs_jax.runtime.errors import InterruptedRunError
-RUN = r'''
-import os, signal, sys, time
-def save(number, frame):
-    time.sleep(0.2)
-    os.write(2, f"saved {number}\\n".encode())
-    sys.exit(128 + number)
-signal.signal(signal.SIGTERM, save)
-os.write(1, b"begun\\n")
-time.sleep(20)
-'''
 start = subprocess.Popen
 
 def interrupted(line, **settings):
@@ -34,22 +23,16 @@ def interrupted(line, **settings):
         time.sleep(0.01)
     return process
 
-if sys.argv[1] == "at the start":
+if sys.argv[2] == "at the start":
     subprocess.Popen = interrupted
 try:
     with children.passing_on(), concurrent.futures.ThreadPoolExecutor(1) as pool:
-        work = pool.submit(children.execute, [sys.executable, "-c", RUN], None, None)
+        work = pool.submit(children.execute, [sys.executable, "-c", sys.argv[1]], None, None)
         work.result()
         raise InterruptedRunError(children._asked[0])
 except InterruptedRunError as stop:
     print(stop, work.result().returncode, flush=True)
 """
-
-
-def start(how: str, **settings) -> subprocess.Popen:
-    line = [sys.executable, "-c", PROGRAM, how]
-    return subprocess.Popen(line, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, text=True, **settings)  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -63,19 +46,19 @@ def hang_up(handler: signal.Handlers) -> Iterator[None]:
 
 
 def test_a_signal_while_a_command_is_started_reaches_it():
-    process = start("at the start")
-    out, said = process.communicate(timeout=60)
+    process = start(PROGRAM, "at the start")
+    out, said = process.communicate(timeout=HANGS)
     assert (out, said) == ("ended by SIGTERM 143\n", "saved 15\n")
 
 
 def test_a_hang_up_that_nohup_ignores_stays_ignored():
     """The terminal signals the whole group; SIGTERM still reaches the command, which saves."""
     with hang_up(signal.SIG_IGN):
-        process = start("nohup", process_group=0)
+        process = start(PROGRAM, "nohup", process_group=0)
     assert process.stdout.readline() == "begun\n"
     os.killpg(process.pid, signal.SIGHUP)
     os.killpg(process.pid, signal.SIGTERM)
-    out, said = process.communicate(timeout=60)
+    out, said = process.communicate(timeout=HANGS)
     assert said == "saved 15\n"
     assert out.endswith("ended by SIGTERM 143\n")
     assert "SIGHUP" not in out
@@ -83,9 +66,9 @@ def test_a_hang_up_that_nohup_ignores_stays_ignored():
 
 def test_a_terminal_that_is_gone_keeps_no_signal_from_the_command():
     with hang_up(signal.SIG_DFL):  # also where the tests were started by nohup
-        process = start("hang-up")
+        process = start(PROGRAM, "hang-up")
     assert process.stdout.readline() == "begun\n"
     process.stdout.close()  # what is said of the signal fails
     process.send_signal(signal.SIGHUP)
     assert "saved 15\n" in process.stderr.read()
-    process.wait(timeout=60)
+    process.wait(timeout=HANGS)

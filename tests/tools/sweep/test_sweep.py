@@ -14,6 +14,8 @@ import xml.etree.ElementTree
 from unittest import mock
 
 import pytest
+from commands import start
+from waits import HANGS
 
 from crs_jax.runtime.errors import InputError
 from crs_jax.runtime.metrics import read_json, read_json_lines, write_json, write_json_lines
@@ -137,7 +139,7 @@ def test_models_are_shared_where_their_settings_are(started, tmp_path):
 
 def test_seeds_run_side_by_side(started, tmp_path, capsys, monkeypatch):
     """Each first run waits for the other seed's to begin."""
-    both, run = threading.Barrier(2, timeout=20), sweep.execute
+    both, run = threading.Barrier(2, timeout=HANGS), sweep.execute
 
     def waiting(line, stdout, stderr):
         if "all-" in line[4]:
@@ -158,7 +160,7 @@ def test_cells_of_a_seed_run_side_by_side_after_the_first():
     """
     cells = {"first": {}, "b": {}, "c": {}, "d": {}, "last": {"model.transfer": "{out}/c-{seed}"}}
     plan = dataclasses.replace(PLAN, cells=cells, reference="first", seeds=(3,))
-    begun, ended, three = [], [], threading.Barrier(3, timeout=20)
+    begun, ended, three = [], [], threading.Barrier(3, timeout=HANGS)
 
     def one(seed, cell):
         begun.append((cell, set(ended)))
@@ -359,7 +361,7 @@ SWEEP = Sweep("configs/quickstart.py", {{"all": {{}}, "no text": {{"model.leave_
     (tmp_path / "plan.py").write_text(plan, encoding="utf-8")
     line = [sys.executable, "-m", "crs_jax.sweep", f"--sweep={tmp_path / 'plan.py'}", f"--out={tmp_path / 'out'}"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=HANGS)
     assert done.returncode == 0, done.stdout + done.stderr
     cells = read_json(tmp_path / "out" / "plan.json")["cells"]
     assert cells["all"]["0"]["loss"] != cells["no text"]["0"]["loss"]
@@ -373,19 +375,8 @@ import signal, sys
 from crs_jax.tools.sweep import program as sweep
 signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the tests were started with
 from crs_jax.runtime.errors import InputError
-RUN = r'''
-import os, signal, sys, time
-def save(number, frame):
-    time.sleep(0.3)
-    os.write(1, f"saved {number}\\n".encode())
-    sys.exit(128 + number)
-signal.signal(signal.SIGINT, save)
-signal.signal(signal.SIGTERM, save)
-os.write(1, b"begun\\n")
-time.sleep(60)
-'''
 def one(seed, cell):
-    if sweep.execute([sys.executable, "-c", RUN], stdout=None, stderr=None).returncode and seed:
+    if sweep.execute([sys.executable, "-c", sys.argv[1]], stdout=None, stderr=None).returncode and seed:
         raise InputError("the run ended")
 plan = sweep.Sweep("configs/quickstart.py", {"all": {}, "more": {}}, {}, "all", seeds=(0, 1, 2))
 sweep.load = lambda path: plan
@@ -400,13 +391,10 @@ sys.exit(sweep.main(["--sweep=x", "--out=y", "--jobs=2"]))
 )
 def test_a_signal_is_the_runs_which_save_and_end(number, status, heard):
     """Two runs at a time; of the terminal's Ctrl-C, which goes to the whole group, they hear once."""
-    process = subprocess.Popen([sys.executable, "-c", PASSES_ON], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0,
-                               preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL))  # fmt: skip
+    process = start(PASSES_ON, process_group=0, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL))
     assert [process.stdout.readline() for _ in range(2)] == ["begun\n"] * 2
     os.killpg(process.pid, number)
-    out, said = process.communicate(timeout=60)
+    out, said = process.communicate(timeout=HANGS)
     assert process.returncode == status, said
-    assert out.count(f"saved {heard:d}\n") == 2
     assert "begun" not in out
-    assert said == f"sweep: ended by {number.name}: the same command continues\n"
+    assert said == f"saved {heard:d}\n" * 2 + f"sweep: ended by {number.name}: the same command continues\n"
