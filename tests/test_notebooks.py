@@ -13,6 +13,7 @@ import nbformat
 import pytest
 import small_run
 from nbclient import NotebookClient
+from waits import HANGS
 
 import crs_jax
 from crs_jax.data import redial
@@ -31,7 +32,9 @@ def execute(name: str, folder: pathlib.Path, monkeypatch, **variables: str) -> n
     monkeypatch.setenv("IPYTHONDIR", str(folder / "ipython"))
     (folder / "jupyter").mkdir(parents=True)
     notebook = nbformat.read(ROOT / "colab" / f"{name}.ipynb", as_version=4)
-    client = NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(folder)}})
+    client = NotebookClient(
+        notebook, timeout=HANGS, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
+    )
     variables = {f"CRS_JAX_NOTEBOOK_{key}": value for key, value in variables.items()}
     return client.execute(env={**os.environ, "PYTHONPATH": str(ROOT), **variables})
 
@@ -104,7 +107,7 @@ def test_redial_on_ten_dialogues(finished_run, tmp_path, monkeypatch):
     test = (finished_run / "data" / redial.TEST).read_text().splitlines()
     (data / redial.TEST).write_text("\n".join(test[:4]) + "\n")
     made = flatten(read_json(finished_run / "config.json"))
-    kept = ("data.dir", "data.dataset", "data.hub", "simulator.", "evaluation.ks", "mesh.", "model.leave_out")
+    kept = ("data.dir", "data.dataset", "data.hub", "simulator.", "evaluation.ks", "mesh.", "model.leave_out", "wandb.")
     small = {name: value for name, value in made.items() if not name.startswith(kept)}
     small |= {"data.validation_dialogues": 3}
     variables = {"SMALL": json.dumps(small), "VARIANT": "tiny", "DATA": str(data), "WORKDIR": "run"}

@@ -1,4 +1,4 @@
-"""A whole run, as a user starts it, in a small form: what it leaves, and that a second run skips what is done."""
+"""The small finished run, as a user starts it: what it leaves, and that a second run skips what is done."""
 
 import json
 import pathlib
@@ -8,7 +8,7 @@ import types
 
 import jax
 import pytest
-from small_run import run
+from small_run import FINISHED, run
 
 from configs import quickstart
 from crs_jax import pipeline
@@ -16,17 +16,12 @@ from crs_jax.evaluation.console import headline
 from crs_jax.runtime.errors import InputError
 
 FILES = ("config.json", "metrics.json", "metrics.jsonl", "samples.jsonl", "report.html")
+STEPS = [*range(1 + FINISHED["ppo.iterations"])]
 
 
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WANDB_MODE", "offline")
-        done = run(folder, **{"wandb.project": "small"})
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert str(folder / "report.html") in done.stdout
-    return folder
+def workdir(finished_run, tmp_path_factory):
+    return shutil.copytree(finished_run, tmp_path_factory.mktemp("copy") / "run")
 
 
 def strict(text):
@@ -44,10 +39,10 @@ def test_leaves_what_the_readme_says(workdir):
     lines = [strict(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert {line["stage"] for line in lines} == {"head", "sft", "reward", "ppo"}
     ppo = [line for line in lines if line["stage"] == "ppo"]
-    assert [line["step"] for line in ppo if "validation/hr@10" in line] == [0, 1, 2, 3]
+    assert [line["step"] for line in ppo if "validation/hr@10" in line] == STEPS
     assert all("validation/bleu-4" in line for line in ppo if "validation/hr@10" in line)
     ppo = [line for line in ppo if "kl" in line]
-    assert [line["step"] for line in ppo] == [1, 2, 3]
+    assert [line["step"] for line in ppo] == STEPS[1:]
     assert abs(ppo[0]["kl"]) < 1e-4
     assert ppo[0]["sampler_gap"] < 1e-3
 
@@ -110,12 +105,12 @@ def test_checks_leave_samples_and_histograms(workdir):
     for name in ("reward", "kl"):
         means = {e.step: e.histogram_value.sum / e.histogram_value.num for e in board.Histograms(f"replies/{name}")}
         logged = {x["step"]: x[f"validation/{name}"] for x in lines if f"validation/{name}" in x}
-        assert list(logged) == [0, 1, 2, 3]
+        assert list(logged) == STEPS
         assert means == pytest.approx(logged, abs=1e-5)
     assert {"replies/engagement", "replies/relevance", "replies/sentiment"} <= set(board.Tags()["histograms"])
     for place in range(1, 5):
         texts = board.Tensors(f"samples/{place}/text_summary")
-        assert [event.step for event in texts] == [0, 1, 2, 3]
+        assert [event.step for event in texts] == STEPS
         first, last = (event.tensor_proto.string_val[0].decode() for event in (texts[0], texts[-1]))
         rows = [line.strip("| ").split(" | ") for line in last.splitlines()]
         assert [row[0] for row in rows[:4]] == ["dialogue", "---", "context", "person"]
@@ -124,14 +119,15 @@ def test_checks_leave_samples_and_histograms(workdir):
         assert rewards[2][0] in ("+0.000", "-0.000")  # of SFT's own reply
         before = [line.split(" | ")[1] for line in last.splitlines()[7:]]
         assert before == [line.split(" | ")[1] for line in first.splitlines()[7:]]
-    assert len(list(workdir.glob("wandb/offline-run-*/files/media/table/ppo/samples_*.table.json"))) == 4
+    assert len(list(workdir.glob("wandb/offline-run-*/files/media/table/ppo/samples_*.table.json"))) == len(STEPS)
 
 
 def test_monitors_stand_beside_their_warnings(workdir):
     metrics = strict((workdir / "metrics.json").read_text())
     test = {"test-recommends", "test-bleu", "test-perplexity"}
-    checks = {"hr", "bleu", "recommends"}
-    assert {"sentiment"} | checks | test >= metrics["monitors"].keys() >= checks | test
+    logged = {"kl", "entropy/act", "entropy/word", "length", "ended", "repetition", "popularity", "coverage"}
+    always = {"hr", "bleu", "recommends"} | logged | test
+    assert {"sentiment"} | always >= metrics["monitors"].keys() >= always
     for kind, name in (("test-recommends", "recommends"), ("test-bleu", "bleu-4"), ("test-perplexity", "perplexity")):
         figures = [metrics["monitors"][kind][when] for when in ("before", "now")]
         assert figures == [metrics["text"][row][name] for row in ("sft", "ppo")]
@@ -166,7 +162,7 @@ def test_what_the_evaluation_finds_joins_the_warnings(tmp_path, capsys):
 
 def test_second_run_skips_what_is_done_and_another_config_is_refused(workdir):
     before = {name: (workdir / name).read_text() for name in FILES[:4]}
-    again = run(workdir)  # without W&B: who else is told decides nothing
+    again = run(workdir, **FINISHED)  # without W&B: who else is told decides nothing
     assert again.returncode == 0, again.stderr
     for stage in ("sft", "reward", "ppo", "evaluate"):
         assert f"{stage}: done before" in again.stdout
@@ -175,7 +171,7 @@ def test_second_run_skips_what_is_done_and_another_config_is_refused(workdir):
     assert after == before
 
     config = (workdir / "config.json").read_text()
-    refused = run(workdir, **{"sft.learning_rate": 0.5})
+    refused = run(workdir, **FINISHED, **{"sft.learning_rate": 0.5})
     assert refused.returncode == 2
     assert "config.sft.learning_rate" in refused.stderr
     assert "Traceback" not in refused.stderr
