@@ -6,7 +6,7 @@
 #   launch/test.sh tests/rl -k clip         pytest's own arguments; files are named from the repository's root
 #
 # VENV=FOLDER puts the virtual environment elsewhere than .venv, PYTHON=PROGRAM chooses the interpreter.
-# JAX_COMPILATION_CACHE_DIR=FOLDER keeps compiled programs, most of the time, for the next run on this machine.
+# JAX_COMPILATION_CACHE_DIR=FOLDER keeps compiled programs for the next run of the tests on this machine.
 set -euo pipefail
 
 # shellcheck source=launch/setup.sh

@@ -2,6 +2,7 @@
 
 import fcntl
 import functools
+import gc
 import os
 import pathlib
 import shutil
@@ -36,6 +37,7 @@ def pytest_configure(config):
     kept, since fresh pages are a fifth of the time of some tests.
     """
     keep_and_advise()
+    gc.set_threshold(20_000)  # a quarter of tracing is else spent looking for garbage
     if PROGRAMS not in os.environ:
         os.environ[PROGRAMS] = config.programs = tempfile.mkdtemp(prefix="programs-")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
