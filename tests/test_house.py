@@ -41,7 +41,7 @@ CORE = (
 
 BESIDE_THE_CORE = {
     "data/catalogue", "models/actor_critic", "models/decisions", "models/decoder", "models/transformer",
-    "models/heads", "models/items", "models/likelihood", "models/match_features", "models/products", "models/query",
+    "models/heads", "models/items", "models/layout", "models/likelihood", "models/match_features", "models/products", "models/query",
     "rl/all_acts", "rl/contexts", "rl/forward", "rl/frozen_models", "rl/groups", "rl/plackett_luce",
     "rl/ppo", "rl/scoring", "rl/turns", "signals/registry", "signals/relevance", "training/episodes",
     "training/ppo_metrics", "training/state", "training/trust", "training/turns",
@@ -70,7 +70,8 @@ def imports(path: pathlib.Path) -> set[str]:
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_file_is_short_and_named(path):
     lines = len(path.read_text(encoding="utf-8").splitlines())
-    assert lines <= (99 if path.name == "main.py" and path.parent == PACKAGE else 350)
+    most = 99 if path == PACKAGE / "main.py" else 350 if "tools" in path.parts else 300
+    assert lines <= most
     assert path.stem not in {"utils", "util", "common", "helpers", "misc"}
 
 

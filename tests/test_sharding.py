@@ -22,7 +22,8 @@ from configs.common import get_config
 from crs_jax.inputs.task import split_model
 from crs_jax.models.actor_critic import ActorCritic
 from crs_jax.models.gpt2 import GPT2Config
-from crs_jax.models.policy import Layout, Policy
+from crs_jax.models.layout import Layout
+from crs_jax.models.policy import Policy
 from crs_jax.rl.reward import RewardModel
 from crs_jax.runtime.errors import InputError
 from crs_jax.runtime.sharding import AXES, RULES, make_mesh, path_name, shardings, spec_of

@@ -24,14 +24,8 @@ from crs_jax.data.dialogue import RECOMMENDER, SEEKER, Dialogue, Turn
 from crs_jax.data.records import Faults, Parsed, Record, RecordError
 from crs_jax.runtime.errors import InputError
 
-CSV, TRIPLES, ITEMS, TRAIN, TEST, BOOKS = (
-    "opendialkg.csv",
-    "opendialkg_triples.txt",
-    "items.json",
-    "train.jsonl",
-    "valid.jsonl",
-    "books_dialogues.jsonl",
-)
+CSV, TRIPLES, ITEMS = "opendialkg.csv", "opendialkg_triples.txt", "items.json"
+TRAIN, TEST, BOOKS = "train.jsonl", "valid.jsonl", "books_dialogues.jsonl"
 _ROLES = {"user": SEEKER, "assistant": RECOMMENDER}
 _MADE_BY = {"starred_actors", "directed_by"}  # relations whose head is a film
 _PEOPLE = ("directed_by", "written_by", "starred_actors")

@@ -16,8 +16,9 @@ import numpy as np
 
 from crs_jax.data import simulated_words as words
 from crs_jax.data.dialogue import MENTION, RECOMMENDER, SEEKER, Turn
-from crs_jax.data.simulated import TRUTH_FILE, Truth, cast
+from crs_jax.data.simulated import cast
 from crs_jax.data.simulated_talk import Conversation, Message, Recommender, Spoken
+from crs_jax.data.simulated_truth import TRUTH_FILE, Truth
 from crs_jax.data.simulated_world import Seeker, World
 from crs_jax.runtime.errors import InputError
 

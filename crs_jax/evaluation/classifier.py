@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from crs_jax.data.corpora import is_simulated
-from crs_jax.data.simulated import Truth, retest
+from crs_jax.data.simulated import retest
+from crs_jax.data.simulated_truth import Truth
 from crs_jax.evaluation.bootstrap import interval, resample
 from crs_jax.evaluation.observed import answered
 from crs_jax.evaluation.signals import auc, correlation

@@ -21,7 +21,7 @@ from crs_jax.evaluation.bootstrap import interval, resample
 from crs_jax.evaluation.policies import run_batched
 from crs_jax.evaluation.tilting import Tilted, expected, slope_of, tilt
 from crs_jax.inputs.task import Task
-from crs_jax.models.policy import Layout
+from crs_jax.models.layout import Layout
 from crs_jax.rl.contexts import Contexts
 from crs_jax.rl.forward import first_of
 from crs_jax.rl.frozen_models import Aligned, FrozenModels, Graphs, Model, act_scores

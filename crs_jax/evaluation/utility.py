@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import scipy.special
 
-from crs_jax.data.simulated import Truth
+from crs_jax.data.simulated_truth import Truth
 from crs_jax.evaluation.bootstrap import interval, resample
 from crs_jax.evaluation.policies import generate, ranking_scores
 from crs_jax.inputs.contexts import contexts_at

@@ -25,7 +25,8 @@ from crs_jax.models import hf
 from crs_jax.models.decisions import BaseRates, base_rates
 from crs_jax.models.decoder import DECODERS, DecoderConfig
 from crs_jax.models.items import Frozen, centred
-from crs_jax.models.policy import Layout, Policy
+from crs_jax.models.layout import Layout
+from crs_jax.models.policy import Policy
 from crs_jax.models.query import KINDS
 
 SPLITS = ("train", "validation", "test")

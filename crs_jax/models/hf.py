@@ -21,7 +21,8 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 from crs_jax.models.decoder import DECODERS, DecoderConfig
-from crs_jax.models.policy import Layout, Policy
+from crs_jax.models.layout import Layout
+from crs_jax.models.policy import Policy
 from crs_jax.models.weights import FLAG, SINGLE, find, read_arrays
 from crs_jax.runtime.errors import InputError
 

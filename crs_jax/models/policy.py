@@ -12,7 +12,6 @@ state's part starts at zero: the ranking before the first supervised step is tha
 
 from __future__ import annotations
 
-import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -25,7 +24,8 @@ from crs_jax.features.context import ContextFeatures
 from crs_jax.models.decisions import BaseRates, Decisions, normalised
 from crs_jax.models.decoder import DecoderConfig
 from crs_jax.models.items import ItemTower, padded
-from crs_jax.models.products import float32_product
+from crs_jax.models.layout import Layout
+from crs_jax.models.products import logits_of
 from crs_jax.models.query import ItemQuery, Query
 from crs_jax.models.transformer import dropout
 from crs_jax.runtime.sharding import by_batch, by_rows, whole
@@ -45,37 +45,6 @@ def add_at(scores: jax.Array, rows: jax.Array, gains: jax.Array) -> jax.Array:
     for _ in range(scores.ndim - 1):  # leading axes stay what they are, so that each device adds to its own rows
         add = jax.vmap(add)
     return add(scores, rows, gains)
-
-
-def logits_of(hidden: jax.Array, table_ND: jax.Array) -> jax.Array:
-    """Inner products `[..., N]` of hidden states `[..., D]` with a table's rows, float32."""
-    lead = "abc"[: hidden.ndim - 1]
-    return float32_product(f"{lead}D,ND->{lead}N", hidden, table_ND)
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """Where words, controls and items stand among the token ids (see `data/tokenizer.py`).
-
-    Attributes:
-      num_words: V, BPE tokens, ids 0..V-1.
-      item_offset: id of item row 0; the controls stand between the words and it.
-      num_items: N.
-      act_items: M, most items in one act.
-      unused: word ids that no text has (GPT-2's `<|endoftext|>`); never sampled.
-    """
-
-    num_words: int
-    item_offset: int
-    num_items: int
-    act_items: int
-    pad: int
-    seeker: int
-    recommender: int
-    rec: int
-    say: int
-    end: int
-    unused: tuple[int, ...] = ()
 
 
 class Logits(NamedTuple):

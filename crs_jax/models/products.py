@@ -33,3 +33,9 @@ def _backward(spec: str, operands: tuple[jax.Array, jax.Array], gradient: jax.Ar
 
 
 float32_product.defvjp(_forward, _backward)
+
+
+def logits_of(hidden: jax.Array, table_ND: jax.Array) -> jax.Array:
+    """Inner products `[..., N]` of hidden states `[..., D]` with a table's rows, float32."""
+    lead = "abc"[: hidden.ndim - 1]
+    return float32_product(f"{lead}D,ND->{lead}N", hidden, table_ND)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from crs_jax.models.policy import Layout
+from crs_jax.models.layout import Layout
 from crs_jax.rl.contexts import Contexts
 from crs_jax.rl.reward import Normaliser, members, predict, score
 from crs_jax.rl.sampling import Replies

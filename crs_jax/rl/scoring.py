@@ -11,8 +11,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from crs_jax.models.layout import Layout
 from crs_jax.models.likelihood import act_likelihood, word_likelihood
-from crs_jax.models.policy import Layout, Policy, Tables
+from crs_jax.models.policy import Policy, Tables
 from crs_jax.models.query import ItemQuery
 from crs_jax.rl.sampling import positions
 

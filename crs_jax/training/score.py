@@ -11,7 +11,7 @@ from jax import lax
 from ml_collections import ConfigDict
 
 from crs_jax.models.actor_critic import ActorCritic
-from crs_jax.models.policy import Layout
+from crs_jax.models.layout import Layout
 from crs_jax.rl import all_acts, ppo
 from crs_jax.rl.forward import actor_pass, first_of, policy_pass
 from crs_jax.rl.frozen_models import FrozenModels, Graphs, act_scores, predict_signals

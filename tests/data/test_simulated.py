@@ -13,7 +13,8 @@ import pytest
 from crs_jax.data import simulated, simulated_words
 from crs_jax.data.catalogue import Catalogue, Item
 from crs_jax.data.dialogue import RECOMMENDER, SEEKER
-from crs_jax.data.simulated import Truth, generate
+from crs_jax.data.simulated import generate
+from crs_jax.data.simulated_truth import Truth
 from crs_jax.runtime.errors import InputError
 from crs_jax.signals.engagement import PARTS, EngagementModel
 from crs_jax.signals.sentiment import sentiment_shift

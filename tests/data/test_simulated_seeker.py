@@ -7,9 +7,10 @@ import pytest
 
 from crs_jax.data import simulated_words as words
 from crs_jax.data.dialogue import MENTION, RECOMMENDER, SEEKER, Turn
-from crs_jax.data.simulated import Truth, generate
+from crs_jax.data.simulated import generate
 from crs_jax.data.simulated_seeker import Answering, SimulatedSeekers
 from crs_jax.data.simulated_talk import Conversation, Recommender
+from crs_jax.data.simulated_truth import Truth
 from crs_jax.data.simulated_world import make_seeker, make_world
 from crs_jax.runtime.errors import InputError
 

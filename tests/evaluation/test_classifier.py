@@ -9,7 +9,7 @@ import sklearn.metrics
 from tiny_task import make_task, tiny_config
 
 from crs_jax.data.dialogue import SEEKER
-from crs_jax.data.simulated import Truth
+from crs_jax.data.simulated_truth import Truth
 from crs_jax.evaluation.classifier import NO_ANSWERS, classifier_error, say_error, sign_errors
 from crs_jax.signals.sentiment import sentiment
 

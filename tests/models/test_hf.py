@@ -11,7 +11,8 @@ from safetensors.numpy import load_file, save_file
 
 from crs_jax.models import hf
 from crs_jax.models.gpt2 import GPT2Config
-from crs_jax.models.policy import Layout, Policy
+from crs_jax.models.layout import Layout
+from crs_jax.models.policy import Policy
 from crs_jax.models.weights import SINGLE
 from crs_jax.runtime.errors import InputError
 

@@ -14,7 +14,8 @@ from flax import nnx
 from crs_jax.features.context import ContextFeatures
 from crs_jax.models.gpt2 import GPT2Config
 from crs_jax.models.items import Frozen, centred
-from crs_jax.models.policy import Layout, Policy
+from crs_jax.models.layout import Layout
+from crs_jax.models.policy import Policy
 
 GENRES, FACETS, ASKED, NAMED, NEAR = 2, 5, 4, 3, 4
 HUGE = 100.0  # of what must never be sampled: a logit of such a row would win at once

@@ -20,7 +20,8 @@ from crs_jax.inputs.task import copy_tree, split_model
 from crs_jax.models.actor_critic import ActorCritic
 from crs_jax.models.decisions import BaseRates
 from crs_jax.models.gpt2 import GPT2Config
-from crs_jax.models.policy import Layout, Policy
+from crs_jax.models.layout import Layout
+from crs_jax.models.policy import Policy
 from crs_jax.rl.contexts import Contexts
 from crs_jax.rl.forward import policy_likelihood
 from crs_jax.rl.frozen_models import FrozenModels, Graphs

@@ -9,7 +9,6 @@ from crs_jax.data.dialogue import RECOMMENDER
 from crs_jax.evaluation.stage import run_evaluate
 from crs_jax.inputs.features import of_split
 from crs_jax.inputs.labels import label
-from crs_jax.pipeline import held_out
 from crs_jax.rl.reward import Normaliser, RewardModel
 from crs_jax.runtime.metrics import MetricsWriter
 from crs_jax.runtime.sharding import shard_batch
@@ -18,6 +17,7 @@ from crs_jax.training import loop, reward, sft
 from crs_jax.training.act_head import head_validation
 from crs_jax.training.counterfactual import Counterfactuals
 from crs_jax.training.examples import fresh_instances
+from crs_jax.training.held_out import held_out
 from crs_jax.training.ppo_samples import Samples
 from crs_jax.training.ppo_stage import Aligned, build
 from crs_jax.training.ppo_validation import Validation

@@ -14,7 +14,8 @@ from crs_jax.features.context import ContextFeatures
 from crs_jax.inputs.task import split_model
 from crs_jax.models import gpt2, transformer
 from crs_jax.models.gpt2 import GPT2Config, Trunk
-from crs_jax.models.policy import Layout, Policy
+from crs_jax.models.layout import Layout
+from crs_jax.models.policy import Policy
 from crs_jax.rl.contexts import Contexts
 from crs_jax.rl.forward import policy_pass
 from crs_jax.rl.sampling import sample

@@ -28,7 +28,8 @@ from crs_jax.data.tokenizer import CONTROLS
 from crs_jax.features.context import ContextFeatures
 from crs_jax.inputs.task import model_config, split_model
 from crs_jax.models.actor_critic import ActorCritic
-from crs_jax.models.policy import Layout, Policy
+from crs_jax.models.layout import Layout
+from crs_jax.models.policy import Policy
 from crs_jax.rl.all_acts import Acts
 from crs_jax.rl.contexts import Contexts
 from crs_jax.rl.frozen_models import FrozenModels, Graphs

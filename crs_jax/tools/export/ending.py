@@ -19,7 +19,8 @@ from flax import nnx
 from crs_jax.data.windows import make_windows
 from crs_jax.inputs.replies import reply_arrays
 from crs_jax.inputs.task import Task
-from crs_jax.models.policy import MASKED, Policy, logits_of
+from crs_jax.models.policy import MASKED, Policy
+from crs_jax.models.products import logits_of
 from crs_jax.rl.frozen_models import Model
 from crs_jax.rl.scoring import token_masks, tree_hidden
 
