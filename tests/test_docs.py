@@ -35,3 +35,15 @@ def test_tables_are_whole():
             cells = len(re.findall(r"(?<!\\)\|", line)) if line.startswith("|") else 0
             assert not (cells and width) or cells == width, f"{page.name}:{number}"
             width = cells
+
+
+def test_files_that_are_named_are_there():
+    """Python files between backquotes: by their path, or by their name alone."""
+    known = {
+        str(path.relative_to(ROOT))
+        for folder in ("crs_jax", "configs", "tests")
+        for path in (ROOT / folder).rglob("*.py")
+    }
+    for page in PAGES:
+        for name in re.findall(r"`([\w/]+\.py)`", page.read_text(encoding="utf-8")):
+            assert any(f"/{path}".endswith(f"/{name}") for path in known), f"{page.name}: {name}"

@@ -41,7 +41,8 @@ CORE = (
 
 BESIDE_THE_CORE = {
     "data/catalogue", "models/actor_critic", "models/decisions", "models/decoder", "models/transformer",
-    "models/heads", "models/items", "models/layout", "models/likelihood", "models/match_features", "models/products", "models/query",
+    "models/heads", "models/items", "models/layout", "models/likelihood", "models/match_features", "models/products",
+    "models/query",
     "rl/all_acts", "rl/contexts", "rl/forward", "rl/frozen_models", "rl/groups", "rl/plackett_luce",
     "rl/ppo", "rl/scoring", "rl/turns", "signals/registry", "signals/relevance", "training/episodes",
     "training/ppo_metrics", "training/state", "training/trust", "training/turns",
