@@ -102,7 +102,8 @@ def test_every_default_is_documented_in_help():
         assert setting.meaning, path
         assert setting.meaning in lines[path]
         assert setting.allowed in lines[path]
-    groups = {path: member.meaning for path, member in common.settings().walk() if isinstance(member, Group)}
+    walked = common.settings().walk()  # without plugins there are no weights of their signals
+    groups = {path: member.meaning for path, member in walked if isinstance(member, Group) and member.members}
     assert all(meaning and meaning in lines[f"{path}:"] for path, meaning in groups.items())
 
 
