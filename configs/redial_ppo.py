@@ -30,8 +30,8 @@ sentiment shift:
 
 Last run of :paper, seed 20, which nothing was chosen on, an hour and 40 minutes on two cores that other programs shared
 (commit f3e3f77 with contexts=16 group=4 slate_batches=16 minibatches=8 epochs=2, which are its settings now; 3,379
-training dialogues), no warnings; test, fresh, full catalogue, HR@1/5/10/50 and NDCG@5. Over five such seeds (20, 22, 24,
-26, 28) HR@5 goes from .084 to .099 on average, by .012 to .019 in each:
+training dialogues), no warnings; test, fresh, full catalogue, HR@1/5/10/50 and NDCG@5. Over five such seeds (20, 22,
+24, 26, 28) HR@5 goes from .084 to .099 on average, by .012 to .019 in each:
   sft      .026 .082 .133 .309  .054
   ppo      .031 .101 .156 .340  .066
   rerank   .025 .079 .125 .305  .052
