@@ -64,7 +64,7 @@ def check(notebook: nbformat.NotebookNode, workdir: pathlib.Path, models: tuple[
     reply = run.reply(TALK, temperature=0.7, seed=1)
     assert f"you: {TALK[0][1]}\nrecommender: {reply.text}\n" in said
     assert all(item.name in said for item in reply.top)
-    assert said.count("foretold: engagement") == 2
+    assert len(re.findall(r"predicted reward [+-]\d\.\d\d: engagement [+-]", said)) == 2
     assert output(notebook, "# your words").count("recommender: ") == 1
     assert output(notebook, "tensorboard").strip().startswith("tensorboard --logdir")
     assert list((workdir / "tensorboard").rglob("events*"))
