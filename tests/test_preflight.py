@@ -80,6 +80,8 @@ def folder(tmp_path):
     (tmp_path / "local").mkdir()
     for name in encoder.FILES:
         (tmp_path / "local" / name).touch()
+    sizes = {"n_layer": 1, "n_embd": 8, "n_head": 2, "vocab_size": 9}
+    (tmp_path / "local" / "config.json").write_text(json.dumps({"model_type": "gpt2", **sizes}))
     return str(tmp_path / "local")
 
 
