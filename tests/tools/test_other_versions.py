@@ -120,7 +120,7 @@ def test_each_reader_names_the_file_and_both_versions(workdir, name, reader):
         path.write_bytes(before)
 
 
-def test_a_run_of_the_first_version_loads_and_goes_on(workdir, finished_run):
+def test_a_run_of_the_first_version_loads_and_goes_on(workdir, finished_run, monkeypatch):
     """No number in its files, another name for it in its checkpoints: nothing is trained again, and files get one."""
     for name in ("config.json", "metrics.json"):
         edit(workdir / name, lambda value: value.pop("format"))
@@ -135,7 +135,8 @@ def test_a_run_of_the_first_version_loads_and_goes_on(workdir, finished_run):
     write_report(workdir)
 
     before = small_run.logged(finished_run)
-    again = small_run.run(workdir, **small_run.FINISHED)
+    monkeypatch.setenv("WANDB_MODE", "offline")  # as `finished_run` was made
+    again = small_run.run(workdir, **small_run.FINISHED, **{"wandb.project": "small"})
     assert again.returncode == 0, again.stdout + again.stderr
     for stage in ("sft", "reward", "ppo", "evaluate"):
         assert f"{stage}: done before" in again.stdout

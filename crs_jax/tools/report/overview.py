@@ -16,7 +16,9 @@ from crs_jax.tools.report.html import Html, folded, join, missing, note, section
 from crs_jax.tools.report.tables import figure_cell, group_row, head, row_head, sentence_list, table, whisker
 from crs_jax.tools.report.workdir import Run, is_figure
 
-NO_SIGNALS = ("reward", "spread", "kl")  # of the rewards with an interval
+NO_SIGNALS = (  # what else stands beside a policy's rewards
+    *("reward", "spread", "kl", "kl-act", "kl-word", "entropy", "entropy-act", "entropy-word", "length", "ended"),
+)
 RECOMMENDS = "Replies that recommend, share"
 LOWER_IS_BETTER = ("perplexity", "bits-per-byte", "repetition", "kl")
 
@@ -77,7 +79,7 @@ def _group(run: Run, where: str, name: str, label: str = "", hint: str = "") -> 
 
 def _reward_comparisons(run: Run) -> list[Comparison]:
     rewards = run.table("rewards", "ppo") or run.table("rewards", "sft")
-    parts = [name for name, value in rewards.items() if isinstance(value, dict) and name not in NO_SIGNALS]
+    parts = [name for name in rewards if name not in NO_SIGNALS]
     found = [_group(run, "rewards", "reward", "Mean reward"), *(_group(run, "rewards", name) for name in parts)]
     rows = [row for row in found if row]
     if kl := run.figure("rewards", "ppo", "kl") or run.figure("ppo", "kl"):

@@ -425,11 +425,11 @@ def test_a_sample_without_a_reply_shows_its_ranking(tmp_path):
 
 def test_curves_show_every_logged_metric(run, page):
     charts = re.findall(r'role="img" aria-label="([^"]*ends at[^"]*)"', run[1])
-    logged = {"Act loss", "Word loss", "Validation HR@10", "TokenMasks of the reward", "KL to the SFT policy",
+    logged = {"Act loss", "Word loss", "Validation HR@10", "Parts of the reward", "KL to the SFT policy",
               "Reply length", "Explained variance", "Validation BLEU-4", "Tokens per second",
               "Signals, engagement"}  # fmt: skip
     assert logged <= {label.split(":")[0] for label in charts}
-    (parts,) = [label for label in charts if label.startswith("TokenMasks of the reward")]
+    (parts,) = [label for label in charts if label.startswith("Parts of the reward")]
     assert [word for word in ("engagement", "relevance", "sentiment") if word in parts] == [
         "engagement",
         "relevance",
