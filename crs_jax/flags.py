@@ -71,6 +71,9 @@ def parse(argv: Sequence[str], values: flags.FlagValues) -> Command:
     config = values.config
     config.plugins = added or config.plugins
     plugins.load(config.plugins)
+    with config.unlocked():  # a config file that names plugins was made before they added their signals
+        known = common.settings().defaults()["reward"]["weights"]
+        config.reward.weights = {**known, **config.reward.weights.to_dict()}
     checks.validate(config)
     if values.workdir and "://" in values.workdir:
         raise InputError(f"--workdir={values.workdir}: a bucket has to be mounted; name the folder it is mounted at")

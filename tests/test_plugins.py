@@ -127,6 +127,15 @@ def test_its_name_is_a_choice_once_it_is_given(toy, monkeypatch):
         derive(parsed("--config.algorithm=median", "--config.ppo.group=1", f"--plugins={toy}"), 1)
 
 
+def test_a_config_file_names_it_too(toy, tmp_path, monkeypatch):
+    monkeypatch.chdir(small_run.ROOT)
+    lines = ["from configs import quickstart", "def get_config():", "    c = quickstart.get_config()", "    c.unlock()"]
+    for more, weight in (("", 0.5), ("    c.reward.weights.cheer = 2.0", 2.0)):
+        (tmp_path / "own.py").write_text("\n".join([*lines, f"    c.plugins = {str(toy)!r}", more, "    return c"]))
+        config = parse(["main", f"--config={tmp_path / 'own.py'}", "--config.seed=1"], flags.FlagValues()).config
+        assert config.reward.weights.to_dict() == {"cheer": weight}
+
+
 def test_what_cannot_be_used_is_one_line(toy, tmp_path):
     with pytest.raises(InputError, match=r"--plugins=.*missing.py: there is no file"):
         plugins.load(str(tmp_path / "missing.py"))
